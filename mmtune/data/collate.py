@@ -1,0 +1,104 @@
+"""Lay examples end to end in one row, with what the model needs to keep them apart."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmtune.data.conversation import Photo, open_photo
+from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, Example, ModelInputs
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Documents end to end: no padding, and no document sees another.
+
+    Attributes:
+        input_ids: int64 [tokens], IMAGE_TOKEN where a photo's features go.
+        targets: int64 [tokens], the token to predict at each position; IGNORED where nothing is learnt.
+        position_ids: int64 [tokens], counted from 0 in every document.
+        document_ids: int64 [tokens], which document a token belongs to.
+        pixels: float32 [photos, 3, height, width] in the order of their tokens, or None in a text-only batch.
+        photo_keys: an int per photo, equal for equal photos.
+        where: file and row of each document.
+    """
+
+    input_ids: torch.Tensor
+    targets: torch.Tensor
+    position_ids: torch.Tensor
+    document_ids: torch.Tensor
+    pixels: torch.Tensor | None
+    photo_keys: tuple[int, ...]
+    where: tuple[str, ...]
+
+    @property
+    def supervised_tokens(self) -> int:
+        """How many positions are learnt from."""
+        return int((self.targets != IGNORED).sum())
+
+    @property
+    def image_tokens(self) -> int:
+        """How many positions photos take."""
+        return int((self.input_ids == IMAGE_TOKEN).sum())
+
+    @property
+    def document_lengths(self) -> list[int]:
+        """Tokens of each document."""
+        return [int(n) for n in torch.bincount(self.document_ids)]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
+        """The batch with its tensors on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PackedBatch:
+        """The batch in page-locked memory, for faster copies to a GPU."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **changed)
+
+
+def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
+    """Lay examples end to end, and decode and preprocess their photos.
+
+    Raises:
+        RowError: a photo cannot be decoded.
+    """
+    ids = [torch.from_numpy(example.input_ids.astype(np.int64)) for example in examples]
+    photos = [(photo, example.where) for example in examples for photo in example.images]
+    pixels = None
+    if photos:
+        assert inputs.preprocess is not None, "encode() lets no photo through without a tower"
+        pixels = torch.stack([inputs.preprocess(open_photo(photo, where)) for photo, where in photos])
+    return PackedBatch(
+        input_ids=torch.cat(ids),
+        targets=torch.cat([_targets(example) for example in examples]),
+        position_ids=torch.cat([torch.arange(len(one)) for one in ids]),
+        document_ids=torch.repeat_interleave(torch.tensor([len(one) for one in ids])),
+        pixels=pixels,
+        photo_keys=tuple(_photo_key(photo) for photo, _ in photos),
+        where=tuple(example.where for example in examples),
+    )
+
+
+def _photo_key(photo: Photo) -> int:
+    """A number for the photo that is the same in every process; Python's own hash() of text is not."""
+    name = photo if isinstance(photo, bytes) else b"path:" + os.fsencode(photo)
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)
+
+
+def _targets(example: Example) -> torch.Tensor:
+    """The next token where that token is supervised; the last position of a document predicts nothing."""
+    targets = torch.full((len(example),), IGNORED, dtype=torch.int64)
+    following = torch.from_numpy(example.input_ids[1:].astype(np.int64))
+    learnt = torch.from_numpy(example.supervised[1:])
+    targets[:-1][learnt] = following[learnt]
+    return targets

@@ -1,0 +1,214 @@
+"""The Lightning data module: from files to loaders of packs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from mmtune.data.conversation import Conversation, Photo, RowError, open_photo, photo_fault
+from mmtune.data.encoding import Example, ModelInputs, encode
+from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
+from mmtune.data.mixture import Mixture, composition
+from mmtune.data.packing import plan_packs
+from mmtune.data.readers import BadRows, OnBadRow, read_conversations
+from mmtune.errors import UserError
+from mmtune.files import locate, sha256_file
+
+
+class InstructionData(pl.LightningDataModule):
+    """Instructions, with and without photos, packed for training.
+
+    Args:
+        train: the training set; see its own options.
+        validation: files or hub ids to measure the loss on.
+        validation_fraction: the share of the training set to hold out instead; rows about the same photo stay
+            together.
+        max_length: tokens a row may have; a longer one is a bad row.
+        pack_tokens: tokens a pack may hold; None takes max_length.
+        pack_rows: rows a pack may hold; None fills it by tokens alone.
+        on_bad_row: `error` stops at the first row that cannot be used, `skip` leaves them out and lists them.
+        check_photos: decode every photo before training, so that a damaged one is known at once.
+        num_workers: processes that prepare batches; 0 prepares them in the training process.
+        inputs: what the data must know of the model; the command line fills it in.
+    """
+
+    def __init__(
+        self,
+        train: Mixture,
+        validation: list[str] | None = None,
+        validation_fraction: float = 0.0,
+        max_length: int = 2048,
+        pack_tokens: int | None = None,
+        pack_rows: int | None = None,
+        on_bad_row: OnBadRow = "error",
+        check_photos: bool = True,
+        num_workers: int = 0,
+        inputs: ModelInputs | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= validation_fraction < 1:
+            raise UserError(f"--data.validation_fraction {validation_fraction}: must lie in [0, 1)")
+        if validation and validation_fraction:
+            raise UserError("--data.validation and --data.validation_fraction exclude each other; give one")
+        self.budget = pack_tokens or max_length
+        if self.budget < max_length:
+            raise UserError(
+                f"--data.pack_tokens {pack_tokens} is below --data.max_length {max_length}; a row would not fit"
+            )
+        if pack_rows is not None and pack_rows < 1:
+            raise UserError(f"--data.pack_rows {pack_rows}: must be at least 1")
+        self.mixture, self.validation, self.validation_fraction = train, validation or [], validation_fraction
+        self.max_length, self.pack_rows = max_length, pack_rows
+        self.bad_rows = BadRows(on_bad_row)
+        self.check_photos, self.num_workers = check_photos, num_workers
+        self.inputs = inputs
+        self.record: dict[str, Any] = {}
+        self._train: PackDataset | None = None
+        self._validation: PackDataset | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, tokenise and pack everything once.
+
+        Raises:
+            UserError: data that cannot be used; see the readers.
+        """
+        if self._train is not None:
+            return
+        conversations = self.mixture.draw(self.bad_rows)
+        held_out = self._hold_out(conversations)
+        train = [c for c, out in zip(conversations, held_out, strict=True) if not out]
+        validation = [c for c, out in zip(conversations, held_out, strict=True) if out]
+        for source in self.validation:
+            validation += read_conversations(source, image_root=self.mixture.image_root, bad_rows=self.bad_rows)
+        if self.check_photos:
+            unusable = self._undecodable([*train, *validation])
+            train = [c for c in train if c.where not in unusable]
+            validation = [c for c in validation if c.where not in unusable]
+        train, self._train = self._packed(train, "training", self.mixture.seed)
+        if validation or self.validation or self.validation_fraction:
+            validation, self._validation = self._packed(validation, "validation", 0)
+        self.record = self._describe(train, validation)
+
+    def train_dataloader(self) -> PackLoader:
+        """The packs in a new order every epoch."""
+        assert self._train is not None, "setup() runs first"
+        return self._loader(self._train, shuffle=True)
+
+    def val_dataloader(self) -> PackLoader | list[Any]:
+        """The validation packs in a fixed order; nothing where there is no validation set."""
+        return self._loader(self._validation, shuffle=False) if self._validation else []
+
+    def sample_pixels(self, count: int) -> Any:
+        """Up to `count` preprocessed training photos, float32 [count, 3, height, width]; or None."""
+        import torch
+
+        assert self._train is not None
+        assert self.inputs is not None
+        photos = {p: e.where for e in self._train.examples for p in e.images}
+        preprocess = self.inputs.preprocess
+        if not photos or preprocess is None:
+            return None
+        chosen = list(photos.items())[:count]
+        return torch.stack([preprocess(open_photo(photo, where)) for photo, where in chosen])
+
+    def _loader(self, dataset: PackDataset, *, shuffle: bool) -> PackLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        order = EpochOrder(len(dataset), seed=self.mixture.seed, shuffle=shuffle, rank=rank, world=world)
+        return PackLoader(dataset, order, num_workers=self.num_workers)
+
+    def _hold_out(self, conversations: Sequence[Conversation]) -> list[bool]:
+        """Which conversations are for validation. All that show a photo go the same way."""
+        groups = _photo_groups(conversations)
+        distinct = list(dict.fromkeys(groups))
+        chosen = np.random.default_rng(self.mixture.seed).permutation(len(distinct))
+        held = {distinct[i] for i in chosen[: round(len(distinct) * self.validation_fraction)]}
+        return [group in held for group in groups]
+
+    def _undecodable(self, conversations: Sequence[Conversation]) -> set[str]:
+        """Rows with a photo that does not decode; each photo is opened once, each of its rows reported."""
+        faults: dict[Photo, str | None] = {}
+        unusable = set()
+        with_photos = [c for c in conversations if c.images]
+        for conversation in self._progress(with_photos, "checking photos"):
+            for photo in conversation.images:
+                if photo not in faults:
+                    faults[photo] = photo_fault(photo)
+                if (fault := faults[photo]) is not None and conversation.where not in unusable:
+                    self.bad_rows.handle(RowError(f"{conversation.where}{fault}"))
+                    unusable.add(conversation.where)
+        return unusable
+
+    def _packed(
+        self, conversations: Sequence[Conversation], kind: str, seed: int
+    ) -> tuple[list[Conversation], PackDataset]:
+        """The conversations that can be used, and their packs."""
+        assert self.inputs is not None, "InstructionData needs `inputs` (VisionLanguageModel.inputs())"
+        usable: list[Conversation] = []
+        examples: list[Example] = []
+        for conversation in self._progress(conversations, f"tokenising {kind} rows"):
+            try:
+                examples.append(encode(conversation, self.inputs, self.max_length))
+                usable.append(conversation)
+            except RowError as error:
+                self.bad_rows.handle(error)
+        if not examples:
+            left_out = f"; the first one left out: {self.bad_rows.skipped[0]}" if self.bad_rows.skipped else ""
+            held_out = "; see --data.validation_fraction" if self.validation_fraction else ""
+            raise UserError(f"no row is left for {kind}{held_out}{left_out}")
+        packs = plan_packs([len(e) for e in examples], budget=self.budget, max_rows=self.pack_rows, seed=seed)
+        return usable, PackDataset(examples, packs, self.inputs)
+
+    def _progress(self, items: Sequence[Conversation], what: str) -> Any:
+        console = Console(stderr=True)
+        quiet = not sys.stderr.isatty() or len(items) < 2000
+        return track(items, what, console=console, disable=quiet, transient=True)
+
+    def _describe(self, train: Sequence[Conversation], validation: Sequence[Conversation]) -> dict[str, Any]:
+        """What was trained on: composition, tokens, fingerprints, and the rows left out."""
+        assert self._train is not None
+        examples, packs = self._train.examples, self._train.packs
+        tokens = sum(len(e) for e in examples)
+        return {
+            "rows": {"train": len(examples), "validation": len(validation)},
+            "sources": composition(train),
+            "fingerprints": {
+                source: sha256_file(path)
+                for source in [*self.mixture.text, *self.mixture.visual, *self.validation]
+                if (path := locate(source)).is_file()
+            },
+            "tokens": {
+                "total": tokens,
+                "supervised": int(sum(int(e.supervised.sum()) for e in examples)),
+                "longest_row": max(len(e) for e in examples),
+            },
+            "packs": {
+                "count": len(packs),
+                "budget": self.budget,
+                "filled": tokens / (len(packs) * self.budget),
+            },
+            "bad_rows": {"count": len(self.bad_rows.skipped), "messages": self.bad_rows.skipped[:1000]},
+            "folder_of_photos": str(Path(self.mixture.image_root)) if self.mixture.image_root else None,
+        }
+
+
+def _photo_groups(conversations: Sequence[Conversation]) -> list[int]:
+    """A number per conversation, equal where two share a photo, be it by way of a third."""
+    parents = list(range(len(conversations)))
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = number = parents[parents[number]]
+        return number
+
+    first_with: dict[Photo, int] = {}
+    for number, conversation in enumerate(conversations):
+        for photo in conversation.images:
+            parents[root(number)] = root(first_with.setdefault(photo, number))
+    return [root(number) for number in range(len(conversations))]

@@ -1,0 +1,130 @@
+"""From a conversation to token ids and the positions to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Photo, RowError
+from mmtune.data.templates import Rendered, Template, adds_bos
+
+IMAGE_TOKEN = -200  # stands in `input_ids` wherever a photo's feature goes; LLaVA's number
+IGNORED = -100  # a target that is not learnt from; torch's cross entropy skips it
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What the data has to know of the model it is made for.
+
+    Attributes:
+        tokenizer: a transformers tokenizer with offset mapping (a fast one).
+        template: how conversations are written down.
+        tokens_per_photo: positions one photo takes; 0 for a text-only model.
+        preprocess: turns a decoded photo into the tower's input, float32 [3, height, width].
+    """
+
+    tokenizer: Any
+    template: Template
+    tokens_per_photo: int = 0
+    preprocess: Callable[[Image.Image], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A tokenised conversation.
+
+    Attributes:
+        input_ids: int32 [length], IMAGE_TOKEN at every position that a photo takes.
+        supervised: bool [length], the tokens the assistant said.
+        images: the photos, in order.
+        where: file and row, for messages.
+    """
+
+    input_ids: np.ndarray
+    supervised: np.ndarray
+    images: tuple[Photo, ...]
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_photo: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Tokenise rendered text; each `<image>` becomes `tokens_per_photo` times IMAGE_TOKEN.
+
+    The text is tokenised once. A token is supervised if it covers a character of an answer, so a label never
+    depends on tokenising a part again. The pieces between photos are tokenised apart, as LLaVA does, with the
+    start marker (where the tokenizer has one) before the first only.
+
+    Returns:
+        input_ids int32 [length] and supervised bool [length].
+    """
+    ids: list[int] = []
+    supervised: list[bool] = []
+    learnt_before = _learnt_before(rendered)
+    position = 0
+    for number, piece in enumerate(rendered.text.split(IMAGE_PLACEHOLDER)):
+        if number:
+            ids.extend([IMAGE_TOKEN] * tokens_per_photo)
+            supervised.extend([False] * tokens_per_photo)
+            position += len(IMAGE_PLACEHOLDER)
+        elif adds_bos(tokenizer):
+            ids.append(tokenizer.bos_token_id)
+            supervised.append(False)
+        encoding = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids.extend(encoding["input_ids"])
+        starts, ends = _widened(encoding["offset_mapping"])
+        starts, ends = position + starts, np.minimum(position + ends, len(rendered.text))
+        supervised.extend((learnt_before[ends] > learnt_before[starts]).tolist())
+        position += len(piece)
+    return np.asarray(ids, dtype=np.int32), np.asarray(supervised, dtype=bool)
+
+
+def _learnt_before(rendered: Rendered) -> np.ndarray:
+    """For each position in the text, how many characters before it belong to an answer."""
+    counts = np.zeros(len(rendered.text) + 1, dtype=np.int64)
+    for start, end in rendered.answers:
+        counts[start + 1 : end + 1] = 1
+    return np.cumsum(counts)
+
+
+def _widened(offsets: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """First and last+1 character of each token, at least one character wide.
+
+    A token has no width where sentencepiece adds a space of its own (it goes with the character that follows)
+    and where a byte-level tokenizer trims a token of white space alone (it goes with the characters trimmed).
+    """
+    spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    starts, ends = spans[:, 0].copy(), spans[:, 1].copy()
+    before = np.concatenate([[0], ends[:-1]])
+    empty = starts == ends
+    trimmed = empty & (before < starts)
+    starts[trimmed] = before[trimmed]
+    ends[empty & ~trimmed] += 1
+    return starts, ends
+
+
+def encode(conversation: Conversation, inputs: ModelInputs, max_length: int) -> Example:
+    """Tokenise a conversation.
+
+    Raises:
+        RowError: it has photos and the model no tower, it is longer than `max_length` (its answer would be
+            cut off), or no token of an answer is left to learn from.
+    """
+    if conversation.images and not inputs.tokens_per_photo:
+        raise RowError(f"{conversation.where}: has a photo, but the model has no vision tower")
+    rendered = inputs.template.render(conversation)
+    ids, supervised = encode_text(rendered, inputs.tokenizer, tokens_per_photo=inputs.tokens_per_photo)
+    if len(ids) > max_length:
+        raise RowError(
+            f"{conversation.where}: {len(ids)} tokens, and the answer would be cut off at "
+            f"--data.max_length {max_length}; raise it or shorten the row"
+        )
+    if not supervised[1:].any():
+        raise RowError(f"{conversation.where}: the answer is empty once tokenised")
+    return Example(ids, supervised, conversation.images, conversation.where)

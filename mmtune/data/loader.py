@@ -1,0 +1,100 @@
+"""The training loader: a plan of packs that is the same for everyone, and that resumes where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmtune.data.collate import PackedBatch, pack
+from mmtune.data.encoding import Example, ModelInputs
+
+
+class PackDataset(Dataset[PackedBatch]):
+    """Packs by number."""
+
+    def __init__(self, examples: list[Example], packs: list[list[int]], inputs: ModelInputs) -> None:
+        self.examples, self.packs, self.inputs = examples, packs, inputs
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, number: int) -> PackedBatch:
+        return pack([self.examples[i] for i in self.packs[number]], self.inputs)
+
+
+class EpochOrder:
+    """The order of packs in an epoch, for one of several processes; the same packs in a new order each epoch.
+
+    Every process gets equally many: the first packs of the order fill up the last round.
+    """
+
+    def __init__(self, packs: int, *, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+        self.packs, self.seed, self.shuffle, self.rank, self.world = packs, seed, shuffle, rank, world
+        self.epoch = 0
+        self.start = 0
+        self.announced: int | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning says before each pass which epoch it is, also where it restores no loader's state."""
+        self.announced = epoch
+
+    def __len__(self) -> int:
+        return -(-self.packs // self.world)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self.packs)
+        if self.shuffle:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        padded = np.resize(order, len(self) * self.world)
+        return iter(padded[self.rank :: self.world][self.start :].tolist())
+
+
+class PackLoader(DataLoader[PackedBatch]):
+    """A loader of packs that can be stopped and resumed in the middle of an epoch.
+
+    It counts its own epochs unless it is told them (Lightning tells), and a state loaded from a checkpoint
+    continues the pass it was taken in. Lightning saves and restores the state with the fit loop.
+    """
+
+    def __init__(self, dataset: PackDataset, order: EpochOrder, *, num_workers: int = 0) -> None:
+        super().__init__(
+            dataset,
+            sampler=order,  # type: ignore[arg-type]  # torch asks for an Iterable, which EpochOrder is
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # a generator of its own, so that loading data draws nothing from the training's random numbers
+            generator=torch.Generator().manual_seed(order.seed),
+        )
+        self.order = order
+        self._delivered = 0
+        # whether the next pass goes on at (epoch, delivered) rather than beginning an epoch
+        self._continue = True
+
+    def __iter__(self) -> Iterator[PackedBatch]:  # type: ignore[override]
+        order = self.order
+        unfinished = self._continue and self._delivered < len(order)
+        epoch = order.epoch + (not unfinished) if order.announced is None else order.announced
+        if not unfinished or epoch != order.epoch:
+            self._delivered = 0
+        order.epoch, order.start, order.announced = epoch, self._delivered, None
+        self._continue = False
+        for batch in super().__iter__():
+            self._delivered += 1
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pass and how far it has come."""
+        return {"epoch": self.order.epoch, "delivered": self._delivered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next pass continue the one the state was taken in."""
+        self.order.epoch, self._delivered = state["epoch"], state["delivered"]
+        self._continue = True

@@ -1,0 +1,98 @@
+"""Draw the training set: how much text, how much with photos."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mmtune.data.conversation import Conversation, RowError
+from mmtune.data.readers import BadRows, read_conversations
+from mmtune.errors import UserError
+
+
+@dataclass
+class Mixture:
+    """Which rows are trained on. The recipe's sets are `text_fraction` 1.0, 0.88, 0.5 and 0.0.
+
+    Attributes:
+        text: files or hub ids whose rows hold no photo; one with a photo there is an error.
+        visual: files or hub ids whose rows may hold photos; rows of these without a photo count as text.
+        text_fraction: the share of rows without a photo, 0 to 1; None keeps what the sources give.
+        total: rows to draw, without repetition; None takes as many as the fraction allows.
+        seed: decides which rows are drawn, and their order.
+        image_root: the folder photo paths are relative to; None: beside each file, or its `images` folder.
+    """
+
+    text: list[str] = field(default_factory=list)
+    visual: list[str] = field(default_factory=list)
+    text_fraction: float | None = None
+    total: int | None = None
+    seed: int = 42
+    image_root: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.text_fraction is not None and not 0 <= self.text_fraction <= 1:
+            raise UserError(f"text_fraction {self.text_fraction}: must lie between 0 (all visual) and 1 (all text)")
+        if self.total is not None and self.total < 1:
+            raise UserError(f"total {self.total}: must be at least 1")
+
+    def draw(self, bad_rows: BadRows) -> list[Conversation]:
+        """Read the sources and draw the rows, shuffled by the seed.
+
+        Raises:
+            UserError: no source, an unreadable one, or fewer rows of a kind than the fraction asks for.
+        """
+        if not self.text and not self.visual:
+            raise UserError("no training data: give --data.train.text or --data.train.visual a file or hub id")
+        text: list[Conversation] = []
+        visual: list[Conversation] = []
+        for source in self.text:
+            for conversation in read_conversations(source, bad_rows=bad_rows):
+                if conversation.images:
+                    bad_rows.handle(RowError(f"{conversation.where}: has a photo; give it under --data.train.visual"))
+                    continue
+                text.append(conversation)
+        for source in self.visual:
+            for conversation in read_conversations(source, image_root=self.image_root, bad_rows=bad_rows):
+                (visual if conversation.images else text).append(conversation)
+        if not text and not visual:
+            raise UserError(f"no row of the sources can be used; the first one left out: {bad_rows.skipped[0]}")
+        wanted_text, wanted_visual = self._counts(len(text), len(visual))
+        random = np.random.default_rng(self.seed)
+        drawn = [text[i] for i in random.permutation(len(text))[:wanted_text]]
+        drawn += [visual[i] for i in random.permutation(len(visual))[:wanted_visual]]
+        return [drawn[i] for i in random.permutation(len(drawn))]
+
+    def _counts(self, text: int, visual: int) -> tuple[int, int]:
+        """How many rows of each kind to draw from pools of these sizes."""
+        fraction = self.text_fraction
+        if fraction is None:
+            fraction = text / (text + visual)
+            total = text + visual if self.total is None else self.total
+        elif self.total is not None:
+            total = self.total
+        else:
+            limits = [text / fraction] if fraction > 0 else []
+            limits += [visual / (1 - fraction)] if fraction < 1 else []
+            total = int(min(limits) + 1e-9)
+        wanted_text = round(total * fraction)
+        wanted = {"text": (wanted_text, text), "visual": (total - wanted_text, visual)}
+        for kind, (count, available) in wanted.items():
+            if count > available:
+                raise UserError(
+                    f"the mixture asks for {count} {kind} rows and the sources hold {available}; "
+                    f"lower --data.train.total, change --data.train.text_fraction, or add {kind} data"
+                )
+        if not total:
+            raise UserError("the mixture is empty; check --data.train.text_fraction against the sources")
+        return wanted_text, total - wanted_text
+
+
+def composition(conversations: Sequence[Conversation]) -> dict[str, dict[str, int]]:
+    """Rows with and without photos, by source."""
+    text = Counter(c.source for c in conversations if not c.images)
+    visual = Counter(c.source for c in conversations if c.images)
+    return {s: {"text": text[s], "visual": visual[s]} for s in sorted({*text, *visual})}

@@ -1,0 +1,253 @@
+"""Read files and hub data sets into conversations, naming file and row in every complaint."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mmtune.data.conversation import Conversation, Photo, RowError, check
+from mmtune.data.formats import Format, detect_format
+from mmtune.errors import UserError
+from mmtune.files import locate
+from mmtune.hub import go_offline_if_unreachable
+
+OnBadRow = Literal["error", "skip"]
+_FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".parquet"}
+# owner/name[:config[:split]]; a name without an owner could be one of the library's own loaders ("json",
+# "csv"), which read the working folder
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^:]*){0,2}")
+_NOT_SPACE = re.compile(r"[^ \t\r\n]")
+
+
+@dataclass
+class BadRows:
+    """What happens to rows that cannot be used, and which they were.
+
+    Attributes:
+        policy: `error` stops at the first, `skip` leaves them out.
+        skipped: the message of each row left out.
+    """
+
+    policy: OnBadRow = "error"
+    skipped: list[str] = field(default_factory=list)
+
+    def handle(self, error: RowError) -> None:
+        """Note the row, or raise.
+
+        Raises:
+            RowError: the policy is `error`.
+        """
+        if self.policy == "error":
+            raise RowError(f"{error} (--data.on_bad_row skip leaves such rows out)")
+        self.skipped.append(str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One row as read: the format it was recognised as, and the conversation it holds."""
+
+    format: str
+    conversation: Conversation
+
+
+def read_conversations(
+    source: str, *, image_root: str | None = None, bad_rows: BadRows | None = None
+) -> Iterator[Conversation]:
+    """Stream the conversations of a file or hub data set.
+
+    Args:
+        source: a `.json`, `.jsonl` or `.parquet` file, `package:NAME/file`, or a hub id (`owner/name`,
+            `owner/name:config`, `owner/name:config:split`; the split is `train` unless given).
+        image_root: the folder photo paths are relative to; without it, the file's own folder or its `images`.
+        bad_rows: what to do with rows that cannot be used (default: stop at the first).
+
+    Raises:
+        UserError: the source cannot be read at all.
+        RowError: a row cannot be used, under the policy `error`.
+    """
+    for reading in read_rows(source, image_root=image_root, bad_rows=bad_rows):
+        yield reading.conversation
+
+
+def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows | None = None) -> Iterator[Reading]:
+    """Like `read_conversations`, with the format each row was recognised as."""
+    bad_rows = bad_rows or BadRows()
+    rows, root = _open(source)
+    if image_root is not None:
+        root = locate(image_root)
+        if not root.is_dir():
+            raise UserError(f"--data.image_root {image_root}: no such folder")
+    number = 0
+    for number, row in rows:
+        where = f"{source}, row {number}"
+        try:
+            known, drafts = _parse(row, where)
+        except RowError as error:
+            bad_rows.handle(error)
+            continue
+        for turns, photos in drafts:  # one that cannot be used does not take the row's others with it
+            try:
+                images = tuple(_found(photo, root, where) for photo in photos)
+                conversation = check(Conversation(tuple(turns), images, source, number))
+            except RowError as error:
+                bad_rows.handle(error)
+            else:
+                yield Reading(known.name, conversation)
+    if not number:
+        raise UserError(f"{source}: holds no rows")
+
+
+def _parse(row: Any, where: str) -> tuple[Format, list[Any]]:
+    if isinstance(row, ValueError | RecursionError):
+        raise RowError(f"{where}: not valid JSON: {row}")
+    if not isinstance(row, dict):
+        hint = " (a file that is one JSON list must be named .json)" if isinstance(row, list) else ""
+        raise RowError(f"{where}: is {type(row).__name__}, not an object{hint}")
+    known = detect_format(row, where)
+    return known, list(known.parse(row, where))
+
+
+def _found(photo: Photo, root: Path | None, where: str) -> Photo:
+    """Find a photo's file, so that a missing one is known before training starts."""
+    if isinstance(photo, bytes):
+        return photo
+    folders = [Path()] if root is None or photo.is_absolute() else [root, root / "images"]
+    for folder in folders:
+        if _is_file(folder / photo):
+            return folder / photo
+    name = str(photo) if len(str(photo)) < 200 else f"{str(photo)[:60]}…"
+    raise RowError(f"{where}: the photo {name} does not exist; --data.image_root names the folder of the photos")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long for a name: a picture written into the row as text, say
+        return False
+
+
+# A row that is not even JSON comes as the exception that says so
+NumberedRows = Iterator[tuple[int, Any]]
+
+
+def _open(source: str) -> tuple[NumberedRows, Path | None]:
+    """The numbered rows of a source, and the folder its photos are relative to."""
+    path = locate(source)
+    suffix = path.suffix.lower()
+    if path.is_file():
+        if suffix not in _FILE_SUFFIXES:
+            raise UserError(f"{source}: unknown kind of file; expected {', '.join(sorted(_FILE_SUFFIXES))}")
+        read = {".parquet": _parquet_rows, ".json": _json_rows}.get(suffix, _json_lines)
+        return read(path), path.parent
+    if path.is_dir():
+        raise UserError(f"{source}: is a folder; give the file in it")
+    if suffix in _FILE_SUFFIXES or not _HUB_ID.fullmatch(source):
+        raise UserError(f"{source}: no such file (and no hub id, which reads owner/name)")
+    return _hub_rows(source), None
+
+
+def _json_lines(path: Path) -> NumberedRows:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield number, _json_or_error(line)
+
+
+def _json_or_error(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def _json_rows(path: Path) -> NumberedRows:
+    """The rows of a JSON list, decoded one by one, so that the parsed list is never whole in memory."""
+    data = path.read_bytes()
+    try:
+        text = data.decode(json.detect_encoding(data))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    del data
+    start = _skip_space(text, 0)
+    if text[start : start + 1] != "[":
+        yield from _wrapped_rows(path, text)
+        return
+    decoder = json.JSONDecoder()
+    position = _skip_space(text, start + 1)
+    number = 0
+    while text[position : position + 1] != "]" or number:
+        number += 1
+        try:
+            row, position = decoder.raw_decode(text, position)
+            position = _skip_space(text, position)
+            if text[position : position + 1] not in {",", "]"}:
+                raise json.JSONDecodeError("expected ',' or ']'", text, position)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, row {number}: not valid JSON: {error}") from None
+        yield number, row
+        if text[position] == "]":
+            break
+        position = _skip_space(text, position + 1)
+    if rest := text[position + 1 :].strip():
+        raise UserError(f"{path}: not valid JSON: {rest[:20]!r} follows the end of the list")
+
+
+def _skip_space(text: str, position: int) -> int:
+    found = _NOT_SPACE.search(text, position)
+    return found.start() if found else len(text)
+
+
+def _wrapped_rows(path: Path, text: str) -> NumberedRows:
+    """The rows of a list that some exporters wrap in an object; or of JSON Lines under another name."""
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            yield from _json_lines(path)
+            return
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(rows, dict):
+        raise UserError(f"{path}: expected a list of rows, found {type(rows).__name__}")
+    lists = [value for value in rows.values() if isinstance(value, list)]
+    if len(lists) != 1:
+        raise UserError(f"{path}: expected a list of rows, found an object with keys {', '.join(rows)}")
+    yield from enumerate(lists[0], 1)
+
+
+def _parquet_rows(path: Path) -> NumberedRows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file: {error}") from None
+
+
+def _hub_rows(source: str) -> NumberedRows:
+    go_offline_if_unreachable()
+    from datasets import Image, load_dataset
+
+    name, _, rest = source.partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        dataset = load_dataset(name, config or None, split=split or "train")
+        for column, feature in dataset.features.items():
+            if isinstance(feature, Image):
+                dataset = dataset.cast_column(column, Image(decode=False))
+    except Exception as error:  # the library raises a different one for every way this can fail
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{source}: no such file, and the hub data set cannot be loaded ({reason}); "
+            "check the path or the id, or download the data and give the file"
+        ) from None
+    yield from enumerate(dataset, 1)

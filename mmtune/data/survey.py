@@ -1,0 +1,151 @@
+"""Count what training will see of a file, without keeping its rows."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mmtune.data.conversation import Conversation, Photo, RowError, photo_fault
+from mmtune.data.encoding import Example, ModelInputs, encode
+from mmtune.data.readers import BadRows, read_rows
+from mmtune.data.templates import Rendered
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One conversation as it will be trained on."""
+
+    row: int
+    rendered: Rendered
+    tokens: int
+    supervised: int
+
+
+@dataclass
+class Survey:
+    """What one source holds.
+
+    Attributes:
+        source: the file or hub id.
+        formats: conversations by the format their row was recognised as.
+        rows: rows of which something can be used.
+        turns: turns of each conversation, the system prompt not counted.
+        with_photos: conversations with a photo.
+        tokens: length of each conversation, the positions of its photos included.
+        supervised: tokens learnt in each conversation.
+        bad_rows: why rows cannot be used, each with file and row.
+        samples: the conversations asked for.
+    """
+
+    source: str
+    formats: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+    turns: list[int] = field(default_factory=list)
+    with_photos: int = 0
+    tokens: list[int] = field(default_factory=list)
+    supervised: list[int] = field(default_factory=list)
+    bad_rows: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def conversations(self) -> int:
+        """How many conversations can be used; a row may hold several."""
+        return len(self.tokens)
+
+    def too_long(self, max_length: int) -> int:
+        """How many conversations have more tokens than that."""
+        return sum(length > max_length for length in self.tokens)
+
+    def summary(self, max_length: int) -> dict[str, Any]:
+        """All figures, as JSON can hold them."""
+        return {
+            "source": self.source,
+            "formats": dict(self.formats),
+            "rows": self.rows,
+            "conversations": self.conversations,
+            "turns": figures(self.turns),
+            "with_photos": self.with_photos,
+            "tokens": figures(self.tokens),
+            "supervised": figures(self.supervised),
+            "too_long": self.too_long(max_length),
+            "bad_rows": {"count": len(self.bad_rows), "messages": self.bad_rows},
+        }
+
+
+def survey(
+    source: str,
+    inputs: ModelInputs,
+    *,
+    image_root: str | None = None,
+    check_photos: bool = True,
+    samples: int = 0,
+    sample_row: int | None = None,
+) -> Survey:
+    """Read a source once, and tokenise every row.
+
+    Args:
+        source: as for `read_conversations`.
+        inputs: tokenizer, template and tokens per photo.
+        image_root: the folder photo paths are relative to.
+        check_photos: decode every photo, each once.
+        samples: how many conversations to keep, from the first on.
+        sample_row: keep the conversations of this row instead.
+
+    Raises:
+        UserError: the source cannot be read at all. Rows that cannot be used are listed in the survey.
+    """
+    bad_rows = BadRows("skip")
+    result = Survey(source, bad_rows=bad_rows.skipped)
+    faults: dict[Photo, str | None] = {}
+    last_row = 0
+    for reading in read_rows(source, image_root=image_root, bad_rows=bad_rows):
+        conversation = reading.conversation
+        try:
+            if check_photos:
+                _check_photos(conversation, faults)
+            example = encode(conversation, inputs, sys.maxsize)
+        except RowError as error:
+            bad_rows.handle(error)
+            continue
+        result.formats[reading.format] += 1
+        result.rows += conversation.row != last_row
+        last_row = conversation.row
+        result.turns.append(len(conversation.dialogue))
+        result.with_photos += bool(conversation.images)
+        result.tokens.append(len(example))
+        result.supervised.append(int(example.supervised.sum()))
+        if conversation.row == sample_row or (sample_row is None and len(result.samples) < samples):
+            result.samples.append(_sample(conversation, example, inputs))
+    return result
+
+
+def figures(values: list[int]) -> dict[str, float] | None:
+    """Smallest, median, mean, 95th percentile, largest and total; None of nothing."""
+    if not values:
+        return None
+    numbers = np.asarray(values)
+    return {
+        "min": int(numbers.min()),
+        "median": float(np.median(numbers)),
+        "mean": float(numbers.mean()),
+        "p95": float(np.percentile(numbers, 95)),
+        "max": int(numbers.max()),
+        "total": int(numbers.sum()),
+    }
+
+
+def _check_photos(conversation: Conversation, faults: dict[Photo, str | None]) -> None:
+    for photo in conversation.images:
+        if photo not in faults:
+            faults[photo] = photo_fault(photo)
+        if (fault := faults[photo]) is not None:
+            raise RowError(f"{conversation.where}{fault}")
+
+
+def _sample(conversation: Conversation, example: Example, inputs: ModelInputs) -> Sample:
+    rendered = inputs.template.render(conversation)
+    return Sample(conversation.row, rendered, len(example), int(example.supervised.sum()))

@@ -1,0 +1,244 @@
+"""Chat templates: a conversation becomes text, and what the assistant said is known while rendering.
+
+`vicuna_v1`, `llama_2` and `plain` are LLaVA's (conversation.py and train.py of the released code, checked
+token by token against its own preprocessing in tests/data/test_templates.py); `chatml` is Qwen's and
+SmolLM2's; `tokenizer` renders with the chat template that the tokenizer itself carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, RowError, Turn
+from mmtune.errors import UserError, did_you_mean
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+TOKENIZER_TEMPLATE = "tokenizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: the whole text, with `<image>` where a photo goes.
+        answers: what is learnt: one (start, end) span of characters per assistant turn, with the end marker.
+    """
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+
+
+class _Writer:
+    """Collects text and notes which characters the assistant said."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.answers: list[tuple[int, int]] = []
+
+    def add(self, text: str) -> None:
+        self.text += text
+
+    def answer(self, text: str) -> None:
+        self.answers.append((len(self.text), len(self.text) + len(text)))
+        self.text += text
+
+    def rendered(self) -> Rendered:
+        return Rendered(self.text, tuple(self.answers))
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How a model family writes a conversation down.
+
+    Attributes:
+        name: as given by `--model.template`.
+        write: writes turns (ending with the assistant's, or with the user's for a prompt) to a writer.
+        stop: the marker that ends the assistant's turn.
+        default_system: the system prompt of conversations that bring none; None where the template has none.
+    """
+
+    name: str
+    write: Callable[[_Writer, str, Sequence[Turn]], None]
+    stop: str
+    default_system: str | None = None
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """Render a conversation for training.
+
+        Raises:
+            RowError: the template has no place for what the conversation holds.
+        """
+        writer = _Writer()
+        try:
+            self.write(writer, self._system(conversation.system), photo_first(conversation.dialogue))
+        except _NoPlaceError as error:
+            raise RowError(f"{conversation.where}: {error}") from None
+        return writer.rendered()
+
+    def prompt(self, turns: Sequence[Turn], *, primer: str = "") -> str:
+        """Render turns that end with the user's, up to where the assistant begins to answer with `primer`.
+
+        Raises:
+            UserError: the template has no place for what the turns hold.
+        """
+        system = turns[0].text if turns[0].role == "system" else None
+        writer = _Writer()
+        self.write(writer, self._system(system), photo_first([t for t in turns if t.role != "system"]))
+        return join_primer(writer.text, primer)
+
+    def _system(self, given: str | None) -> str:
+        return given if given is not None else self.default_system or ""
+
+
+class _NoPlaceError(UserError):
+    """The template has no place for what is to be written; the row is named by who knows it."""
+
+
+def join_primer(prompt: str, primer: str) -> str:
+    """Begin the assistant's turn with `primer`, after a space unless the prompt ends in white space."""
+    if not primer or prompt[-1:].isspace():
+        return prompt + primer
+    return f"{prompt} {primer}"
+
+
+def photo_first(turns: Sequence[Turn]) -> list[Turn]:
+    """Move the photo of a one-photo turn to its start, on a line of its own, as LLaVA does.
+
+    Turns with several photos keep them where they are: their order may be what the question is about.
+    """
+    return [
+        Turn(turn.role, f"{IMAGE_PLACEHOLDER}\n{turn.text.replace(IMAGE_PLACEHOLDER, '').strip()}".strip())
+        if turn.text.count(IMAGE_PLACEHOLDER) == 1
+        else turn
+        for turn in turns
+    ]
+
+
+def _write_vicuna_v1(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+    out.add(f"{system} ")
+    for turn in turns:
+        if turn.role == "user":
+            out.add(f"USER: {turn.text} ASSISTANT:")
+        else:
+            out.answer(f" {turn.text}</s>")
+
+
+def _write_llama_2(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+    for position, turn in enumerate(turns):
+        if turn.role == "user":
+            start = "" if position == 0 else "<s>"
+            wrapped = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if position == 0 and system else ""
+            out.add(f"{start}[INST] {wrapped}{turn.text} [/INST]")
+        else:
+            out.answer(f" {turn.text} </s>")
+
+
+def _write_plain(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+    for turn in turns:
+        if turn.role == "user":
+            photos = turn.text.count(IMAGE_PLACEHOLDER)
+            if not photos:
+                raise _NoPlaceError(
+                    "template 'plain' is for photo and caption; this turn has no photo (use a chat template)"
+                )
+            out.add(IMAGE_PLACEHOLDER * photos)
+        else:
+            out.answer(f"{turn.text}\n")
+
+
+def _write_chatml(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+    if system:
+        out.add(f"<|im_start|>system\n{system}<|im_end|>\n")
+    for turn in turns:
+        if turn.role == "user":
+            out.add(f"<|im_start|>user\n{turn.text}<|im_end|>\n<|im_start|>assistant\n")
+        else:
+            out.answer(f"{turn.text}<|im_end|>")
+            out.add("\n")
+
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        Template("vicuna_v1", _write_vicuna_v1, "</s>", VICUNA_SYSTEM),
+        Template("llama_2", _write_llama_2, "</s>", LLAMA_2_SYSTEM),
+        Template("plain", _write_plain, "\n"),
+        Template("chatml", _write_chatml, "<|im_end|>"),
+    )
+}
+
+
+def tokenizer_template(tokenizer: Any) -> Template:
+    """The template that the tokenizer carries (`tokenizer.chat_template`).
+
+    Raises:
+        UserError: it carries none.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"template 'tokenizer': the tokenizer of {tokenizer.name_or_path} carries no chat template; "
+            f"choose one of {', '.join(TEMPLATES)}"
+        )
+
+    def render(messages: list[dict[str, str]], prompt: bool) -> str:
+        try:
+            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as error:  # templates refuse what they cannot write, say a system prompt
+            raise _NoPlaceError(f"the tokenizer's chat template refuses the conversation: {error}") from None
+        # the tokenizer adds its own start marker when the text is tokenised
+        return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token and adds_bos(tokenizer) else text
+
+    def write(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+        messages = [{"role": "system", "content": system}] if system else []
+        for turn in turns:
+            messages.append({"role": turn.role, "content": turn.text})
+            if turn.role == "user":
+                rendered = render(messages, prompt=True)
+                addition = rendered.removeprefix(out.text)
+                if len(addition) == len(rendered) and out.text:
+                    raise _NoPlaceError("the tokenizer's chat template rewrites earlier turns; use a named template")
+                out.add(addition)
+            else:
+                rendered = render(messages, prompt=False)
+                if not rendered.startswith(out.text):
+                    raise _NoPlaceError(
+                        "the tokenizer's chat template does not continue its own prompt; use a named template"
+                    )
+                answer = rendered[len(out.text) :]
+                learnt = answer.rstrip("\n")  # the line break after the end marker belongs to no one
+                out.answer(learnt)
+                out.add(answer[len(learnt) :])
+
+    return Template(TOKENIZER_TEMPLATE, write, tokenizer.eos_token or "")
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts its start marker before every text."""
+    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def get_template(name: str, tokenizer: Any) -> Template:
+    """The template of that name; `tokenizer` takes the tokenizer's own.
+
+    Raises:
+        UserError: no such template.
+    """
+    if name == TOKENIZER_TEMPLATE:
+        return tokenizer_template(tokenizer)
+    if name not in TEMPLATES:
+        raise UserError(f"--model.template {name}: {did_you_mean(name, [*TEMPLATES, TOKENIZER_TEMPLATE])}")
+    return TEMPLATES[name]

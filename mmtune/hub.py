@@ -1,0 +1,26 @@
+"""Ask the Hugging Face hub only when it can answer."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from urllib.parse import urlparse
+
+
+@functools.cache
+def go_offline_if_unreachable() -> bool:
+    """Switch the hub libraries to their offline mode where the hub's name does not resolve.
+
+    Without it every missing file costs half a minute of retries and as many warnings. Behind a proxy the name need not
+    resolve here, so nothing is concluded. Returns whether the process is offline now.
+    """
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE and not any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        try:
+            socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+            os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries imported later and for worker processes
+    return bool(constants.HF_HUB_OFFLINE)

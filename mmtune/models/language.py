@@ -1,0 +1,172 @@
+"""Language models: from the hub, a folder or a GGUF file, with adapters or without."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from mmtune.data.sentencepiece import build_tokenizer
+from mmtune.errors import UserError
+from mmtune.files import atomic_path, cache_dir, locate, sha256_file
+from mmtune.hub import go_offline_if_unreachable
+from mmtune.models.options import LoraOptions
+
+
+def load_config(reference: str) -> Any:
+    """The transformers config of a language model.
+
+    Raises:
+        UserError: it cannot be found, or its architecture is not known.
+    """
+    try:
+        return AutoConfig.from_pretrained(_transformers_name(reference))
+    except (OSError, ValueError) as error:
+        raise _not_loadable(reference, error) from None
+
+
+def load_language(reference: str, *, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal language model with its weights.
+
+    Args:
+        reference: hub id, folder, `.gguf` file or `package:NAME/file`.
+        dtype: of the weights.
+
+    Raises:
+        UserError: the weights are not there.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            _transformers_name(reference), dtype=dtype, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _not_loadable(reference, error) from None
+
+
+def empty_language(reference: str, *, dtype: torch.dtype = torch.float32) -> Any:
+    """The same architecture without weights, on the meta device: for counting and planning."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(reference), dtype=dtype, attn_implementation="sdpa")
+
+
+def load_tokenizer(reference: str) -> Any:
+    """The fast tokenizer of a language model.
+
+    A `tokenizer.json` is taken as it stands. (transformers' LlamaTokenizer class would rebuild its pipeline, and then
+    gives other ids for runs of spaces.) Where there is only a sentencepiece `tokenizer.model`, see
+    `mmtune.data.sentencepiece`.
+
+    Raises:
+        UserError: there is none.
+    """
+    name = _transformers_name(reference)
+    try:
+        if _file(name, "tokenizer.json"):
+            return PreTrainedTokenizerFast.from_pretrained(name)
+        if model := _file(name, "tokenizer.model"):
+            config = _file(name, "tokenizer_config.json")
+            settings = json.loads(Path(config).read_text()) if config else {}
+            # a config that does not say is from before the flag existed
+            tokenizer = build_tokenizer(Path(model), legacy=settings.get("legacy", True) is not False, name=reference)
+            tokenizer.chat_template = settings.get("chat_template")
+            return tokenizer
+        return AutoTokenizer.from_pretrained(name, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise _not_loadable(reference, error) from None
+
+
+def add_adapters(language: Any, options: LoraOptions) -> Any:
+    """Put trainable low-rank adapters on a language model (peft).
+
+    Raises:
+        UserError: a target matches no linear layer, or a value is out of range.
+    """
+    options.check()
+    from peft import LoraConfig, get_peft_model
+
+    available = linear_layers(language)
+    for target in options.targets or []:
+        if target not in available:
+            raise UserError(
+                f"--model.lora.targets {target}: no linear layer of that name; there are {', '.join(sorted(available))}"
+            )
+    config = LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=sorted(options.targets or available),
+        use_dora=options.dora,
+        use_rslora=options.rslora,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(language, config)
+
+
+def linear_layers(language: Any) -> set[str]:
+    """Names of the linear layers inside the blocks, the output layer left out: what an adapter can sit on."""
+    head = language.get_output_embeddings()
+    return {
+        name.rpartition(".")[2]
+        for name, module in language.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+
+
+def _transformers_name(reference: str) -> str:
+    """What transformers can load: a folder, or a hub id. A GGUF file is converted once and cached."""
+    path = locate(reference)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"{reference}: is a file, but not a .gguf file; give a folder, a hub id or a .gguf file")
+        return str(_converted(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{reference}: the folder holds no config.json, so it is not a language model")
+        return str(path)
+    if path.is_absolute() or reference.startswith(".") or reference.count("/") > 1 or path.suffix == ".gguf":
+        raise UserError(f"{reference}: no such file or folder")
+    go_offline_if_unreachable()
+    return reference
+
+
+def _converted(gguf: Path) -> Path:
+    """The folder a GGUF file was converted to: float32 safetensors, which load in a second instead of a minute."""
+    folder = cache_dir() / "gguf" / sha256_file(gguf)[:16]
+    if (folder / "config.json").is_file():
+        return folder
+    print(f"Converting {gguf.name} once, to {folder} ...", file=sys.stderr, flush=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{gguf}: not a GGUF file that transformers can read: {error}") from None
+    config = AutoConfig.for_model(quantised.config.model_type)
+    settings = quantised.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "dtype"):
+        settings.pop(key, None)
+    model = AutoModelForCausalLM.from_config(type(config).from_dict(settings), dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    with atomic_path(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def _file(name: str, file: str) -> str | None:
+    path: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    return path
+
+
+def _not_loadable(reference: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"{reference}: cannot load the language model or its tokenizer; if it is a hub id, check it, your network and "
+        f"your access (`hf download {reference}` fetches it), otherwise give a folder or .gguf file ({reason})"
+    )

@@ -1,0 +1,110 @@
+"""What a model is made of, as typed options; their docstrings are the help of the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from mmtune.errors import UserError
+
+ProjectorKind = Literal["linear", "mlp2x_gelu"]
+PhotoFit = Literal["pad", "crop", "squash"]
+
+
+@dataclass
+class VisionOptions:
+    """The frozen vision tower.
+
+    Attributes:
+        tower: `open_clip:NAME` or `timm:NAME`.
+        weights: an open_clip tag (`openai`), `pretrained` (timm's own), a file, or `package:NAME/file`; `random`
+            leaves the tower untrained, for tests.
+        blocks: which blocks' features to use, counted as open_clip and timm count them (-2: the last but one);
+            several are concatenated.
+        grid: pool the features to grid x grid tokens; None keeps every patch.
+        standardise: bring every feature to mean 0 and deviation 1, measured on the first photos of the alignment.
+        fit: how a photo becomes square: `pad` with the mean colour (LLaVA 1.5), `crop` the centre, or `squash`.
+    """
+
+    tower: str = "open_clip:ViT-L-14-336-quickgelu"
+    weights: str = "openai"
+    blocks: list[int] = field(default_factory=lambda: [-2])
+    grid: int | None = None
+    standardise: bool = False
+    fit: PhotoFit = "pad"
+
+
+@dataclass
+class LoraOptions:
+    """Low-rank adapters on the language model (peft).
+
+    Attributes:
+        r: rank.
+        alpha: scale; the update is multiplied by alpha / r.
+        dropout: dropout on the adapter's input.
+        targets: names of the linear layers that get an adapter; None takes every one but the output layer.
+        dora: weight-decomposed adapters (DoRA).
+        rslora: scale by alpha / sqrt(r) instead (rsLoRA).
+    """
+
+    r: int = 128
+    alpha: int = 256
+    dropout: float = 0.05
+    targets: list[str] | None = None
+    dora: bool = False
+    rslora: bool = False
+
+    def check(self) -> None:
+        """Refuse what no adapter can have.
+
+        Raises:
+            UserError: a value out of range.
+        """
+        if self.r < 1:
+            raise UserError(f"--model.lora.r {self.r}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--model.lora.dropout {self.dropout}: must lie in [0, 1)")
+
+
+@dataclass
+class ModelSpec:
+    """Everything needed to put a model together again; `mmtune.json` in a saved model.
+
+    Attributes:
+        language: hub id, folder, GGUF file or `package:NAME/file` of the language model.
+        vision: the tower; None for a text-only model.
+        projector: `mlp2x_gelu` (LLaVA 1.5) or `linear` (LLaVA).
+        template: how conversations are written down; see `mmtune.data.templates`.
+        lora: adapters on the language model; None for none.
+        language_trained: the language model was finetuned in full, so its weights are saved too.
+        seed: of the projector's and the adapters' first weights.
+    """
+
+    language: str
+    vision: VisionOptions | None = None
+    projector: ProjectorKind = "mlp2x_gelu"
+    template: str = "vicuna_v1"
+    lora: LoraOptions | None = None
+    language_trained: bool = False
+    seed: int = 42
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any], where: str) -> ModelSpec:
+        """From JSON.
+
+        Raises:
+            UserError: a key is missing or unknown; the message begins with `where`.
+        """
+        parts = dict(value)
+        try:
+            for name, kind in (("vision", VisionOptions), ("lora", LoraOptions)):
+                if parts.get(name) is not None:
+                    parts[name] = kind(**parts[name])
+            return cls(**parts)
+        except TypeError as error:
+            known = ", ".join(f.name for f in fields(cls))
+            raise UserError(f"{where}: {error} (known keys: {known}); written by another version of mmtune?") from None

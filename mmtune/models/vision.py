@@ -1,0 +1,282 @@
+"""Frozen vision towers from open_clip and timm behind one interface."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from mmtune.errors import UserError, did_you_mean
+from mmtune.files import PACKAGE_SCHEME, locate
+from mmtune.hub import go_offline_if_unreachable
+from mmtune.models.options import PhotoFit, VisionOptions
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """What a tower takes and gives, known without its weights.
+
+    Attributes:
+        num_tokens: features per photo.
+        width: channels of a feature.
+        size: height and width of the input, pixels.
+        mean: of the input's channels, in 0..1.
+        std: of the input's channels.
+    """
+
+    num_tokens: int
+    width: int
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class VisionTower(nn.Module):
+    """Photos to features: [photos, 3, size, size] to [photos, num_tokens, width]. Never trained.
+
+    Attributes:
+        photos_encoded: how many photos went through, ever. It stays 0 in a text-only run, and the ledger shows it.
+    """
+
+    feature_mean: torch.Tensor
+    feature_std: torch.Tensor
+
+    def __init__(self, trunk: nn.Module, options: VisionOptions, shape: TowerShape) -> None:
+        super().__init__()
+        self.trunk, self.options, self.shape = trunk, options, shape
+        self.register_buffer("feature_mean", torch.zeros(shape.width))
+        self.register_buffer("feature_std", torch.ones(shape.width))
+        self.photos_encoded = 0
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """Stay in evaluation mode: a frozen tower's normalisation layers and dropout never change."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode photos."""
+        self.photos_encoded += len(pixels)
+        features = self._raw(pixels)
+        return (features - self.feature_mean) / self.feature_std
+
+    @torch.no_grad()
+    def measure_standardisation(self, pixels: torch.Tensor) -> None:
+        """Set the mean and deviation that features are standardised with, from sample photos."""
+        self.photos_encoded += len(pixels)
+        features = torch.cat([self._raw(part) for part in pixels.split(32)]).flatten(0, 1).float()
+        self.feature_mean.copy_(features.mean(dim=0))
+        self.feature_std.copy_(features.std(dim=0).clamp_min(1e-3))
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """A decoded photo as float32 [3, size, size], made square and normalised."""
+        shape = self.shape
+        square = _make_square(image, self.options.fit, shape.mean).resize(
+            (shape.size, shape.size), Image.Resampling.BICUBIC
+        )
+        values = torch.from_numpy(np.asarray(square, dtype=np.float32)) / 255
+        return ((values - torch.tensor(shape.mean)) / torch.tensor(shape.std)).permute(2, 0, 1).contiguous()
+
+    def _raw(self, pixels: torch.Tensor) -> torch.Tensor:
+        maps = _intermediates(self.trunk, pixels.to(next(self.trunk.parameters()).dtype), self.options.blocks)
+        return _tokens(maps, self.options.grid)
+
+
+def tower_shape(options: VisionOptions) -> TowerShape:
+    """The shape of a tower, from its architecture alone.
+
+    Raises:
+        UserError: no such tower or block, or blocks of several resolutions without a grid.
+    """
+    return _tower_shape(options.tower, tuple(options.blocks), options.grid)
+
+
+@functools.lru_cache(maxsize=16)
+def _tower_shape(tower: str, blocks: tuple[int, ...], grid: int | None) -> TowerShape:
+    trunk, settings = _build_trunk(tower, meta=True)
+    size = settings["size"]
+    try:
+        with torch.no_grad():
+            maps = _intermediates(trunk, torch.empty(1, 3, size, size, device="meta"), blocks)
+    except (AssertionError, IndexError, ValueError) as error:
+        raise UserError(f"--model.vision.blocks {list(blocks)}: {tower} has no such block ({error})") from None
+    if grid is None and len({m.shape[-2:] for m in maps}) > 1:
+        raise UserError(
+            f"--model.vision.blocks {list(blocks)}: these blocks of {tower} differ in resolution; "
+            "give --model.vision.grid to pool them to one"
+        )
+    tokens = _tokens(maps, grid)
+    return TowerShape(tokens.shape[1], tokens.shape[2], size, settings["mean"], settings["std"])
+
+
+def build_tower(options: VisionOptions, *, meta: bool = False) -> VisionTower:
+    """A tower with its weights, or without them on the meta device.
+
+    Raises:
+        UserError: unknown tower, or weights that are not there.
+    """
+    shape = tower_shape(options)
+    with torch.device("meta" if meta else "cpu"):
+        if meta:
+            return VisionTower(_build_trunk(options.tower, meta=True)[0], options, shape)
+        trunk, _ = _build_trunk(options.tower, weights=options.weights)
+        return VisionTower(trunk, options, shape)
+
+
+def _build_trunk(tower: str, *, weights: str = "random", meta: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    library, _, name = tower.partition(":")
+    builders = {"open_clip": _open_clip_trunk, "timm": _timm_trunk}
+    if library not in builders or not name:
+        raise UserError(f"--model.vision.tower {tower}: write open_clip:NAME or timm:NAME")
+    with _quiet():
+        return builders[library](name, weights, meta)
+
+
+def _open_clip_trunk(name: str, weights: str, meta: bool) -> tuple[nn.Module, dict[str, Any]]:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise UserError(f"--model.vision.tower open_clip:{name}: {did_you_mean(name, open_clip.list_models())}")
+    options: dict[str, Any] = {"device": "meta" if meta else "cpu"}
+    if meta or weights == "random":
+        model = open_clip.create_model(name, load_weights=False, **options)
+    else:
+        file = _weights_file(weights)
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if file is None and weights not in tags:
+            raise UserError(
+                f"--model.vision.weights {weights}: open_clip:{name} has the tags {', '.join(tags) or '(none)'}"
+            )
+        if file is None:
+            go_offline_if_unreachable()
+        try:
+            model = open_clip.create_model(name, pretrained=file or weights, **options)
+        except (OSError, RuntimeError) as error:
+            source = open_clip.get_pretrained_cfg(name, weights).get("hf_hub", "").rstrip("/") or name
+            raise _no_weights(f"open_clip:{name}", weights, source, error) from None
+    settings = model.visual.preprocess_cfg
+    size = settings["size"]
+    return model.visual, {
+        "size": size[0] if isinstance(size, tuple | list) else size,
+        "mean": tuple(settings["mean"]),
+        "std": tuple(settings["std"]),
+    }
+
+
+def _timm_trunk(name: str, weights: str, meta: bool) -> tuple[nn.Module, dict[str, Any]]:
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise UserError(f"--model.vision.tower timm:{name}: {did_you_mean(name, timm.list_models())}")
+    if weights == "pretrained" and not meta:
+        go_offline_if_unreachable()
+    try:
+        with torch.device("meta" if meta else "cpu"):
+            model = timm.create_model(name, pretrained=weights == "pretrained" and not meta)
+    except (OSError, RuntimeError) as error:
+        raise _no_weights(f"timm:{name}", weights, f"timm/{name}", error) from None
+    if not meta and weights not in ("pretrained", "random"):
+        file = _weights_file(weights)
+        if file is None:
+            raise UserError(f"--model.vision.weights {weights}: no such file; timm towers take `pretrained` or a file")
+        _load_trunk(model, file)
+    settings = model.pretrained_cfg
+    return model, {
+        "size": settings["input_size"][-1],
+        "mean": tuple(settings["mean"]),
+        "std": tuple(settings["std"]),
+    }
+
+
+def _weights_file(weights: str) -> str | None:
+    path = locate(weights)
+    if path.is_file():
+        return str(path)
+    if weights.startswith(PACKAGE_SCHEME) or path.suffix:
+        raise UserError(f"--model.vision.weights {weights}: no such file")
+    return None
+
+
+def _load_trunk(trunk: nn.Module, file: str) -> None:
+    """Load a file of weights by name; if its names are another port's, in order, where every shape agrees."""
+    import safetensors.torch
+
+    try:
+        if file.endswith(".safetensors"):
+            state = safetensors.torch.load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise UserError(f"--model.vision.weights {file}: cannot be read: {str(error).splitlines()[0]}") from None
+    own = trunk.state_dict()
+    if set(state) != set(own):
+        same = len(state) == len(own) and all(
+            a.shape == b.shape for a, b in zip(state.values(), own.values(), strict=True)
+        )
+        if not same:
+            raise UserError(f"--model.vision.weights {file}: holds the weights of another architecture")
+        state = dict(zip(own, state.values(), strict=True))
+    trunk.load_state_dict(state)
+
+
+def _intermediates(trunk: Any, pixels: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+    """Feature maps [photos, channels, height, width] of the given blocks, class token dropped."""
+    maps = trunk.forward_intermediates(pixels, indices=list(blocks), intermediates_only=True, stop_early=True)
+    return list(maps["image_intermediates"] if isinstance(maps, dict) else maps)
+
+
+def _tokens(maps: Sequence[torch.Tensor], grid: int | None) -> torch.Tensor:
+    """[photos, tokens, channels], row by row; several maps side by side."""
+    pooled = [m if grid is None else _pool(m, grid) for m in maps]
+    return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
+
+
+def _pool(feature_map: torch.Tensor, grid: int) -> torch.Tensor:
+    if feature_map.is_meta:
+        return feature_map.new_empty(*feature_map.shape[:2], grid, grid)
+    return adaptive_avg_pool2d(feature_map, grid)
+
+
+def _make_square(image: Image.Image, fit: PhotoFit, mean: Sequence[float]) -> Image.Image:
+    width, height = image.size
+    if width == height or fit == "squash":
+        return image
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+    side = max(width, height)
+    red, green, blue = (int(255 * channel) for channel in mean)
+    canvas = Image.new("RGB", (side, side), (red, green, blue))
+    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def _no_weights(tower: str, weights: str, hub_id: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:160]
+    return UserError(
+        f"--model.vision.weights {weights}: the weights of {tower} are not on this machine and cannot be downloaded; "
+        f"`hf download {hub_id}` fetches them where there is a network ({reason})"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip speaks through the root logger, of random weights also where they are meant."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

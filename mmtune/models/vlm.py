@@ -1,0 +1,320 @@
+"""VisionLanguageModel: vision tower, projector and language model put together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import nn
+
+from mmtune.data.collate import PackedBatch
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn
+from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs, encode_text
+from mmtune.data.templates import Rendered, get_template
+from mmtune.errors import UserError
+from mmtune.models import saving
+from mmtune.models.attention import isolated_mask
+from mmtune.models.generation import generate_batch, token_budget_batches
+from mmtune.models.language import add_adapters, empty_language, load_language, load_tokenizer
+from mmtune.models.options import ModelSpec
+from mmtune.models.projector import build_projector
+from mmtune.models.vision import VisionTower, build_tower, tower_shape
+
+Stage = Literal["align", "tune"]
+
+
+class VisionLanguageModel(nn.Module):
+    """A language model that sees photos through a frozen tower and a projector.
+
+    Attributes:
+        spec: what it is made of.
+        language: the causal language model, inside peft's wrapper where there are adapters.
+        tower: the vision tower, or None in a text-only model.
+        projector: features to word embeddings, or None.
+        name: what it is called in tables.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        language: Any,
+        tokenizer: Any,
+        tower: VisionTower | None,
+        projector: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.spec, self.tokenizer = spec, tokenizer
+        self.language, self.tower, self.projector = language, tower, projector
+        self.template = get_template(spec.template, tokenizer)
+        self.name = spec.language
+        self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "reused_tokens": 0}
+
+    # ---------------------------------------------------------------- building
+
+    @classmethod
+    def assemble(
+        cls,
+        spec: ModelSpec,
+        *,
+        dtype: torch.dtype = torch.float32,
+        meta: bool = False,
+        tokenizer: Any = None,
+    ) -> VisionLanguageModel:
+        """Put a model together from its parts, the projector and the adapters with first weights.
+
+        Args:
+            spec: the parts.
+            dtype: of the frozen weights; what is trained stays float32.
+            meta: without weights, on the meta device, to count and to plan.
+            tokenizer: where it is loaded already.
+
+        Raises:
+            UserError: a part is unknown or its weights are not there.
+        """
+        tokenizer = tokenizer or load_tokenizer(spec.language)
+        # the cheap parts first, so that a mistake in them shows before gigabytes are read
+        tower = build_tower(spec.vision, meta=meta) if spec.vision else None
+        language = empty_language(spec.language, dtype=dtype) if meta else None
+        if language is None:
+            language = load_language(spec.language, dtype=dtype)
+        words = language.get_input_embeddings().weight
+        scale = 1.0 if meta else float(words.detach().float().std())
+        projector = None
+        if tower is not None:
+            with torch.device("meta" if meta else "cpu"):
+                projector = build_projector(
+                    spec.projector, tower.shape.width, words.shape[1], scale=scale, seed=spec.seed
+                )
+        model = cls(spec, language, tokenizer, tower, projector)
+        model.requires_grad_(False)
+        if spec.lora:
+            model.add_adapters()
+        return model
+
+    def add_adapters(self) -> None:
+        """Put the spec's adapters on the language model, with first weights from the spec's seed."""
+        assert self.spec.lora is not None
+        with torch.random.fork_rng():
+            torch.manual_seed(self.spec.seed)
+            self.language = add_adapters(self.language, self.spec.lora)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> VisionLanguageModel:
+        """Load a run (`RUN`), a saved model (`RUN/model`), or a plain language model (folder or hub id).
+
+        Raises:
+            UserError: there is no model there, or a part of it is missing.
+        """
+        model = saving.load(cls, str(path), dtype=dtype)
+        model.name = str(path)
+        return model.to(device).eval()
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Save what was trained and how to find the rest; nothing half-written is left behind."""
+        saving.save(self, Path(path))
+
+    def set_stage(self, stage: Stage) -> None:
+        """Say what is trained: `align` the projector; `tune` the language model (its adapters, if any) and projector.
+
+        Raises:
+            UserError: the stage has nothing to train.
+        """
+        self.requires_grad_(False)
+        if stage == "align" and self.projector is None:
+            raise UserError("--model.stage align: a text-only model has no projector to align; give --model.vision")
+        if self.projector is not None:
+            self.projector.requires_grad_(True)
+        if stage == "tune":
+            for name, parameter in self.language.named_parameters():
+                if self.spec.lora is None or "lora_" in name:
+                    parameter.requires_grad_(True)
+            self.spec.language_trained = self.spec.lora is None
+
+    def merge_adapters(self) -> None:
+        """Fold the adapters into the language model's weights, in place; the answers stay the same."""
+        if self.spec.lora is not None:
+            self.language = self.language.merge_and_unload()
+            self.spec.lora, self.spec.language_trained = None, True
+
+    # ---------------------------------------------------------------- what it is
+
+    def inputs(self) -> ModelInputs:
+        """What the data must know to prepare batches for this model."""
+        return model_inputs(self.spec, self.tokenizer)
+
+    @property
+    def base_language(self) -> Any:
+        """The transformers model, out of peft's wrapper (its layers keep their adapters)."""
+        return self.language.get_base_model() if self.spec.lora else self.language
+
+    @property
+    def output_layer(self) -> nn.Module:
+        """Hidden states to vocabulary."""
+        layer: nn.Module = self.base_language.get_output_embeddings()
+        return layer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.base_language.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Running counts: prompt_tokens, generated_tokens, reused_tokens, tower_passes."""
+        return {**self._counts, "tower_passes": self.tower.photos_encoded if self.tower else 0}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that can change an answer: the parts' names, and every trained weight."""
+        digest = hashlib.sha256(saving.describe(self).encode())
+        for name, tensor in sorted(saving.trained_state(self).items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    # ---------------------------------------------------------------- computing
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """The last hidden states [tokens, hidden] of a pack. The tower runs only if the pack has photos.
+
+        Raises:
+            ValueError: photos and placeholders differ in number.
+        """
+        embeddings = self.embed(batch.input_ids, batch.pixels, where=", ".join(batch.where))
+        hidden: torch.Tensor = self.base_language.base_model(
+            inputs_embeds=embeddings[None],
+            attention_mask=isolated_mask(batch.document_ids),
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[0]
+
+    def embed(self, input_ids: torch.Tensor, pixels: torch.Tensor | None, *, where: str) -> torch.Tensor:
+        """Word embeddings [tokens, hidden], the photos' features in the places marked IMAGE_TOKEN."""
+        photo_positions = input_ids == IMAGE_TOKEN
+        embeddings: torch.Tensor = self.base_language.get_input_embeddings()(input_ids.masked_fill(photo_positions, 0))
+        if pixels is None:
+            if bool(photo_positions.any()):
+                raise ValueError(f"{where}: {int(photo_positions.sum())} photo positions and no photos")
+            return embeddings
+        if self.tower is None or self.projector is None:
+            raise ValueError(f"{where}: photos for a model without a vision tower")
+        features = self.projector(self.tower(pixels).to(next(self.projector.parameters()).dtype)).flatten(0, 1)
+        if len(features) != int(photo_positions.sum()):
+            raise ValueError(
+                f"{where}: {int(photo_positions.sum())} photo positions for {len(features)} photo features"
+            )
+        return embeddings.masked_scatter(photo_positions[:, None], features.to(embeddings.dtype))
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        *,
+        system: str | None = None,
+        primer: str = "",
+        max_new_tokens: int = 64,
+        stop: Sequence[str] = (),
+        batch_tokens: int = 4096,
+        **options: Any,
+    ) -> list[str]:
+        """Answer prompts, greedily unless the options ask for sampling.
+
+        Args:
+            prompts: what the user says, `<image>` where a photo goes.
+            images: the photos of each prompt.
+            system: a system prompt in place of the template's own.
+            primer: how the assistant's turn begins; not part of the answer.
+            max_new_tokens: the most tokens an answer may have.
+            stop: strings that end an answer; the answer includes the first.
+            batch_tokens: tokens computed at once.
+            **options: of transformers' `generate`.
+
+        Returns:
+            One answer per prompt, in order.
+
+        Raises:
+            UserError: photos and `<image>` marks of a prompt differ in number.
+        """
+        if images is not None and len(images) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts but photos for {len(images)}; give a list of photos per prompt")
+        encoded = []
+        for number, prompt in enumerate(prompts):
+            photos = images[number] if images is not None else ()
+            marks = prompt.count(IMAGE_PLACEHOLDER)
+            if marks != len(photos):
+                raise UserError(f"prompt {number + 1}: {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(photos)} photo(s)")
+            if photos and self.tower is None:
+                raise UserError(f"prompt {number + 1} has a photo, but {self.name} has no vision tower")
+            encoded.append(self._prompt_ids(prompt, system, primer))
+        answers = [""] * len(prompts)
+        for batch in token_budget_batches([len(ids) + max_new_tokens for ids in encoded], batch_tokens):
+            embeddings = [
+                self.embed(
+                    encoded[i].to(self.device),
+                    self._pixels(images[i] if images else ()),
+                    where=f"prompt {i + 1}",
+                )
+                for i in batch
+            ]
+            texts, generated = generate_batch(
+                self.base_language,
+                self.tokenizer,
+                embeddings,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                end_ids=self._end_ids(),
+                end_text=self._end_text(),
+                options=options,
+            )
+            self._counts["prompt_tokens"] += sum(len(encoded[i]) for i in batch)
+            self._counts["generated_tokens"] += generated
+            for i, text in zip(batch, texts, strict=True):
+                answers[i] = text
+        return answers
+
+    def _prompt_ids(self, prompt: str, system: str | None, primer: str) -> torch.Tensor:
+        turns = ([Turn("system", system)] if system is not None else []) + [Turn("user", prompt)]
+        text = self.template.prompt(turns, primer=primer)
+        tokens_per_photo = self.tower.shape.num_tokens if self.tower else 0
+        ids, _ = encode_text(Rendered(text, ()), self.tokenizer, tokens_per_photo=tokens_per_photo)
+        return torch.from_numpy(ids).long()
+
+    def _pixels(self, photos: Sequence[Image.Image]) -> torch.Tensor | None:
+        if not photos or self.tower is None:
+            return None
+        return torch.stack([self.tower.preprocess(photo.convert("RGB")) for photo in photos]).to(self.device)
+
+    def _end_ids(self) -> list[int]:
+        ids = {self._marker_id(), self.tokenizer.eos_token_id}
+        return sorted(i for i in ids if i is not None)
+
+    def _end_text(self) -> str:
+        """The marker that ends a turn, where it is text to the tokenizer and not one token."""
+        return self.template.stop if self._marker_id() is None else ""
+
+    def _marker_id(self) -> int | None:
+        marker = self.tokenizer.convert_tokens_to_ids(self.template.stop) if self.template.stop else None
+        return None if marker == self.tokenizer.unk_token_id else marker
+
+
+def model_inputs(spec: ModelSpec, tokenizer: Any) -> ModelInputs:
+    """What the data must know of a model, without its weights."""
+    template = get_template(spec.template, tokenizer)
+    if spec.vision is None:
+        return ModelInputs(tokenizer, template)
+    shape = tower_shape(spec.vision)
+    blank = VisionTower(nn.Identity(), spec.vision, shape)  # preprocessing needs no weights
+    return ModelInputs(tokenizer, template, shape.num_tokens, blank.preprocess)

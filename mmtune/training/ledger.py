@@ -1,0 +1,192 @@
+"""What the training cost: `ledger.json` beside each run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from mmtune.data.collate import PackedBatch
+from mmtune.files import write_json
+from mmtune.models.flops import FlopsCounter
+from mmtune.training.loss import CHUNK
+from mmtune.training.module import InstructionTuning
+
+_LIBRARIES = ("mmtune", "torch", "transformers", "peft", "lightning", "open_clip_torch", "timm", "datasets")
+
+
+class Ledger(pl.Callback):
+    """Counts what a run computes and writes it down; the counts go on where a resumed run goes on.
+
+    Times are seconds of this and all earlier parts of the run; tokens, samples and operations are summed over
+    processes; memory is the largest of any process.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.file = run / "ledger.json"
+        self.counts: dict[str, float] = dict.fromkeys(
+            (
+                "wall_s",
+                "train_s",
+                "samples",
+                "text",
+                "image",
+                "supervised",
+                "language",
+                "projector",
+                "tower",
+                "photos",
+            ),
+            0,
+        )
+        self._flops: FlopsCounter | None = None
+        self._begun = self._step_begun = time.perf_counter()
+        self._tower_before = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._begun = time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the shapes that operations are counted from."""
+        assert isinstance(pl_module, InstructionTuning)
+        assert pl_module.model is not None
+        self._flops = FlopsCounter(pl_module.model)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the step's clock."""
+        self._step_begun = time.perf_counter()
+        self._tower_before = _photos_encoded(pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: PackedBatch,
+        batch_idx: int,
+    ) -> None:
+        """Add the step."""
+        assert self._flops is not None
+        tokens, image = len(batch.input_ids), batch.image_tokens
+        photos = _photos_encoded(pl_module) - self._tower_before
+        supervised = batch.supervised_tokens
+        flops = self._flops.step(
+            tokens=tokens,
+            supervised=supervised,
+            image_tokens=image,
+            photos=photos,
+            head_twice=supervised > CHUNK,
+        )
+        for name, amount in {
+            "train_s": time.perf_counter() - self._step_begun,
+            "samples": len(batch.where),
+            "text": tokens - image,
+            "image": image,
+            "supervised": supervised,
+            "language": flops.language,
+            "projector": flops.projector,
+            "tower": flops.tower,
+            "photos": photos,
+        }.items():
+            self.counts[name] += amount
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the ledger."""
+        entries = self._entries(trainer, pl_module)
+        if trainer.is_global_zero:
+            write_json(self.file, entries)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts so far, for the checkpoint."""
+        return {**self.counts, "wall_s": self._wall()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's counts."""
+        self.counts.update(state_dict)
+
+    def _wall(self) -> float:
+        return self.counts["wall_s"] + time.perf_counter() - self._begun
+
+    def _entries(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        def reduced(value: float, how: str) -> int:
+            return int(
+                trainer.strategy.reduce(
+                    torch.tensor(float(value), dtype=torch.float64, device=pl_module.device), reduce_op=how
+                )
+            )
+
+        def total(name: str) -> int:
+            return reduced(self.counts[name], "sum")
+
+        parameters = list(pl_module.parameters())
+        return {
+            "wall_s": round(self._wall(), 3),
+            "train_s": round(self.counts["train_s"], 3),
+            "steps": trainer.global_step,
+            "samples": total("samples"),
+            "tokens": {
+                "text": total("text"),
+                "image": total("image"),
+                "pad": 0,
+                "supervised": total("supervised"),
+            },
+            "flops": {name: total(name) for name in ("language", "projector", "tower")},
+            "tower_passes": total("photos"),
+            "peak_memory_bytes": {
+                "host": reduced(_peak_host_memory(), "max"),
+                "device": reduced(torch.cuda.max_memory_allocated(), "max") if torch.cuda.is_available() else None,
+            },
+            "energy_kwh": None,
+            "params": {
+                "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+                "total": sum(p.numel() for p in parameters),
+            },
+            "hardware": hardware(trainer.world_size),
+            "versions": versions(),
+        }
+
+
+def hardware(processes: int = 1) -> dict[str, Any]:
+    """What the run was on."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "processes": processes,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = "not installed"
+    return found
+
+
+def _photos_encoded(pl_module: pl.LightningModule) -> int:
+    assert isinstance(pl_module, InstructionTuning)
+    tower = pl_module.model.tower if pl_module.model else None
+    return tower.photos_encoded if tower else 0
+
+
+def _peak_host_memory() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,43 @@
+"""Cross entropy at the supervised positions only."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from mmtune.data.encoding import IGNORED
+
+CHUNK = 1024  # positions whose logits exist at once: 1024 x 32,000 floats are 131 MB
+
+
+def supervised_loss(
+    hidden: torch.Tensor, targets: torch.Tensor, output_layer: nn.Module, *, chunk: int = CHUNK
+) -> torch.Tensor:
+    """Mean cross entropy over the tokens that are learnt.
+
+    The vocabulary projection, the largest product of a small model, is computed at those positions alone, in chunks
+    whose logits are computed again in the backward pass rather than kept.
+
+    Args:
+        hidden: [tokens, hidden].
+        targets: int64 [tokens], IGNORED where nothing is learnt.
+        output_layer: hidden to vocabulary.
+        chunk: positions computed at once.
+
+    Returns:
+        A scalar in float32.
+    """
+    learnt = targets != IGNORED
+    states, wanted = hidden[learnt], targets[learnt]
+
+    def summed(some_states: torch.Tensor, some_wanted: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(output_layer(some_states).float(), some_wanted, reduction="sum")
+
+    parts = list(zip(states.split(chunk), wanted.split(chunk), strict=True))
+    if len(parts) == 1:
+        total = summed(*parts[0])
+    else:
+        total = torch.stack([checkpoint(summed, *part, use_reentrant=False) for part in parts]).sum()
+    return total / len(wanted)

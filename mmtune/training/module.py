@@ -1,0 +1,231 @@
+"""The LightningModule of both stages: align the projector, tune the language model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+import warnings
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from transformers import get_cosine_schedule_with_warmup
+
+from mmtune.data.collate import PackedBatch
+from mmtune.data.encoding import ModelInputs
+from mmtune.data.templates import get_template
+from mmtune.errors import UserError
+from mmtune.models import saving
+from mmtune.models.language import load_tokenizer
+from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, VisionOptions
+from mmtune.models.vlm import Stage, VisionLanguageModel, model_inputs
+from mmtune.training.loss import supervised_loss
+
+_DEFAULT_LEARNING_RATE = {"align": 1e-3, "lora": 2e-4, "full": 2e-5}
+
+
+class InstructionTuning(pl.LightningModule):
+    """Train a vision-language model on instructions.
+
+    Start from `base`, a run or saved model, or put a new one together from `language`, `vision` and `projector`.
+
+    Args:
+        stage: `align` trains the projector alone; `tune` the language model, in full or by adapters, and the projector.
+        base: a run or saved model to start from, in place of language, vision and projector.
+        language: hub id, folder, GGUF file or `package:NAME/file` of the language model.
+        vision: the tower; leave out for a text-only model.
+        projector: `mlp2x_gelu` or `linear`.
+        template: how the model writes conversations down: vicuna_v1, llama_2, chatml or tokenizer (its own).
+        training_template: the template of the training data; by default `plain` to align, and `template` to tune.
+        lora: adapters to train in the tune stage; leave out to finetune in full.
+        learning_rate: of the language model (tune) or the projector (align); by default the recipe's: 1e-3 to align,
+            2e-4 for adapters, 2e-5 in full.
+        projector_learning_rate: of the projector in the tune stage; 0 freezes it.
+        warmup: share of the steps in which the learning rate rises; then it falls along a cosine.
+        weight_decay: of AdamW.
+        dtype: of the frozen weights; what is trained stays float32.
+        gradient_checkpointing: compute activations twice rather than keep them.
+        seed: of the projector's and adapters' first weights.
+    """
+
+    def __init__(
+        self,
+        stage: Stage = "tune",
+        base: str | None = None,
+        language: str | None = None,
+        vision: VisionOptions | None = None,
+        projector: ProjectorKind = "mlp2x_gelu",
+        template: str | None = None,
+        training_template: str | None = None,
+        lora: LoraOptions | None = None,
+        learning_rate: float | None = None,
+        projector_learning_rate: float = 2e-5,
+        warmup: float = 0.03,
+        weight_decay: float = 0.0,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        gradient_checkpointing: bool = False,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.stage: Stage = stage
+        self.base = base
+        self.spec = _spec(base, language, vision, projector, template, lora if stage == "tune" else None, seed)
+        if stage == "align" and self.spec.vision is None:
+            raise UserError("--model.stage align: there is no projector to align without a tower; give --model.vision")
+        kind = "align" if stage == "align" else "lora" if self.spec.lora else "full"
+        self.learning_rate = learning_rate if learning_rate is not None else _DEFAULT_LEARNING_RATE[kind]
+        self.projector_learning_rate = projector_learning_rate
+        self.warmup, self.weight_decay = warmup, weight_decay
+        self.dtype_of_frozen: torch.dtype = getattr(torch, dtype)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.tokenizer = load_tokenizer(self.spec.language)
+        training_name = training_template or ("plain" if stage == "align" else self.spec.template)
+        self.inputs: ModelInputs = dataclasses.replace(
+            model_inputs(self.spec, self.tokenizer), template=get_template(training_name, self.tokenizer)
+        )
+        self.model: VisionLanguageModel | None = None
+        self._step_started = time.perf_counter()
+        self._wrong_photo = torch.zeros(2, dtype=torch.float64)
+
+    @property
+    def strict_loading(self) -> bool:
+        """Checkpoints hold what is trained, and nothing else is expected of them."""
+        return False
+
+    def configure_model(self) -> None:
+        """Load the weights; Lightning calls this after the data is known to be good."""
+        if self.model is not None:
+            return
+        model = VisionLanguageModel.assemble(self.spec, dtype=self.dtype_of_frozen, tokenizer=self.tokenizer)
+        if self.base is not None and (folder := saving.model_folder(self.base)) is not None:
+            saving.load_trained(model, folder)
+        model.set_stage(self.stage)
+        if self.stage == "tune" and model.projector is not None and not self.projector_learning_rate:
+            model.projector.requires_grad_(False)
+        if self.gradient_checkpointing:
+            model.base_language.gradient_checkpointing_enable({"use_reentrant": False})
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        # transformers loads in evaluation mode, in which gradient checkpointing does nothing; the tower stays in it,
+        # as it should, and Lightning need not warn of that
+        model.train()
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        self.model = model
+
+    def on_fit_start(self) -> None:
+        """Measure the features' mean and deviation at the start of an alignment, not when one is resumed."""
+        model, vision = self.model, self.spec.vision
+        if self.base is not None or vision is None or not vision.standardise or self.trainer.ckpt_path:
+            return
+        assert model is not None
+        assert model.tower is not None
+        pixels = self.trainer.datamodule.sample_pixels(256)  # type: ignore[attr-defined]
+        if pixels is not None:
+            model.tower.measure_standardisation(pixels.to(self.device))
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
+        """The loss of a pack."""
+        loss = self._loss(batch)
+        elapsed, self._step_started = time.perf_counter() - self._step_started, time.perf_counter()
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=1)
+        self.log("tokens_per_s", len(batch.input_ids) / elapsed, prog_bar=True, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        """The loss of a held-out pack; where it has photos, also with every photo exchanged for another."""
+        learnt = batch.supervised_tokens
+        self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=learnt, sync_dist=True)
+        if batch.pixels is not None and len(set(batch.photo_keys)) > 1:
+            wrong = dataclasses.replace(batch, pixels=batch.pixels[_exchanged(batch.photo_keys)])
+            self._wrong_photo += torch.tensor([float(self._loss(wrong)) * learnt, learnt], dtype=torch.float64)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin the sum of the losses with exchanged photos."""
+        self._wrong_photo = torch.zeros(2, dtype=torch.float64)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss with exchanged photos; processes that saw no photo take part in the exchange, too."""
+        summed = self.trainer.strategy.reduce(self._wrong_photo.to(self.device, torch.float32), reduce_op="sum")
+        if summed[1] > 0:
+            self.log("val_loss_wrong_photo", summed[0] / summed[1], sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a rate for the projector and one for the language model; linear warm-up, then cosine."""
+        assert self.model is not None
+        projector = [p for p in self.model.projector.parameters() if p.requires_grad] if self.model.projector else []
+        language = [p for p in self.model.language.parameters() if p.requires_grad]
+        projector_rate = self.learning_rate if self.stage == "align" else self.projector_learning_rate
+        groups = [
+            {"params": parameters, "lr": rate, "name": name}
+            for name, parameters, rate in (
+                ("language", language, self.learning_rate),
+                ("projector", projector, projector_rate),
+            )
+            if parameters
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        if math.isinf(self.trainer.estimated_stepping_batches):
+            raise UserError(
+                "--trainer.max_epochs -1: the learning rate falls to the run's end; give epochs or max_steps"
+            )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_cosine_schedule_with_warmup(optimizer, round(self.warmup * steps), steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained: a 7B model's adapters, not its 13 GB."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {
+            name: tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name in trained or name.endswith((".feature_mean", ".feature_std"))
+        }
+
+    def _loss(self, batch: PackedBatch) -> torch.Tensor:
+        assert self.model is not None
+        hidden = self.model(batch)
+        loss = supervised_loss(hidden, batch.targets, self.model.output_layer)
+        if self.training and batch.pixels is None and self.model.projector is not None:
+            # a pack without photos still gives the projector a gradient (of zero), so that processes which see photos
+            # and processes which do not agree on what to exchange; the tower stays out of it
+            loss = loss + sum(0.0 * p.sum() for p in self.model.projector.parameters() if p.requires_grad)
+        return loss
+
+
+def _spec(
+    base: str | None,
+    language: str | None,
+    vision: VisionOptions | None,
+    projector: ProjectorKind,
+    template: str | None,
+    lora: LoraOptions | None,
+    seed: int,
+) -> ModelSpec:
+    """The model to train, from a saved one or from its parts."""
+    if lora is not None:
+        lora.check()
+    if base is None:
+        if language is None:
+            raise UserError("no model: give --model.base (a run or saved model) or --model.language")
+        return ModelSpec(language, vision, projector, template or "vicuna_v1", lora, seed=seed)
+    if language is not None or vision is not None:
+        raise UserError("--model.base says what the model is made of; leave out --model.language and --model.vision")
+    spec = saving.read_spec(base)
+    if lora is not None and spec.lora is not None:
+        raise UserError(
+            f"--model.base {base} has adapters already; leave out --model.lora to go on training them, "
+            "or start from a merged model"
+        )
+    return dataclasses.replace(spec, template=template or spec.template, lora=lora or spec.lora, seed=seed)
+
+
+def _exchanged(keys: tuple[int, ...]) -> list[int]:
+    """For each photo the index of another one: the rotation that leaves the fewest with an equal photo."""
+
+    def equal(shift: int) -> int:
+        return sum(key == keys[(i + shift) % len(keys)] for i, key in enumerate(keys))
+
+    best = min(range(1, len(keys)), key=equal)
+    return [(i + best) % len(keys) for i in range(len(keys))]

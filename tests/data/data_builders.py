@@ -1,0 +1,47 @@
+"""Small tokenizers and photos for the data tests (a module of its own, so that processes can import it)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+CHATML_JINJA = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def make_byte_tokenizer(*, trim_offsets: bool = False, merges: Iterable[tuple[str, str]] = ()) -> Any:
+    """A byte-level tokenizer with ChatML markers and template: one token per byte but for the merges."""
+    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces += [left + right for left, right in merges]
+    tokenizer = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", name_or_path="tiny"
+    )
+    wrapped.chat_template = CHATML_JINJA
+    return wrapped
+
+
+def fake_preprocess(image: Image.Image) -> torch.Tensor:
+    """What a vision tower would do, only smaller; at module level, so that worker processes can have it."""
+    pixels = np.asarray(image.resize((8, 8)), dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def encoded_photo(shade: int = 128, kind: str = "PNG", size: int = 32) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (size, size), (shade, 255 - shade, 7)).save(stream, kind)
+    return stream.getvalue()

@@ -1,0 +1,147 @@
+"""The order of packs: the same for everyone, new each epoch, and continued where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from mmtune.data.collate import PackedBatch
+from mmtune.data.encoding import Example, ModelInputs
+from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
+
+
+def loader(packs: int = 11, *, seed: int = 3, shuffle: bool = True, workers: int = 0) -> PackLoader:
+    """A loader whose pack number n holds the document "n"."""
+    examples = [
+        Example(np.asarray([n, n + 1], dtype=np.int32), np.asarray([False, True]), (), str(n)) for n in range(packs)
+    ]
+    dataset = PackDataset(examples, [[n] for n in range(packs)], ModelInputs(None, None))  # type: ignore[arg-type]
+    return PackLoader(dataset, EpochOrder(packs, seed=seed, shuffle=shuffle), num_workers=workers)
+
+
+def numbers(batches: Any) -> list[int]:
+    return [int(batch.where[0]) for batch in batches]
+
+
+def test_every_epoch_has_all_packs_in_an_order_of_its_own() -> None:
+    first, second = loader(), loader()
+    epochs = [numbers(first) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert epochs == [numbers(second) for _ in range(3)]
+    assert epochs[0] != numbers(loader(seed=4))
+    assert len(first) == 11
+
+
+def test_validation_keeps_its_order_even_after_a_pass_that_was_broken_off() -> None:
+    fixed = loader(shuffle=False)
+    next(iter(fixed))  # Lightning's sanity check
+    assert numbers(fixed) == list(range(11))
+    assert numbers(fixed) == list(range(11))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("delivered", [1, 6, 11])
+def test_a_pass_is_continued_with_exactly_the_packs_that_remain(workers: int, delivered: int) -> None:
+    whole = loader()
+    epochs = [numbers(whole) for _ in range(3)]
+
+    stopped = loader(workers=workers)
+    numbers(stopped)
+    iterator = iter(stopped)
+    seen = [int(next(iterator).where[0]) for _ in range(delivered)]
+    state = stopped.state_dict()
+    assert seen == epochs[1][:delivered]
+
+    resumed = loader(workers=workers)
+    resumed.load_state_dict(state)
+    rest = numbers(resumed)
+    if delivered < 11:
+        assert rest == epochs[1][delivered:]
+        rest = numbers(resumed)
+    assert rest == epochs[2]
+
+
+@given(packs=st.integers(1, 40), world=st.integers(1, 8), epoch=st.integers(0, 3))
+def test_ranks_share_the_packs(packs: int, world: int, epoch: int) -> None:
+    """Together all packs, equally many each, none twice but to fill the last round."""
+    shares = []
+    for rank in range(world):
+        order = EpochOrder(packs, seed=1, shuffle=True, rank=rank, world=world)
+        order.epoch = epoch
+        shares.append(list(order))
+        assert len(shares[-1]) == len(order)
+    assert len({len(share) for share in shares}) == 1
+    assert {n for share in shares for n in share} == set(range(packs))
+    assert sum(map(len, shares)) - packs < world
+
+
+def test_loading_draws_nothing_from_the_trainings_random_numbers() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    numbers(loader())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Recorder(pl.LightningModule):
+    """Learns nothing of use, and notes what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[int] = []
+
+    def training_step(self, batch: PackedBatch, number: int) -> torch.Tensor:
+        self.seen += [int(where) for where in batch.where]
+        return self.weight * 1.0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer(*callbacks: pl.Callback, **until: int) -> pl.Trainer:
+    return pl.Trainer(
+        **until,
+        accelerator="cpu",
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+# (In training measured in steps, Lightning itself trips over checkpoints taken at the end of an epoch.)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("often", "until", "steps"),
+    [
+        ({"every_n_train_steps": 1}, {"max_steps": 25, "max_epochs": -1}, (4, 10, 11, 12, 22)),
+        ({"every_n_train_steps": 1}, {"max_epochs": 3}, (4, 10, 11, 12, 22)),
+        ({"save_on_train_epoch_end": True}, {"max_epochs": 3}, (11, 22)),
+    ],
+)
+def test_lightning_continues_a_checkpoint_with_the_packs_that_remain(
+    often: Any, until: Any, steps: tuple[int, ...], tmp_path: Path
+) -> None:
+    saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, **often)
+    whole = Recorder()
+    trainer(saving, **until).fit(whole, loader())
+    assert whole.seen == [n for order in expected_epochs(3) for n in order][: len(whole.seen)]
+    for step in steps:
+        resumed = Recorder()
+        trainer(**until).fit(resumed, loader(), ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=False)
+        assert resumed.seen == whole.seen[step:], step
+
+
+def expected_epochs(count: int) -> list[list[int]]:
+    own = loader()
+    return [numbers(own) for _ in range(count)]

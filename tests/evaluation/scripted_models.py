@@ -1,0 +1,101 @@
+"""Models that answer from a script, and small data in the hub's column layout."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+def picture(shade: int = 0) -> dict[str, Any]:
+    """An image cell as the hub stores it."""
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 10, 20)).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": f"{shade}.png"}
+
+
+def write_rows(root: Path, path: str, config: str | None, split: str, rows: list[dict[str, Any]]) -> Path:
+    file = root / "hub" / path / (config or "default") / f"{split}.parquet"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file
+
+
+class Scripted:
+    """Answers every prompt with `reply(prompt, primer)`; keeps what it was asked."""
+
+    def __init__(self, reply: Callable[[str], str], fingerprint: str = "one") -> None:
+        self.name, self.fingerprint, self.reply = "scripted", fingerprint, reply
+        self.calls: list[list[str]] = []
+        self.images: list[list[int]] = []
+        self.options: dict[str, Any] = {}
+        self.usage = {"prompt_tokens": 0, "generated_tokens": 0, "reused_tokens": 0, "tower_passes": 0}
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        *,
+        primer: str = "",
+        max_new_tokens: int = 16,
+        stop: Sequence[str] = (),
+        batch_tokens: int = 4096,
+    ) -> list[str]:
+        counts = [0] * len(prompts) if images is None else [len(photos) for photos in images]
+        assert [prompt.count("<image>") for prompt in prompts] == counts
+        self.calls.append(list(prompts))
+        self.images.append(counts)
+        self.options = {"primer": primer, "max_new_tokens": max_new_tokens, "stop": list(stop)}
+        self.usage["prompt_tokens"] += sum(len(p.split()) for p in prompts)
+        self.usage["generated_tokens"] += len(prompts)
+        self.usage["tower_passes"] += sum(counts)
+        return [self.reply(prompt) for prompt in prompts]
+
+    @property
+    def asked(self) -> int:
+        return sum(map(len, self.calls))
+
+
+BOOLQ = [
+    {"question": f"is {n} an even number", "answer": n % 2 == 0, "passage": f"The number is {n}."} for n in range(10)
+]
+OPENBOOKQA = [
+    {
+        "id": str(n),
+        "question_stem": f"What comes after {n}",
+        "choices": {"text": [str(n + 1), str(n + 2), "don't know", "more"], "label": ["A", "B", "C", "D"]},
+        "answerKey": "ABAB"[n % 4],
+    }
+    for n in range(6)
+]
+POPE = [
+    {
+        "id": str(n),
+        "question_id": str(n),
+        "question": f"Is there a thing {n} in the image?",
+        "answer": "yes" if n % 3 == 0 else "no",
+        "image_source": "x",
+        "image": picture(n % 2),
+        "category": ("random", "popular", "adversarial")[n % 3] if n < 9 else "random",
+    }
+    for n in range(12)
+]
+
+
+def small_data(root: Path) -> Path:
+    """BoolQ, OpenBookQA and POPE."""
+    write_rows(root, "google/boolq", None, "validation", BOOLQ)
+    write_rows(root, "allenai/openbookqa", "main", "test", OPENBOOKQA)
+    write_rows(root, "lmms-lab/POPE", None, "test", POPE)
+    return root
+
+
+SUITE = """
+name: small
+tasks: [boolq, openbookqa, pope]
+"""

@@ -1,0 +1,96 @@
+"""`mmtune eval`: its flags, its table and its complaints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_models import SUITE, Scripted, small_data
+
+import mmtune.evaluation.engine as engine
+from mmtune.cli.main import main
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> list[str]:
+    (tmp_path / "small.yaml").write_text(SUITE)
+    data = small_data(tmp_path)
+    given = {
+        "--model": "m",
+        "--suite": tmp_path / "small.yaml",
+        "--out": tmp_path / "out",
+        "--data-root": data,
+    }
+    return ["eval", *(str(part) for pair in given.items() for part in pair)]
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    calls: list[Any] = []
+
+    def load(path: str, device: str) -> Scripted:
+        calls.append((path, device))
+        return Scripted(lambda _: "yes")
+
+    monkeypatch.setattr(engine, "load_model", load)
+    return calls
+
+
+def test_scores_are_printed_and_written(
+    flags: list[str], loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, "--limit", "8", "--batch-tokens", "99", "--device", "cpu", "--tasks", "boolq, pope"]) == 0
+    assert loaded == [("m", "cpu")]
+    output = capsys.readouterr()
+    for word in ("boolq", "pope", "average, language", "unparsed %", "prompt tokens", "results.json"):
+        assert word in output.out
+    assert "boolq: 8 rows, 50.0 %" in output.err
+    assert list(json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]) == ["boolq", "pope"]
+
+
+def test_resume_is_the_default(flags: list[str], loaded: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags) == main(flags) == 0
+    assert "finished before" in capsys.readouterr().err
+    assert main([*flags, "--no-resume"]) == 0
+    assert "finished before" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        (["--suite", "mlan"], "mlan: no file and no name in mmtune's eval_suites; did you mean 'mlan9'?"),
+        (["--tasks", "bolq"], "did you mean 'boolq'?"),
+        (["--tasks", ""], "--tasks: names no task"),
+        (["--data-root", "gone"], "--data-root gone: no such folder"),
+        (["--limit", "0"], "--limit 0"),
+        (["--limit", "many"], "limit"),
+        (["--protocol", "blnd"], "protocol"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--batches", "3"], "--help lists the flags"),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_line_before_the_model_is_loaded(
+    flags: list[str], loaded: list[Any], extra: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*flags, *extra]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mmtune: error: ")
+    assert error.count("\n") == 1
+    assert complaint in error
+    assert loaded == []
+
+
+def test_a_missing_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--model", "m", "--suite", "mlan9"]) == 2
+    assert "out" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named_before_the_model_is_loaded(
+    flags: list[str], loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hub/lmms-lab/POPE/default/test.parquet").unlink()
+    assert main(flags) == 2
+    assert "POPE/default/test.parquet: no such file" in capsys.readouterr().err
+    assert loaded == []

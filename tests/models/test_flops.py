@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmtune.data.collate import PackedBatch
+from mmtune.data.encoding import Example
+from mmtune.models.flops import FlopsCounter, tower_flops
+from mmtune.models.options import LoraOptions
+from mmtune.models.vlm import VisionLanguageModel
+from mmtune.training.loss import supervised_loss
+
+Build = Callable[..., VisionLanguageModel]
+Make = Callable[..., Example]
+Pack = Callable[[VisionLanguageModel, list[Example]], PackedBatch]
+ALL = LoraOptions(r=4, dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("vision", "lora", "stage", "kinds", "extra"),
+    [
+        pytest.param(False, ALL, "tune", "tt", "", id="adapters on text"),
+        pytest.param(False, None, "tune", "tt", "", id="in full on text"),
+        pytest.param(True, ALL, "tune", "tv", "", id="adapters on text and photos"),
+        pytest.param(True, ALL, "tune", "tt", "", id="adapters on text, with a projector"),
+        pytest.param(True, None, "tune", "vv", "", id="in full on photos"),
+        pytest.param(True, None, "align", "vv", "", id="align on photos"),
+        pytest.param(True, None, "align", "tt", "", id="align on text: nothing to learn"),
+        pytest.param(True, ALL, "tune", "vt", "frozen projector", id="adapters, projector frozen"),
+        pytest.param(True, None, "tune", "vt", "frozen projector", id="in full, projector frozen"),
+        pytest.param(
+            False,
+            LoraOptions(r=4, dropout=0.0, targets=["o_proj"]),
+            "tune",
+            "tt",
+            "",
+            id="adapters on o_proj",
+        ),
+        pytest.param(
+            False,
+            LoraOptions(r=4, dropout=0.0, targets=["down_proj"]),
+            "tune",
+            "t",
+            "",
+            id="adapters on down_proj",
+        ),
+        pytest.param(
+            False,
+            LoraOptions(r=4, dropout=0.0, targets=["q_proj", "k_proj", "v_proj", "up_proj"]),
+            "tune",
+            "t",
+            "",
+            id="four targets",
+        ),
+        pytest.param(False, LoraOptions(r=4, dropout=0.1, dora=True), "tune", "tt", "", id="DoRA"),
+        pytest.param(True, LoraOptions(r=4, dropout=0.0, dora=True), "tune", "tv", "", id="DoRA without dropout"),
+        pytest.param(False, ALL, "tune", "tt", "chunks", id="loss in chunks"),
+        pytest.param(False, None, "tune", "tt", "chunks", id="in full, loss in chunks"),
+        pytest.param(True, ALL, "tune", "tv", "checkpointing", id="gradient checkpointing"),
+    ],
+)
+def test_the_formula_is_what_torch_counts(
+    build: Build, example: Make, packed: Pack, vision: bool, lora: Any, stage: Any, kinds: str, extra: str
+) -> None:
+    model = build(vision=vision, lora=lora)
+    model.set_stage(stage)
+    if extra == "frozen projector":
+        assert model.projector is not None
+        model.projector.requires_grad_(False)
+    if extra == "checkpointing":
+        model.base_language.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    examples = [
+        example(model, "some question", "an answer " * 4, (i,) if k == "v" else ()) for i, k in enumerate(kinds)
+    ]
+    batch = packed(model, examples)
+    before = model.usage["tower_passes"]
+    # the plain kernel: it computes 4 products backward, where fused ones compute the scores again
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loss = supervised_loss(model(batch), batch.targets, model.output_layer, chunk=7 if extra == "chunks" else 4096)
+        if loss.requires_grad:
+            loss.backward()
+    flops = FlopsCounter(model).step(
+        tokens=len(batch.input_ids),
+        supervised=batch.supervised_tokens,
+        image_tokens=batch.image_tokens,
+        photos=model.usage["tower_passes"] - before,
+        head_twice=extra == "chunks",
+    )
+    counted = counter.get_total_flops()
+    # recomputation stops at the last tensor that is needed again
+    tolerance = 0.05 if extra == "checkpointing" else 1e-9
+    assert flops.language + flops.projector + flops.tower == pytest.approx(counted, rel=tolerance)
+
+
+def test_the_towers_count_is_exact(seeing_model: VisionLanguageModel) -> None:
+    assert seeing_model.tower is not None
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        seeing_model.tower(torch.zeros(3, 3, 160, 160))
+    assert 3 * tower_flops(seeing_model) == counter.get_total_flops() > 0
+
+
+def test_the_recipes_tower_by_hand() -> None:
+    """CLIP ViT-L/14-336: 577 tokens, width 1,024, 23 blocks that are computed, patches of 14 x 14."""
+    from mmtune.models.options import ModelSpec, VisionOptions
+
+    class Described:
+        spec = ModelSpec("none", VisionOptions())
+
+    width, tokens = 1024, 577
+    patches = 2 * 576 * 3 * 14 * 14 * width
+    block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
+    assert tower_flops(Described()) == pytest.approx(patches + 23 * block, rel=1e-3)  # type: ignore[arg-type]

@@ -1,0 +1,203 @@
+"""A run that was killed goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+
+from mmtune.cli.main import main
+from mmtune.training.metrics_log import MetricsCsv
+from mmtune.training.module import InstructionTuning
+
+Fit = Callable[..., int]
+Same = Callable[[Path, Path], None]
+Read = Callable[[Path, str], Any]
+
+COUNTED = ("steps", "samples", "tokens", "flops", "tower_passes", "params")
+
+
+def steps_of(run: Path) -> list[int]:
+    with (run / "metrics.csv").open() as stream:
+        return [int(row["step"]) for row in csv.DictReader(stream)]
+
+
+@pytest.fixture(scope="module")
+def flags(text_rows: Path, visual_rows: Path, vision_flags: list[str], lora_flags: list[str]) -> list[str]:
+    return [
+        f"--data.train.text=[{text_rows}]",
+        f"--data.train.visual=[{visual_rows}]",
+        "--data.pack_rows=1",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.gradient_clip_val=1.0",
+        *vision_flags,
+        *lora_flags,
+    ]
+
+
+def assert_same_run(run: Path, other: Path, read_run: Read, same_weights: Same) -> None:
+    same_weights(run, other)
+    ours, theirs = read_run(run, "ledger.json"), read_run(other, "ledger.json")
+    assert {k: ours[k] for k in COUNTED} == {k: theirs[k] for k in COUNTED}
+    assert steps_of(run) == steps_of(other) == list(range(ours["steps"]))
+
+
+def test_from_every_checkpoint_the_run_ends_the_same(
+    fit: Fit, flags: list[str], text_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    read_run: Read, same_weights: Same,
+) -> None:  # fmt: skip
+    flags = [*flags, "--data.train.total=7", "--trainer.max_epochs=2", "--checkpoint_every=1"]
+    flags += [f"--data.validation=[{text_rows}]", "--trainer.val_check_interval=4"]
+    kept: list[Path] = []
+    save = pl.Trainer.save_checkpoint
+
+    def save_and_keep(trainer: pl.Trainer, path: Any, *args: Any, **kwargs: Any) -> None:
+        save(trainer, path, *args, **kwargs)
+        kept.append(tmp_path / f"killed_{len(kept)}" / "checkpoints" / "last.ckpt")
+        kept[-1].parent.mkdir(parents=True)
+        shutil.copy(path, kept[-1])
+        if (tmp_path / "whole" / "metrics.csv").is_file():
+            shutil.copy(tmp_path / "whole" / "metrics.csv", kept[-1].parent.parent)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pl.Trainer, "save_checkpoint", save_and_keep)
+        assert fit(tmp_path / "whole", *flags) == 0
+    assert len(kept) >= 2 * 4
+    for checkpoint in kept:  # each as if the run had been killed before it wrote the row of its last step
+        run = checkpoint.parent.parent
+        assert fit(run, *flags) == 0
+        assert_same_run(run, tmp_path / "whole", read_run, same_weights)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_stopped_between_two_batches_of_one_step_right_after_a_resume(
+    fit: Fit, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_run: Read, same_weights: Same
+) -> None:
+    flags = [*flags, "--data.train.total=12", "--checkpoint_every=3"]
+    assert fit(tmp_path / "whole", *flags) == 0
+    run = tmp_path / "stopped"
+
+    def stop(module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 7:
+            raise StoppedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(InstructionTuning, "on_train_batch_start", stop)
+        for _ in range(2):  # the second time one batch after the checkpoint
+            with pytest.raises(StoppedError):
+                fit(run, *flags)
+            checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+            assert checkpoint["place_in_data"] == {"epoch": 0, "delivered": 6}
+    assert fit(run, *flags) == 0
+    assert_same_run(run, tmp_path / "whole", read_run, same_weights)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_and_started_again(
+    fit: Fit,
+    flags: list[str],
+    base_flags: list[str],
+    tmp_path: Path,
+    workers: int,
+    read_run: Read,
+    same_weights: Same,
+) -> None:
+    flags = [*flags, "--trainer.max_epochs=5", "--checkpoint_every=3", f"--data.num_workers={workers}"]
+    assert fit(tmp_path / "whole", *flags) == 0
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "mmtune.cli.main", "fit", *base_flags, f"--out={run}", *flags]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    last = run / "checkpoints" / "last.ckpt"
+    for _ in range(2):  # twice, so that what was resumed is resumed as well
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while (not last.exists() or last.stat().st_mtime_ns == before) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (run / "model").exists()
+        assert 0 < torch.load(last, weights_only=True)["global_step"] < 5 * 23
+    assert fit(run, *flags) == 0
+    assert_same_run(run, tmp_path / "whole", read_run, same_weights)
+
+
+def test_a_resumed_runs_config_starts_from_the_beginning(
+    fit: Fit, flags: list[str], tmp_path: Path, same_weights: Same
+) -> None:
+    flags = [*flags, "--data.train.total=12", "--checkpoint_every=2"]
+    assert fit(tmp_path / "run", *flags) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "model")
+    assert fit(tmp_path / "resumed", *flags) == 0
+    assert yaml.safe_load((tmp_path / "resumed" / "config.yaml").read_text())["ckpt_path"] is None
+    assert main(["fit", "--config", str(tmp_path / "resumed" / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    same_weights(tmp_path / "again", tmp_path / "run")
+
+
+class TestMetricsCsv:
+    def rows(self, run: Path) -> list[dict[str, str]]:
+        with (run / "metrics.csv").open() as stream:
+            return list(csv.DictReader(stream))
+
+    def test_a_step_is_one_row_whatever_is_logged_when(self, tmp_path: Path) -> None:
+        log = MetricsCsv(tmp_path)
+        log.log_metrics({"loss": 1.0}, 0)
+        log.log_metrics({"loss": 2.0}, 1)
+        log.log_metrics({"val_loss": 7.0}, 1)
+        log.log_metrics({"loss": 3.0}, 2)
+        log.log_metrics({"loss": 4.123456789}, 2)
+        log.log_metrics({"loss": 4.5, "val_loss": 8.0}, 2)
+        log.save()
+        assert self.rows(tmp_path) == [
+            {"step": "0", "loss": "1.0", "val_loss": ""},
+            {"step": "1", "loss": "2.0", "val_loss": "7.0"},
+            {"step": "2", "loss": "4.5", "val_loss": "8.0"},
+        ]
+        assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
+
+    def test_a_row_is_on_disk_at_once_and_is_appended(self, tmp_path: Path) -> None:
+        log = MetricsCsv(tmp_path)
+        log.log_metrics({"loss": 1.0}, 0)
+        inode = (tmp_path / "metrics.csv").stat().st_ino
+        for step in range(1, 50):
+            log.log_metrics({"loss": float(step)}, step)
+            assert self.rows(tmp_path)[-1]["step"] == str(step)
+        assert (tmp_path / "metrics.csv").stat().st_ino == inode
+
+    def test_a_resumed_log_repeats_no_step_and_drops_half_a_row(self, tmp_path: Path) -> None:
+        log = MetricsCsv(tmp_path)
+        for step in range(5):
+            log.log_metrics({"loss": float(step), "rate": 0.5}, step)
+        with (tmp_path / "metrics.csv").open("a") as stream:
+            stream.write("5,1.")
+        again = MetricsCsv(tmp_path)
+        again.log_metrics({"loss": 30.0, "rate": 0.1}, 3)
+        assert [(r["step"], r["loss"]) for r in self.rows(tmp_path)] == [
+            ("0", "0.0"),
+            ("1", "1.0"),
+            ("2", "2.0"),
+            ("3", "30.0"),
+        ]
