@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,16 +39,42 @@ def first_stop(text: str, stop: Sequence[str]) -> int | None:
     return min(ends)[1] if ends else None
 
 
-class StopStrings(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
-    """Stop each row of a batch at its first stop string."""
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What ends an answer.
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
+    Attributes:
+        max_new_tokens: the most tokens it may have.
+        stop: strings; the answer includes the first.
+        end_ids: tokens that are not part of it.
+        end_text: text that is not part of it either, where no token says the same.
+    """
+
+    max_new_tokens: int
+    stop: Sequence[str]
+    end_ids: Sequence[int]
+    end_text: str
+
+    def answer(self, ids: Sequence[int], tokenizer: Any) -> str | None:
+        """The answer that these tokens are, or None if it is not over yet."""
+        said = ids[:-1] if ids[-1] in self.end_ids else ids
+        text: str = tokenizer.decode(said, skip_special_tokens=True)
+        stopped = first_stop(text, [*self.stop, self.end_text])
+        if stopped is None and len(said) == len(ids) < self.max_new_tokens:
+            return None
+        return text[:stopped].removesuffix(self.end_text)
+
+
+class _Ended(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
+    """Stop each row of a batch where its answer is over."""
+
+    def __init__(self, ending: Ending, tokenizer: Any) -> None:
+        self.ending, self.tokenizer = ending, tokenizer
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Which rows are done: bool [rows]."""
-        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        return torch.tensor([first_stop(t, self.stop) is not None for t in texts], device=input_ids.device)
+        over = [self.ending.answer(row, self.tokenizer) is not None for row in input_ids.tolist()]
+        return torch.tensor(over, device=input_ids.device)
 
 
 @torch.inference_mode()
@@ -55,12 +82,8 @@ def generate_batch(
     language: Any,
     tokenizer: Any,
     embeddings: Sequence[torch.Tensor],
-    *,
-    max_new_tokens: int,
-    stop: Sequence[str],
-    end_ids: Sequence[int],
+    ending: Ending,
     options: dict[str, Any],
-    end_text: str = "",
 ) -> tuple[list[str], int]:
     """Answer a batch.
 
@@ -68,15 +91,13 @@ def generate_batch(
         language: the causal language model.
         tokenizer: its tokenizer.
         embeddings: one [tokens, hidden] tensor per prompt.
-        max_new_tokens: the most tokens an answer may have.
-        stop: strings that end an answer; the answer includes the first.
-        end_ids: tokens that end an answer, and are not part of it.
+        ending: what ends an answer.
         options: of transformers' `generate` (temperature, top_p, …).
-        end_text: text that ends an answer and is not part of it, where no token does.
 
     Returns:
         The answers, and how many tokens were generated.
     """
+    end_ids = ending.end_ids
     pad = end_ids[0] if end_ids else tokenizer.pad_token_id or 0
     longest = max(len(e) for e in embeddings)
     padded = embeddings[0].new_zeros(len(embeddings), longest, embeddings[0].shape[-1])
@@ -84,23 +105,21 @@ def generate_batch(
     for row, embedded in enumerate(embeddings):
         padded[row, longest - len(embedded) :] = embedded
         mask[row, longest - len(embedded) :] = 1
-    stops = [*stop, end_text]
-    criteria = StoppingCriteriaList([StopStrings(tokenizer, stops)]) if any(stops) else None
     out = language.generate(
         inputs_embeds=padded,
         attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        stopping_criteria=criteria,
+        max_new_tokens=ending.max_new_tokens,
+        stopping_criteria=StoppingCriteriaList([_Ended(ending, tokenizer)]),
         eos_token_id=list(end_ids) or None,
         pad_token_id=pad,
         **{**_PLAIN, **options},
     )
     answers, generated = [], 0
     for row in out.tolist():
-        end = next((i for i, token in enumerate(row) if token in end_ids), len(row))
-        text = tokenizer.decode(row[:end], skip_special_tokens=True)
-        stopped = first_stop(text, stops)
-        # what follows a stop string is padding; an end token was said by the model
-        generated += end if stopped is not None else min(end + 1, len(row))
-        answers.append(text[:stopped].removesuffix(end_text))
+        # what follows the end of an answer is padding
+        tokens, answer = next(
+            (n, text) for n in range(1, len(row) + 1) if (text := ending.answer(row[:n], tokenizer)) is not None
+        )
+        answers.append(answer)
+        generated += tokens
     return answers, generated

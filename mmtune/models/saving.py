@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmtune.models.vlm import VisionLanguageModel
 
 FORMAT = 1
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SPEC_FILE, PROJECTOR_FILE, ADAPTER_FOLDER, LANGUAGE_FOLDER = (
     "mmtune.json",
     "projector.safetensors",
@@ -123,7 +124,7 @@ def trained_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
 
 
 def describe(model: VisionLanguageModel) -> str:
-    """The spec and samples of the frozen weights, as one canonical text.
+    """The spec, and the sum of all bits and samples of the frozen weights, as one canonical text.
 
     Names alone would not tell a base that was trained again in the same folder. A model finetuned in full goes by its
     weights and not by a name, which is the base's before saving and a folder's after.
@@ -136,7 +137,8 @@ def describe(model: VisionLanguageModel) -> str:
     for name, parameter in sorted(model.named_parameters()):
         if name not in trained and not parameter.is_meta:
             values = parameter.detach().flatten()
-            digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}".encode())
+            total = int(values.view(_INTEGERS[values.element_size()]).sum(dtype=torch.int64))
+            digest.update(f"{name} {list(parameter.shape)} {parameter.dtype} {total}".encode())
             digest.update(values[:: max(1, len(values) // 256)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return json.dumps({**spec, "frozen": digest.hexdigest()}, sort_keys=True)
 

@@ -262,8 +262,11 @@ class TestGenerate:
         together = model.generate(self.prompts, seen, max_new_tokens=12, stop=["e", "Q"], batch_tokens=batch_tokens)
         assert together == alone
         assert len(set(alone)) > 1
-        assert {k: model.usage[k] - before[k] for k in before} == {k: sum(u[k] for u in used) for k in before}
-        assert sum(u["tower_passes"] for u in used) == 3
+        spent = {k: model.usage[k] - before[k] for k in before}
+        apart = {k: sum(u[k] for u in used) for k in before}
+        assert spent["prompt_tokens"] + spent["reused_tokens"] == apart["prompt_tokens"]
+        assert spent["generated_tokens"] == apart["generated_tokens"]
+        assert spent["tower_passes"] == apart["tower_passes"] == 3
 
     def test_text_is_transformers_own_greedy_answer(self, text_model: VisionLanguageModel) -> None:
         tokenizer = text_model.tokenizer

@@ -1,0 +1,254 @@
+"""Greedy answers and log-likelihoods for many sequences, each distinct prefix computed once and nothing padded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmtune.errors import UserError
+from mmtune.models.generation import Ending
+from mmtune.models.prefixes import Keys, Node, common_prefix, in_tree_order, prefix_tree
+from mmtune.models.tree_attention import Decoding, TreePack, attending
+
+_PACK_TOKENS = 2048  # computed in one pass; more brings no more speed, only memory
+_LOGIT_ROWS = 256  # of vocabulary size, in float32, at once
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a call computed, in tokens.
+
+    Attributes:
+        computed: prompt tokens that went through the model.
+        reused: prompt tokens that another prompt begins with too, and that were computed for it.
+        generated: tokens of the answers.
+    """
+
+    computed: int = 0
+    reused: int = 0
+    generated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """Of a batch: its sequences, the tokens of the longest, and the distinct tokens of all."""
+
+    count: int = 0
+    longest: int = 0
+    distinct: int = 0
+
+
+class PrefixSharing:
+    """A language model that answers and scores many token sequences together.
+
+    What is computed for a sequence does not depend on the others, but for the last bits of floating point.
+
+    Attributes:
+        counts: tokens computed so far.
+    """
+
+    def __init__(
+        self,
+        language: Any,
+        tokenizer: Any,
+        embed: Callable[[Keys], torch.Tensor],
+        *,
+        batch_tokens: int,
+        share: bool = True,
+    ) -> None:
+        """
+        Args:
+            language: a causal language model of transformers.
+            tokenizer: its tokenizer.
+            embed: gives the embeddings [tokens, hidden] of a sequence's keys.
+            batch_tokens: tokens whose keys and values may be in memory at once; halved when memory runs out.
+            share: False computes every sequence by itself.
+        """
+        self._language, self._tokenizer, self._embed = language, tokenizer, embed
+        self._budget, self._share = batch_tokens, share
+        self.counts = Counts()
+
+    def generate(self, prompts: Sequence[Keys], ending: Ending) -> list[str]:
+        """The greedy answer to each prompt.
+
+        Raises:
+            UserError: memory is too small for a single one.
+        """
+        answers = [""] * len(prompts)
+
+        def answer(batch: list[int]) -> None:
+            for place, text in enumerate(self._answer([prompts[i] for i in batch], ending)):
+                answers[batch[place]] = text
+
+        self._in_batches(prompts, lambda b: b.count * (b.longest + ending.max_new_tokens), answer)
+        return answers
+
+    def loglikelihoods(self, sequences: Sequence[Keys], scored: Sequence[int]) -> list[float]:
+        """The summed natural-log probability of each sequence's last `scored` tokens, given those before them.
+
+        Raises:
+            UserError: memory is too small for a single one.
+        """
+        sums = [0.0] * len(sequences)
+        inputs = [keys[:-1] for keys in sequences]  # what follows the last token is not asked
+
+        def score(batch: list[int]) -> None:
+            targets = [sequences[i][len(sequences[i]) - scored[i] :].tolist() for i in batch]
+            for place, total in enumerate(self._score([inputs[i] for i in batch], targets)):
+                sums[batch[place]] = total
+
+        self._in_batches(inputs, lambda b: b.distinct, score)
+        return sums
+
+    def _in_batches(
+        self, sequences: Sequence[Keys], held: Callable[[_Size], int], run: Callable[[list[int]], None]
+    ) -> None:
+        """Run batches of sequences that begin alike; smaller ones once memory has run out.
+
+        Args:
+            sequences: all of them.
+            held: how many tokens a batch of this size keeps in memory.
+            run: computes a batch.
+        """
+        waiting = in_tree_order(sequences)
+        while waiting:
+            size, batch = _Size(), list[int]()
+            for number in waiting:
+                keys = sequences[number]
+                shared = common_prefix(sequences[batch[-1]], keys) if batch and self._share else 0
+                size = _Size(size.count + 1, max(size.longest, len(keys)), size.distinct + len(keys) - shared)
+                if batch and held(size) > self._budget:
+                    break
+                batch.append(number)
+            try:
+                run(batch)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise UserError(
+                        f"out of memory with a single prompt of {len(sequences[batch[0]])} tokens; use a smaller "
+                        "model, or a device with more memory"
+                    ) from None
+            else:
+                waiting = waiting[len(batch) :]
+                continue
+            # not in the handler, where the error still holds on to what was computed
+            self._budget = max(1, self._budget // 2)
+            torch.cuda.empty_cache()
+
+    def _answer(self, prompts: Sequence[Keys], ending: Ending) -> list[str]:
+        decoding = Decoding(len(prompts), max(map(len, prompts)) + ending.max_new_tokens)
+        answers = [""] * len(prompts)
+        growing: list[tuple[list[int], list[int]]] = []  # whose answer, and its tokens so far
+
+        def ended(whose: list[int], ids: list[int]) -> bool:
+            text = ending.answer(ids, self._tokenizer)
+            if text is None:
+                return False
+            self.counts.generated += len(ids)
+            for i in whose:
+                answers[i] = text
+            return True
+
+        for pack, packs in self._compute(prompts):
+            nodes = [node for node in pack.nodes if node.ends]
+            if not nodes:
+                continue
+            last = torch.tensor([pack.rows(node).stop - 1 for node in nodes], device=pack.hidden.device)
+            for node, token in zip(nodes, self._next_tokens(pack.hidden[last]), strict=True):
+                if not ended(node.ends, [token]):
+                    decoding.add(node, packs)
+                    growing.append((node.ends, [token]))
+        while growing:
+            decoding.grow()
+            newest = np.array([ids[-1] for _, ids in growing])
+            hidden = self._forward(self._embed(newest), decoding.lengths - 1, decoding)
+            for place, token in reversed(list(enumerate(self._next_tokens(hidden)))):
+                whose, ids = growing[place]
+                ids.append(token)
+                if ended(whose, ids):
+                    decoding.remove(place)
+                    growing[place] = growing[-1]
+                    growing.pop()
+        return answers
+
+    def _score(self, inputs: Sequence[Keys], targets: Sequence[Sequence[int]]) -> list[float]:
+        sums = [0.0] * len(inputs)
+        for pack, packs in self._compute(inputs):
+            # the places whose next token is asked: one row of logits each, whoever asks
+            rows: dict[tuple[Node, int], int] = {}
+            asked: list[tuple[int, int, int]] = []  # sequence, row, token
+            for node in pack.nodes:
+                for i in node.ends:
+                    for place, token in enumerate(targets[i], start=node.end - len(targets[i])):
+                        holder = next(above for above in reversed(node.path()) if above.start <= place)
+                        row = rows.setdefault((holder, place - holder.start), len(rows))
+                        asked.append((i, row, token))
+            hidden = [packs[node].hidden[packs[node].rows(node)][place] for node, place in rows]
+            for start in range(0, len(hidden), _LOGIT_ROWS):
+                logits = self._logits(torch.stack(hidden[start : start + _LOGIT_ROWS])).float().log_softmax(-1)
+                here = [(i, row - start, token) for i, row, token in asked if start <= row < start + _LOGIT_ROWS]
+                found = logits[[row for _, row, _ in here], [token for _, _, token in here]]
+                for (i, _, _), value in zip(here, found.tolist(), strict=True):
+                    sums[i] += value
+        return sums
+
+    def _compute(self, sequences: Sequence[Keys]) -> Iterator[tuple[TreePack, dict[Node, TreePack]]]:
+        """Every node of the sequences' tree, in packs; with each the packs that hold it and all that is above it."""
+        nodes = prefix_tree(sequences, share=self._share)
+        computed = sum(len(node.keys) for node in nodes)
+        groups = list(_groups(nodes, min(_PACK_TOKENS, self._budget)))
+        last_use = {above: number for number, group in enumerate(groups) for node in group for above in node.path()}
+        packs: dict[Node, TreePack] = {}
+        for number, group in enumerate(groups):
+            embeddings = self._embed(np.concatenate([node.keys for node in group]))
+            pack = TreePack(group, packs, embeddings)
+            pack.finish(self._forward(embeddings, pack.positions(), pack))
+            packs.update(dict.fromkeys(group, pack))
+            yield pack, packs
+            packs = {node: held for node, held in packs.items() if last_use[node] > number}
+        # counted once it is done: a batch that ran out of memory is computed again
+        self.counts.computed += computed
+        self.counts.reused += sum(map(len, sequences)) - computed
+
+    def _forward(self, embeddings: torch.Tensor, positions: torch.Tensor, tree: TreePack | Decoding) -> torch.Tensor:
+        with attending(self._language):
+            out = self._language.base_model(
+                inputs_embeds=embeddings[None],
+                position_ids=positions.to(embeddings.device)[None],
+                use_cache=False,
+                tree=tree,
+            )
+        hidden: torch.Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._language.get_output_embeddings()(hidden)
+        return logits
+
+    def _next_tokens(self, hidden: torch.Tensor) -> list[int]:
+        tokens: list[int] = self._logits(hidden).argmax(-1).tolist()
+        return tokens
+
+
+def _groups(nodes: Sequence[Node], tokens: int) -> Iterator[list[Node]]:
+    """Cut a list of nodes into runs of at most so many tokens; a longer node is a run of its own."""
+    group: list[Node] = []
+    held = 0
+    for node in nodes:
+        if group and held + len(node.keys) > tokens:
+            yield group
+            group, held = [], 0
+        group.append(node)
+        held += len(node.keys)
+    if group:
+        yield group
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
