@@ -233,8 +233,11 @@ class TestFingerprint:
         with torch.no_grad():
             model.language.get_input_embeddings().weight.mul_(1.01)  # another base under the same name
         second = model.fingerprint
+        with torch.no_grad():
+            model.language.get_input_embeddings().weight[3, 5] += 1e-3  # one number of it
+        third = model.fingerprint
         model.spec.template = "vicuna_v1"
-        assert len({first, second, model.fingerprint}) == 3
+        assert len({first, second, third, model.fingerprint}) == 4
 
 
 class TestGenerate:
