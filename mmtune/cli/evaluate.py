@@ -9,10 +9,13 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from mmtune.analysis.untrusted import visible
 from mmtune.cli.options import build_parser, parse
 from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.store import Results
+from mmtune.evaluation.results import Results
+from mmtune.evaluation.workers import PeerError, join
 
 
 @dataclass
@@ -21,17 +24,24 @@ class EvaluateOptions:
 
     Attributes:
         model: a run directory, a saved model, or a language model (folder or hub id).
-        suite: a suite that mmtune ships (mlan9, quickstart), a suite file, or a task file.
-        out: the folder for results.json and samples/, written after every finished task.
+        suite: a suite that mmtune ships (mlan9, local9, quickstart), a suite file, or a task file.
+        out: the folder for answers.sqlite, which keeps answers as they come in, and for results.json and samples/,
+            written after every finished task.
         tasks: only these tasks of the suite, separated by commas.
         limit: only the first so many rows of each task.
         data_root: read DIR/hub/<hub id>/<config>/<split>.parquet in place of the Hugging Face hub.
         batch_tokens: how many tokens are computed at once; does not change the scores.
         seed: of the bootstrap that estimates the standard errors.
-        device: auto (the GPU where there is one), cpu, cuda, cuda:1.
-        resume: take over tasks that were finished in --out with the same model, task file, protocol and rows.
+        device: auto (the GPU where there is one; under torchrun each process its own), cpu, cuda, cuda:1.
+        resume: take over the answers in --out of the same model, task files, protocol and rows; if not, ask again.
         protocol: blind never looks at the gold answer to word a question; mlan does what the paper's files
             do. The suite's own where not given.
+        answering: generate an answer and extract it, or compare how likely the choices are, by their summed
+            log-probability (likelihood) or by that per character (likelihood_norm). The tasks' own where not given.
+        share_prefixes: compute only once what prompts begin with in common; does not change the scores.
+        strict: stop at the first photo that cannot be decoded, instead of counting its question as wrong.
+        trust_metric_code: run the Python code of metrics that a task file takes from `evaluate` (a hub id or a local
+            file), with your rights. Without it such a task file is refused.
     """
 
     model: str
@@ -45,42 +55,63 @@ class EvaluateOptions:
     device: str = "auto"
     resume: bool = True
     protocol: Literal["blind", "mlan"] | None = None
+    answering: Literal["generate", "likelihood", "likelihood_norm"] | None = None
+    share_prefixes: bool = True
+    strict: bool = False
+    trust_metric_code: bool = False
 
 
 def main(argv: list[str]) -> int:
-    """Run the evaluation and print its scores.
+    """Run the evaluation and print its scores. Of several processes under torchrun, one does.
 
     Raises:
         UserError: anything the user can mend, found before the model is loaded where possible.
     """
-    options = parse(build_parser("eval", EvaluateOptions), EvaluateOptions, argv)
+    workers = join()
+    try:
+        with workers.failing_together():
+            options = parse(build_parser("eval", EvaluateOptions), EvaluateOptions, argv)
+        results = _evaluate(options)
+    except PeerError:
+        return 2
+    if workers.first:
+        _print(results, Path(options.out))
+    return 0
+
+
+def _evaluate(options: EvaluateOptions) -> Results:
     names = None
     if options.tasks is not None:
         names = [name.strip() for name in options.tasks.split(",") if name.strip()]
-    out = Path(options.out)
-    results = evaluate(
+    return evaluate(
         options.model,
         options.suite,
-        out=out,
+        out=options.out,
         tasks=names,
         limit=options.limit,
         data_root=options.data_root,
         batch_tokens=options.batch_tokens,
         protocol=options.protocol,
+        answering=options.answering,
+        share_prefixes=options.share_prefixes,
         seed=options.seed,
         device=options.device,
         resume=options.resume,
+        strict=options.strict,
+        trust_metric_code=options.trust_metric_code,
     )
+
+
+def _print(results: Results, out: Path) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     console.print(score_table(results))
     console.print(cost_line(results))
     console.print(f"Scores: {out / 'results.json'}   Answers: {out / 'samples'}/", markup=False, soft_wrap=True)
-    return 0
 
 
 def score_table(results: Results) -> Table:
     """The scores as a table, in per cent."""
-    table = Table(title=f"{results.model} on {results.suite}", title_justify="left")
+    table = Table(title=Text(visible(f"{results.model} on {results.suite}")), title_justify="left")
     table.add_column("task")
     table.add_column("kind")
     for heading in ("rows", "score %", "± s.e.", "unparsed %", "seconds"):

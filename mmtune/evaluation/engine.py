@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-from mmtune.errors import UserError, did_you_mean
-from mmtune.evaluation.asking import ask
-from mmtune.evaluation.dataset import RowSet, check_data, load_rows
-from mmtune.evaluation.metrics import Outcomes, standard_error, summarise
+from mmtune.errors import UserError
+from mmtune.evaluation.asking import Answer, ask
+from mmtune.evaluation.checks import answered_by, check_model, check_numbers, protocol_named
+from mmtune.evaluation.chunks import Chunk, plan_chunks
+from mmtune.evaluation.database import Database
+from mmtune.evaluation.dataset import check_data, load_rows
+from mmtune.evaluation.outside_metrics import check_outside_metrics
 from mmtune.evaluation.progress import Reporter
-from mmtune.evaluation.prompting import Renderer
-from mmtune.evaluation.protocol import AnsweringModel, load_model, usage_of
-from mmtune.evaluation.store import Results, Sample, Store, TaskResult, versions
-from mmtune.evaluation.suite import PROTOCOLS, Suite, load_suite
+from mmtune.evaluation.prompting import Question, Renderer
+from mmtune.evaluation.protocol import AnsweringModel, fold_adapters, load_model, usage_of
+from mmtune.evaluation.results import Results, Sample, TaskResult, versions
+from mmtune.evaluation.scoring import judge, score_task
+from mmtune.evaluation.store import Store
+from mmtune.evaluation.suite import Suite, load_suite
 from mmtune.evaluation.task import Task
 from mmtune.evaluation.wording import Protocol
+from mmtune.evaluation.workers import Workers, join
 from mmtune.files import sha256_json
+
+_FAILED_LISTED = 10
 
 
 def evaluate(
@@ -32,157 +40,232 @@ def evaluate(
     data_root: str | Path | None = None,
     batch_tokens: int = 4096,
     protocol: str | None = None,
+    answering: str | None = None,
+    share_prefixes: bool | None = None,
     seed: int = 0,
     device: str = "auto",
     resume: bool = True,
+    strict: bool = False,
+    trust_metric_code: bool = False,
     progress: bool = True,
 ) -> Results:
     """Score a model zero-shot on a suite of tasks. `mmtune eval` does the same.
 
-    The scores depend on the model, the task files, the rows, the protocol and the limit, and on nothing else.
+    The scores depend on the model, the task files, the rows, the protocol, the way of answering and the limit, and on
+    nothing else. Under torchrun its processes share the work; every one of them gets all results, the first writes.
 
     Args:
         model: the model, or what `VisionLanguageModel.from_pretrained` accepts.
         suite: the suite, or the name or file of one.
-        out: where to write `results.json` and `samples/`, after every finished task; None writes nothing.
+        out: where to keep answers as they come in, and to write `results.json` and `samples/` after every finished
+            task; None writes nothing.
         tasks: only these tasks of the suite.
         limit: only the first so many rows of each task.
         data_root: read `DIR/hub/<hub id>/<config>/<split>.parquet` in place of the hub.
         batch_tokens: tokens the model may compute at once.
         protocol: `blind` or `mlan`, in place of the suite's own.
+        answering: `generate`, `likelihood` or `likelihood_norm`, in place of the tasks' own; see `Task`.
+        share_prefixes: whether the model computes only once what prompts begin with in common; None leaves that to it.
         seed: of the bootstrap behind the standard errors.
         device: where a model given by its path is put.
-        resume: take over tasks that were finished in `out` with the same model, task file, protocol, limit,
-            seed and rows.
+        resume: take over answers of the same model, task file, protocol and rows that are in `out`; if not, the tasks
+            are asked again.
+        strict: stop at the first photo that cannot be decoded, instead of counting its question as wrong.
+        trust_metric_code: run the Python code of metrics that a task file takes from `evaluate`, with your rights.
         progress: tell on stderr how far it is.
 
     Returns:
         Scores, samples and cost.
 
     Raises:
-        UserError: a mistake in the suite, the data, the folder or an argument; found before the model is
-            loaded where that can be.
+        UserError: a mistake in the suite, the data, the folder or an argument, found before the model is loaded where
+            that can be; a full disk.
+        PeerError: another of several processes has failed, and says why.
     """
-    plan = suite if isinstance(suite, Suite) else load_suite(suite)
-    chosen = plan.select(tasks)
-    rule = _protocol(protocol or plan.protocol)
-    for flag, value, least in (
-        ("--limit", limit, 1),
-        ("--batch-tokens", batch_tokens, 1),
-        ("--seed", seed, 0),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{flag} {value}: must be at least {least}")
-    root = None if data_root is None else Path(data_root)
-    for task in chosen:
-        check_data(task, root)
-    store = None if out is None else Store(Path(out))
-    earlier = store.finished() if store is not None and resume else {}
-    if isinstance(model, (str, Path)):
-        model = load_model(model, device)
-    _check_sight(model, chosen)
-
-    fingerprint = model.fingerprint
-
-    def key(task: Task, rows: str | None) -> str:
-        return sha256_json([fingerprint, task.definition_hash(), rule, rows, limit, seed])
-
-    # what still holds stays in the file while other tasks run, so that a kill loses none of it
-    known = {
-        task.name: old
-        for task in plan.tasks
-        if (old := earlier.get(task.name)) is not None and old.key == key(task, old.dataset["fingerprint"])
-    }
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    results = Results(plan.name, model.name, now, versions())
-    report = Reporter(shown=progress)
-    for task in chosen:
-        begun, before = time.perf_counter(), usage_of(model)
-        renderer = Renderer(task, rule)
-        rows = load_rows(task, root, limit=_smaller(limit, task.limit), keep=renderer.keeps)
-        old = known.pop(task.name, None)
-        samples = _reusable(store, task, old, rows)
-        if old is not None and samples is not None:
-            known[task.name], results.samples[task.name] = old, samples
-            report.say(f"{task.name}: finished before, {old.n} rows, {100 * old.score:.1f} %")
-        else:
-            questions = [renderer.question(number, row) for number, row in rows.rows]
-            with report.task(task.name, len(questions)):
-                samples = ask(model, task, questions, batch_tokens=batch_tokens, advance=report.advance)
-            spent = {name: count - before[name] for name, count in usage_of(model).items()}
-            cost = {"seconds": round(time.perf_counter() - begun, 3), **spent}
-            result = _score(task, samples, rows, rule, seed, cost, key(task, rows.fingerprint))
-            known[task.name], results.samples[task.name] = result, samples
-            report.say(f"{task.name}: {result.n} rows, {100 * result.score:.1f} % in {result.seconds:.0f} s")
-        results.tasks = {t.name: known[t.name] for t in plan.tasks if t.name in known}
-        if store is not None and old is not known[task.name]:
-            store.write(results, task.name)
-    return results
+    workers = join()
+    with workers.failing_together():
+        plan = suite if isinstance(suite, Suite) else load_suite(suite)
+        chosen = answered_by(plan.select(tasks), answering)
+        rule = protocol_named(protocol or plan.protocol)
+        check_numbers(limit=limit, batch_tokens=batch_tokens, seed=seed)
+        root = None if data_root is None else Path(data_root)
+        for task in chosen:
+            check_data(task, root)
+        check_outside_metrics(chosen, trusted=trust_metric_code)
+        store, database = _open(out, workers)
+        try:
+            earlier = store.finished() if store is not None else {}
+            ready, fingerprint = _ready(model, chosen, device, share_prefixes)
+            evaluation = _Evaluation(
+                model=ready,
+                conditions=_Conditions(fingerprint, rule, limit, seed),
+                database=database,
+                workers=workers,
+                report=Reporter(shown=progress and workers.first),
+                data_root=root,
+                batch_tokens=batch_tokens,
+                resume=resume,
+                strict=strict,
+            )
+            return evaluation.run(plan, chosen, earlier, store if workers.first else None)
+        finally:
+            database.close()
 
 
-def _reusable(store: Store | None, task: Task, old: TaskResult | None, rows: RowSet) -> list[Sample] | None:
-    """The samples of an earlier result that still holds, or None."""
-    if store is None or old is None or old.dataset["fingerprint"] != rows.fingerprint:
-        return None
-    samples = store.read_samples(task.name)
-    return samples if samples is not None and len(samples) == old.n else None
+def _open(out: str | Path | None, workers: Workers) -> tuple[Store | None, Database]:
+    """The folder and its database, made by the first process before the others open it."""
+    if out is None:
+        if workers.count > 1:
+            raise UserError("several processes share answers through a folder; give one with --out")
+        return None, Database(None)
+    store = Store(Path(out))
+    if not workers.first:
+        workers.barrier("made")
+        return store, Database(store.answers_path)
+    database = Database(store.answers_path)
+    workers.barrier("made")
+    return store, database
 
 
-def _score(
-    task: Task,
-    samples: Sequence[Sample],
-    rows: RowSet,
-    protocol: Protocol,
-    seed: int,
-    cost: dict[str, float],
-    key: str,
-) -> TaskResult:
-    outcomes = Outcomes.of(
-        [sample.score for sample in samples],
-        [sample.prediction for sample in samples],
-        [sample.target for sample in samples],
-    )
-    summary = summarise(task.metrics, outcomes, [sample.group for sample in samples])
-    main = task.metrics[0]
-    spec = task.dataset
-    return TaskResult(
-        modality=task.modality,
-        version=task.version,
-        n=len(samples),
-        metric=main.name,
-        score=summary[main.name],
-        stderr=standard_error(main, outcomes, seed),
-        unparsed=sum(sample.prediction is None for sample in samples) / len(samples),
-        failed=sum(sample.error is not None for sample in samples),
-        metrics=summary,
-        dataset={
-            "path": spec.path,
-            "config": spec.config,
-            "split": spec.split,
-            "fingerprint": rows.fingerprint,
-        },
-        protocol=protocol,
-        seconds=cost["seconds"],
-        cost=cost,
-        key=key,
-    )
+def _ready(
+    model: AnsweringModel | str | Path, tasks: Sequence[Task], device: str, share_prefixes: bool | None
+) -> tuple[AnsweringModel, str]:
+    """The model, ready to be asked, and its fingerprint."""
+    ready = load_model(model, device) if isinstance(model, (str, Path)) else model
+    check_model(ready, tasks)
+    fingerprint = ready.fingerprint
+    if ready is not model:
+        fold_adapters(ready)
+    if share_prefixes is not None and hasattr(ready, "share_prefixes"):
+        ready.share_prefixes = share_prefixes
+    return ready, fingerprint
 
 
-def _protocol(name: str) -> Protocol:
-    if name not in PROTOCOLS:
-        raise UserError(f"--protocol: unknown {name!r}; {did_you_mean(name, PROTOCOLS)}")
-    return cast(Protocol, name)
+@dataclass(frozen=True, slots=True)
+class _Conditions:
+    """What the scores depend on beside the task.
+
+    Attributes:
+        model: its fingerprint.
+        rule: how questions are worded.
+        limit: see `evaluate`.
+        seed: see `evaluate`.
+    """
+
+    model: str
+    rule: Protocol
+    limit: int | None
+    seed: int
+
+    def answers_key(self, task: Task, rows: str, questions: Sequence[Question]) -> str:
+        """Changes with all that the answers depend on, and with what is asked should mmtune word it in another way."""
+        asked = sha256_json([[question.prompt, question.choices] for question in questions])
+        return sha256_json([self.model, task.definition_hash(), self.rule, rows, asked])
+
+    def results_key(self, task: Task, rows: str | None) -> str:
+        """Changes with all that the scores depend on."""
+        return sha256_json([self.model, task.definition_hash(), self.rule, rows, self.limit, self.seed])
 
 
-def _check_sight(model: AnsweringModel, tasks: Sequence[Task]) -> None:
-    """A text-only model is told so before hours of language tasks, not after."""
-    shown = [task.name for task in tasks if task.images]
-    if shown and getattr(model, "tower", model) is None:
-        others = ",".join(task.name for task in tasks if not task.images)
-        advice = f"give --tasks {others}" if others else "choose a suite of language tasks"
-        raise UserError(f"{model.name} has no vision tower, but task {shown[0]} shows photos; {advice}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Evaluation:
+    """Asks, stores and scores one task after the other; see `evaluate` for the attributes."""
+
+    model: AnsweringModel
+    conditions: _Conditions
+    database: Database
+    workers: Workers
+    report: Reporter
+    data_root: Path | None
+    batch_tokens: int
+    resume: bool
+    strict: bool
+
+    def run(self, suite: Suite, chosen: Sequence[Task], earlier: dict[str, TaskResult], store: Store | None) -> Results:
+        """Run the chosen tasks of a suite; earlier results of its other tasks that still hold stay among them."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        results = Results(suite.name, self.model.name, now, versions())
+        chosen_by_name = {task.name: task for task in chosen}
+        known: dict[str, TaskResult] = {}
+        for task in suite.tasks:
+            old = earlier.get(task.name)
+            task = chosen_by_name.get(task.name, task)
+            # what still holds stays in the file while other tasks run, so that a kill loses none of it
+            if old is not None and old.key == self.conditions.results_key(task, old.dataset["fingerprint"]):
+                known[task.name] = old
+        for task in chosen:
+            known[task.name], results.samples[task.name] = self.task(task)
+            results.tasks = {task.name: known[task.name] for task in suite.tasks if task.name in known}
+            if store is not None:
+                store.write(results, task.name)
+        for name, samples in results.samples.items():
+            self._name_failed(name, samples)
+        return results
+
+    def task(self, task: Task) -> tuple[TaskResult, list[Sample]]:
+        """Ask what is not answered yet, and score all answers."""
+        renderer = Renderer(task, self.conditions.rule)
+        limits = [limit for limit in (self.conditions.limit, task.limit) if limit is not None]
+        rows = load_rows(task, self.data_root, limit=min(limits, default=None), keep=renderer.keeps)
+        questions = [renderer.question(number, row) for number, row in rows.rows]
+        key = self.conditions.answers_key(task, rows.fingerprint, questions)
+        asked = self._ask(task, key, plan_chunks(questions))
+        answers = self.database.answers(key)
+        samples = [judge(task, question, answers[question.row]) for question in questions]
+        result = score_task(
+            task,
+            questions,
+            samples,
+            fingerprint=rows.fingerprint,
+            protocol=self.conditions.rule,
+            seed=self.conditions.seed,
+            cost=self.database.cost(key),
+            key=self.conditions.results_key(task, rows.fingerprint),
+        )
+        scored = f"{result.n} rows, {100 * result.score:.1f} %"
+        self.report.say(
+            f"{task.name}: {scored} in {result.seconds:.0f} s" if asked else f"{task.name}: finished before, {scored}"
+        )
+        return result, samples
+
+    def _ask(self, task: Task, key: str, chunks: Sequence[Chunk]) -> bool:
+        """Have all chunks answered, by this process or another; False if they were before."""
+        if not self.resume:
+            if self.workers.first:
+                self.database.forget(key)
+            self.workers.barrier(f"forgotten {key}")
+        done = self.database.chunks(key)
+        if self.strict and done:
+            _refuse_failed(task, self.database.answers(key).values())
+        if len(done) == len(chunks):
+            return False
+        with self.report.task(task.name, sum(map(len, chunks)), self.database.rows(key)):
+            for number in self.workers.tickets(key, len(chunks)):
+                if number not in done:
+                    self._ask_chunk(task, key, number, chunks[number])
+                    self.report.reached(self.database.rows(key))
+            self.workers.wait_until(lambda: len(self.database.chunks(key)) == len(chunks))
+        return True
+
+    def _ask_chunk(self, task: Task, key: str, number: int, chunk: Chunk) -> None:
+        begun, before = time.perf_counter(), usage_of(self.model)
+        answers = ask(self.model, task, chunk, batch_tokens=self.batch_tokens)
+        if self.strict:
+            _refuse_failed(task, answers)
+        spent = {name: count - before[name] for name, count in usage_of(self.model).items()}
+        self.database.add(key, number, answers, {"seconds": time.perf_counter() - begun, **spent})
+
+    def _name_failed(self, task: str, samples: Iterable[Sample]) -> None:
+        """Say which rows could not be asked."""
+        rows = [sample.id for sample in samples if sample.error is not None]
+        if rows:
+            listed = ", ".join(map(str, rows[:_FAILED_LISTED])) + (", …" if len(rows) > _FAILED_LISTED else "")
+            what = "photo that cannot" if len(rows) == 1 else "photos that cannot"
+            self.report.say(f"{task}: {len(rows)} {what} be decoded count as wrong, in row {listed}")
 
 
-def _smaller(first: int | None, second: int | None) -> int | None:
-    given = [limit for limit in (first, second) if limit is not None]
-    return min(given) if given else None
+def _refuse_failed(task: Task, answers: Iterable[Answer]) -> None:
+    failed = [answer for answer in answers if answer.error is not None]
+    if failed:
+        first = min(failed, key=lambda answer: answer.row)
+        raise UserError(f"task {task.name}, row {first.row}: {first.error}; mend the row, or leave out --strict")

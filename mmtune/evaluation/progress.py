@@ -36,8 +36,8 @@ class Reporter:
         self._bar: TaskID | None = None
 
     @contextmanager
-    def task(self, name: str, rows: int) -> Iterator[Reporter]:
-        """While a task of so many rows runs."""
+    def task(self, name: str, rows: int, done: int) -> Iterator[Reporter]:
+        """While a task runs of so many rows, of which some were done before."""
         if not self._console.is_terminal or self._console.quiet:
             yield self
             return
@@ -49,16 +49,16 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as progress:
-            self._progress, self._bar = progress, progress.add_task(name, total=rows)
+            self._progress, self._bar = progress, progress.add_task(name, total=rows, completed=done)
             try:
                 yield self
             finally:
                 self._progress = None
 
-    def advance(self, rows: int) -> None:
-        """So many rows more are answered."""
+    def reached(self, rows: int) -> None:
+        """So many rows are answered by now."""
         if self._progress is not None and self._bar is not None:
-            self._progress.advance(self._bar, rows)
+            self._progress.update(self._bar, completed=rows)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mmtune.evaluation.task import Task
 
 IMAGE_PLACEHOLDER = "<image>"
+LETTER_CHOICES = "letters"  # `choices: letters` compares the options' letters instead of their texts
 
 
 def _environment() -> SandboxedEnvironment:
@@ -58,7 +59,9 @@ class Question:
         prompt: what the user says, `<image>` where a photo goes.
         options: the options' texts; empty for a free answer.
         target: the gold answer.
+        references: all gold answers that count; of one person, the gold answer alone.
         kind: what counts as an answer.
+        choices: the texts whose likelihoods are compared, one for each of `labels`; empty for a free answer.
         photos: in the order of their placeholders.
         group: which group of the set it belongs to, if the task has groups.
     """
@@ -67,9 +70,16 @@ class Question:
     prompt: str
     options: tuple[str, ...]
     target: str
+    references: tuple[str, ...]
     kind: Kind
+    choices: tuple[str, ...]
     photos: tuple[Photo, ...]
     group: str | None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The valid answers: letters, or yes and no; empty for a free answer."""
+        return _labels(self.kind, self.options)
 
 
 class Renderer:
@@ -82,8 +92,10 @@ class Renderer:
         self._target = _template(task.target)
         self._kind = _template(task.answer)
         self._options = _expression(task.options)
+        self._references = _expression(task.references)
         self._filter = _expression(task.filter)
         self._group = _expression(task.group_by)
+        self._choices = None if task.choices == LETTER_CHOICES else _expression(task.choices)
 
     def keeps(self, number: int, row: Mapping[str, Any]) -> bool:
         """Whether the task's `filter` keeps a row.
@@ -107,19 +119,24 @@ class Renderer:
         names = self._names(row)
         options: tuple[str, ...] = ()
         if self._options is not None:
-            options = self._option_texts(number, self._evaluate("options", number, self._options, names))
+            options = self._texts("options", number, self._evaluate("options", number, self._options, names))
+            if len(options) > len(LETTERS):
+                problem = f"{len(options)} options, but there are only {len(LETTERS)} letters"
+                raise self._complaint("options", number, problem)
             names["options"] = list(options)
         photos = tuple(row[column] for column in self._task.images if row[column] is not None)
-        kind = str(self._evaluate("answer", number, self._kind, names)).strip()
+        kind = cast(Kind, str(self._evaluate("answer", number, self._kind, names)).strip())
         if kind not in KINDS:
             raise self._complaint("answer", number, f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
         target = str(self._evaluate("target", number, self._target, names)).strip()
-        self._check_target(number, target, cast(Kind, kind), options)
+        self._check_target(number, target, kind, options)
+        references = self._reference_texts(number, target, names)
+        choices = self._choice_texts(number, kind, options, names)
         group = None if self._group is None else str(self._evaluate("group_by", number, self._group, names))
         prompt = self._with_photos(
             number, str(self._evaluate("prompt", number, self._prompt, names)).strip(), len(photos)
         )
-        return Question(number, prompt, options, target, cast(Kind, kind), photos, group)
+        return Question(number, prompt, options, target, references, kind, choices, photos, group)
 
     def _names(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return {"asks_yes_no": self._asks_yes_no, **row}
@@ -138,17 +155,42 @@ class Renderer:
             raise self._complaint(key, number, "the value is undefined")
         return value
 
-    def _option_texts(self, number: int, value: Any) -> tuple[str, ...]:
+    def _texts(self, key: str, number: int, value: Any) -> tuple[str, ...]:
         if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
-            raise self._complaint("options", number, f"must give a list of texts, not {value!r}")
-        if len(value) > len(LETTERS):
-            raise self._complaint("options", number, f"{len(value)} options, but there are only {len(LETTERS)} letters")
+            raise self._complaint(key, number, f"must give a list of texts, not {value!r}")
         return tuple(value)
 
+    def _reference_texts(self, number: int, target: str, names: Mapping[str, Any]) -> tuple[str, ...]:
+        """All gold answers that count."""
+        if self._references is None:
+            return (target,)
+        references = self._texts("references", number, self._evaluate("references", number, self._references, names))
+        if len(references) < 2:
+            problem = "must be the answers of at least two people; for those of one, `target` is enough"
+            raise self._complaint("references", number, problem)
+        return references
+
+    def _choice_texts(
+        self, number: int, kind: Kind, options: tuple[str, ...], names: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        """One text for each valid answer; none for a free answer."""
+        labels = _labels(kind, options)
+        if not labels:
+            if self._task.answering != "generate":
+                problem = "a free answer has no choices to compare; use `answering: generate`"
+                raise self._complaint("answer", number, problem)
+            return ()
+        if self._choices is not None:
+            choices = self._texts("choices", number, self._evaluate("choices", number, self._choices, names))
+            if len(choices) != len(labels):
+                raise self._complaint("choices", number, f"{len(choices)} texts for {len(labels)} valid answers")
+            return choices
+        return labels if kind == "yes_no" or self._task.choices == LETTER_CHOICES else options
+
     def _check_target(self, number: int, target: str, kind: Kind, options: Sequence[str]) -> None:
-        valid = {"letter": tuple(LETTERS[: len(options)]), "yes_no": YES_NO, "short": None}[kind]
-        if (valid is not None and target not in valid) or not target:
-            wanted = "some text" if valid is None else f"one of {', '.join(valid) or '(no options)'}"
+        valid = _labels(kind, options)
+        if (kind != "short" and target not in valid) or not target:
+            wanted = "some text" if kind == "short" else f"one of {', '.join(valid) or '(no options)'}"
             raise self._complaint("target", number, f"the gold answer must be {wanted}, not {target!r}")
 
     def _with_photos(self, number: int, prompt: str, photos: int) -> str:
@@ -159,6 +201,13 @@ class Renderer:
             return prompt
         # a mark inside the row's own text is no place for a photo
         return f"{IMAGE_PLACEHOLDER}\n" * photos + prompt.replace(IMAGE_PLACEHOLDER, "image")
+
+
+def _labels(kind: Kind, options: Sequence[str]) -> tuple[str, ...]:
+    """The valid answers of a kind; none for a free answer."""
+    if kind == "letter":
+        return tuple(LETTERS[: len(options)])
+    return YES_NO if kind == "yes_no" else ()
 
 
 def _template(source: str) -> Callable[[Mapping[str, Any]], Any]:

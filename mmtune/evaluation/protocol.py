@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -12,13 +13,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
 USAGE = ("prompt_tokens", "generated_tokens", "reused_tokens", "tower_passes")
+COSTS = ("seconds", *USAGE)
 
 
 class AnsweringModel(Protocol):
     """Anything that answers prompts.
 
-    Two more attributes are used where a model has them: `usage`, a dict of the counts named in `USAGE`,
-    and `tower`, which is None in a model that cannot see photos.
+    A model that is never scored by likelihood may lack `loglikelihood`. Three more attributes are used where a model
+    has them: `usage`, a dict of the running counts named in `USAGE` (tokens computed, generated, and not computed again
+    because prompts share them; photos through the tower); `tower`, which is None in a model that cannot see photos; and
+    `share_prefixes`, which says whether what prompts of one call begin with in common is computed once.
+
+    Prompts of one call may share photos (the same object) and long beginnings; those that do stand next to each other.
 
     Attributes:
         name: what is printed and stored.
@@ -56,13 +62,37 @@ class AnsweringModel(Protocol):
         """
         ...
 
+    def loglikelihood(
+        self,
+        prompts: Sequence[str],
+        choices: Sequence[Sequence[str]],
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        *,
+        primer: str = "",
+        batch_tokens: int = 4096,
+    ) -> list[list[float]]:
+        """How likely each prompt's choices are.
+
+        Args:
+            prompts: what the user says, `<image>` where a photo goes; the model adds its own chat template.
+            choices: for each prompt, texts that the assistant might say right after the primer.
+            images: the photos of each prompt, in order.
+            primer: how the assistant's turn begins.
+            batch_tokens: how many tokens may be computed at once; must not change the figures.
+
+        Returns:
+            For each prompt the summed natural log-probability of each of its choices.
+        """
+        ...
+
 
 def load_model(path: str | Path, device: str = "auto") -> AnsweringModel:
     """Load a run, a saved model, or a plain language model by folder or hub id.
 
     Args:
         path: what `VisionLanguageModel.from_pretrained` accepts.
-        device: `auto` (the GPU where there is one), `cpu`, `cuda`, `cuda:1`. In bfloat16 on CUDA.
+        device: `auto` (a GPU where there is one, in a group of processes each its own), `cpu`, `cuda`, `cuda:1`. In
+            bfloat16 on CUDA.
 
     Raises:
         UserError: no model there, or no such device here.
@@ -72,7 +102,8 @@ def load_model(path: str | Path, device: str = "auto") -> AnsweringModel:
     from mmtune.models.vlm import VisionLanguageModel
 
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % cards}" if cards else "cpu"
     try:
         where = torch.device(device)
         torch.empty(0, device=where)
@@ -82,6 +113,19 @@ def load_model(path: str | Path, device: str = "auto") -> AnsweringModel:
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     model: AnsweringModel = VisionLanguageModel.from_pretrained(path, device=where, dtype=dtype)
     return model
+
+
+def fold_adapters(model: AnsweringModel) -> None:
+    """Fold a model's adapters into its weights, since apart they cost time at every token.
+
+    Its fingerprint changes by that, and where arithmetic rounds in another order it may differ from one machine to the
+    next: what names stored answers is the fingerprint from before. A quantised model keeps its adapters, which would be
+    rounded away.
+    """
+    from mmtune.models.vlm import VisionLanguageModel
+
+    if isinstance(model, VisionLanguageModel) and not getattr(model.base_language, "is_quantized", False):
+        model.merge_adapters()
 
 
 def usage_of(model: AnsweringModel) -> dict[str, int]:

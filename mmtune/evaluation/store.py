@@ -1,136 +1,26 @@
-"""What an evaluation leaves: `results.json` and `samples/<task>.jsonl`, written whole or not at all."""
+"""An evaluation's folder: `answers.sqlite` as they come in; `results.json` and `samples/` after every task."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+import errno
 import json
-import platform
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmtune import __version__
 from mmtune.errors import UserError
-from mmtune.evaluation.protocol import USAGE
-from mmtune.files import atomic_path, read_json, write_json
+from mmtune.evaluation.results import Results, TaskResult
+from mmtune.files import atomic_path, read_json
 
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One question and what became of it.
-
-    Attributes:
-        id: the row's number in the split, from 0.
-        prompt: what the user said; the task's primer and the chat template are not part of it.
-        response: the model's raw text after the primer.
-        prediction: the answer found in it, or None (unparsed, or the photo could not be decoded).
-        target: the gold answer.
-        score: 0 or 1.
-        image: SHA-256 of the photo's bytes (of several: of their digests), or None.
-        group: the row's group in the set, or None.
-        error: why it could not be asked, or None.
-    """
-
-    id: int
-    prompt: str
-    response: str
-    prediction: str | None
-    target: str
-    score: float
-    image: str | None
-    group: str | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """The scores of one task and what they cost; every field stands in `results.json`.
-
-    Attributes:
-        modality: language or vision.
-        version: of the task file.
-        n: how many samples.
-        metric: the name of the task's score.
-        score: 0 to 1.
-        stderr: bootstrap standard error of the score.
-        unparsed: the share of samples without a valid answer, undecodable photos among them.
-        failed: how many samples had a photo that could not be decoded.
-        metrics: all metrics, over all samples and by group.
-        dataset: path, config, split, fingerprint.
-        protocol: blind or mlan.
-        seconds: wall clock.
-        cost: seconds and the model's counts for this task.
-        key: changes with all that the samples depend on: model, task, protocol, rows, limit, seed.
-    """
-
-    modality: str
-    version: int
-    n: int
-    metric: str
-    score: float
-    stderr: float
-    unparsed: float
-    failed: int
-    metrics: dict[str, Any]
-    dataset: dict[str, str | None]
-    protocol: str
-    seconds: float
-    cost: dict[str, float]
-    key: str
-
-
-@dataclass
-class Results:
-    """The scores of a suite.
-
-    Attributes:
-        suite: its name.
-        model: the model's name.
-        created: when, ISO 8601 in UTC.
-        versions: of mmtune, Python and the libraries that matter.
-        tasks: by name, in the suite's order.
-        samples: of the tasks asked for, by name, in the order of the rows.
-    """
-
-    suite: str
-    model: str
-    created: str
-    versions: dict[str, str]
-    tasks: dict[str, TaskResult] = field(default_factory=dict)
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
-
-    @property
-    def averages(self) -> dict[str, float | None]:
-        """Unweighted means of the scores: language, vision, overall; None where there is no such task."""
-
-        def mean(scores: list[float]) -> float | None:
-            return sum(scores) / len(scores) if scores else None
-
-        tasks = self.tasks.values()
-        by_modality = {m: mean([t.score for t in tasks if t.modality == m]) for m in ("language", "vision")}
-        return {**by_modality, "overall": mean([t.score for t in tasks])}
-
-    @property
-    def cost(self) -> dict[str, float]:
-        """The tasks' costs added up, those of reused results too: what these scores took to compute."""
-        return {key: sum(task.cost[key] for task in self.tasks.values()) for key in ("seconds", *USAGE)}
-
-    def as_dict(self) -> dict[str, Any]:
-        """The content of `results.json`."""
-        return {
-            "suite": self.suite,
-            "model": self.model,
-            "created": self.created,
-            "versions": self.versions,
-            "tasks": {name: dataclasses.asdict(task) for name, task in self.tasks.items()},
-            "averages": self.averages,
-            "cost": self.cost,
-        }
+# half of a character, which UTF-8 cannot write; and what would break a line or command a terminal that shows the file
+_AWKWARD = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Store:
-    """An evaluation's folder."""
+    """The files of an evaluation, each written whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         """Make the folder.
@@ -148,6 +38,11 @@ class Store:
     def results_path(self) -> Path:
         """The file of the scores."""
         return self.folder / "results.json"
+
+    @property
+    def answers_path(self) -> Path:
+        """The database of the answers."""
+        return self.folder / "answers.sqlite"
 
     def samples_path(self, task: str) -> Path:
         """The file of a task's samples."""
@@ -168,31 +63,32 @@ class Store:
         wanted = {f.name for f in dataclasses.fields(TaskResult)}
         return {name: TaskResult(**t) for name, t in tasks.items() if isinstance(t, dict) and set(t) == wanted}
 
-    def read_samples(self, task: str) -> list[Sample] | None:
-        """A task's samples, or None if the file is missing or not whole."""
-        try:
-            with self.samples_path(task).open(encoding="utf-8") as stream:
-                return [Sample(**json.loads(line)) for line in stream]
-        except (OSError, ValueError, TypeError):
-            return None
-
     def write(self, results: Results, task: str) -> None:
-        """Write a finished task: its samples first, so that results never lack them."""
-        with (
-            atomic_path(self.samples_path(task)) as temporary,
-            temporary.open("w", encoding="utf-8") as stream,
-        ):
-            for sample in results.samples[task]:
-                stream.write(json.dumps(dataclasses.asdict(sample), ensure_ascii=False) + "\n")
-        write_json(self.results_path, results.as_dict())
+        """Write a finished task: its samples first, so that results never lack them.
+
+        Raises:
+            UserError: the disk is full, or does not let us write.
+        """
+        lines = (_json(dataclasses.asdict(sample)) for sample in results.samples[task])
+        self._write(self.samples_path(task), lines)
+        self._write(self.results_path, [_json(results.as_dict(), indent=2)])
+
+    def _write(self, path: Path, lines: Iterator[str] | list[str]) -> None:
+        with _explained(path), atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
 
 
-def versions() -> dict[str, str]:
-    """The versions that results may depend on."""
-    found = {"mmtune": __version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "datasets", "pyarrow", "jinja2", "pillow"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def _json(value: Any, indent: int | None = None) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    return _AWKWARD.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        kept = "the answers are kept: run the same command again, and it goes on where it stopped"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{path}: the disk is full; free some space; {kept}") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror}; {kept}") from None

@@ -7,16 +7,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from mmtune.errors import UserError, did_you_mean
-from mmtune.evaluation.answers import KINDS, STEPS
+from mmtune.evaluation.answers import KINDS, MARKS, STEPS
 from mmtune.evaluation.fields import Fields, load_yaml
 from mmtune.evaluation.metrics import METRICS, MetricSpec, metric_arguments
-from mmtune.evaluation.prompting import template_names
-from mmtune.files import resource_folder, sha256_json
+from mmtune.evaluation.outside_metrics import FORMS, Form, OutsideMetric
+from mmtune.evaluation.prompting import LETTER_CHOICES, template_names
+from mmtune.files import resource_folder, sha256_file, sha256_json
 
 Modality = Literal["language", "vision"]
+Answering = Literal["generate", "likelihood", "likelihood_norm"]
+ANSWERING: tuple[str, ...] = get_args(Answering)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # it becomes a file name
 _PROVIDED = frozenset({"asks_yes_no"})  # names that templates get besides the columns
@@ -70,9 +73,14 @@ class Task:
         dataset: where the rows are.
         prompt: template of what the user says.
         target: template of the gold answer.
+        references: expression that gives all gold answers that count, or None for the target alone.
         answer: the kind of answer, or a template that gives it.
         images: the columns that hold photos.
         options: expression that gives the options' texts, or None.
+        answering: `generate` an answer and extract it, or take the choice that the model finds likeliest, by its
+            summed log-probability (`likelihood`) or by that per character (`likelihood_norm`).
+        choices: what is compared by likelihood: `letters`, or an expression that gives one text per valid answer;
+            None for the options' texts, or yes and no.
         filter: expression that says which rows are used, or None for all.
         primer: how the assistant's turn begins.
         max_new_tokens: the most tokens an answer may have.
@@ -90,21 +98,34 @@ class Task:
     dataset: DatasetSpec
     prompt: str
     target: str
+    references: str | None
     answer: str
     images: tuple[str, ...]
     options: str | None
+    answering: Answering
+    choices: str | None
     filter: str | None
     primer: str
     max_new_tokens: int
     stop: tuple[str, ...]
     extract: tuple[str, ...]
-    metrics: tuple[MetricSpec, ...]
+    metrics: tuple[MetricSpec | OutsideMetric, ...]
     group_by: str | None
     limit: int | None
+
+    @property
+    def marking(self) -> str:
+        """How an answer is marked, one of `MARKS`: as the metric says that is the mean of the marks."""
+        return next((metric.name for metric in self.metrics if metric.name in MARKS), "accuracy")
 
     def definition_hash(self) -> str:
         """Changes with anything in the definition, but not with where the file lies."""
         return sha256_json({**dataclasses.asdict(self), "where": None})
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether every answer is one of a few that can be compared by likelihood; free answers are not."""
+        return not any(kind in self.answer for kind in KINDS if kind not in ("letter", "yes_no"))
 
     def columns_by_key(self) -> dict[str, frozenset[str]]:
         """The dataset's columns that each key of the task file uses; joined photos are not among them."""
@@ -112,11 +133,13 @@ class Task:
         joined = frozenset() if self.dataset.images is None else frozenset({self.dataset.images.column})
         templates = {"prompt": self.prompt, "target": self.target, "answer": self.answer}
         expressions = {"group_by": self.group_by, "filter": self.filter, "options": self.options}
+        expressions["references"] = self.references
+        expressions["choices"] = None if self.choices == LETTER_CHOICES else self.choices
         used = {key: template_names(source, self.where) - computed for key, source in templates.items()}
         for key, expression in expressions.items():
             if expression is not None:
                 names = template_names(expression, self.where, expression=True)
-                used[key] = names - computed if key == "group_by" else names
+                used[key] = names - computed if key not in ("filter", "options") else names
         used["images"] = frozenset(self.images)
         if self.dataset.images is not None:
             used["dataset.images.on"] = frozenset({self.dataset.images.on})
@@ -148,7 +171,7 @@ def load_task(
         raw = {**raw, **{k: v for k, v in overrides.items() if k not in dataset_keys}}
         if isinstance(raw.get("dataset"), dict):
             raw["dataset"] = {**raw["dataset"], **{k: v for k, v in overrides.items() if k in dataset_keys}}
-    return task_from(raw, f"{overridden_by}: {path}" if overrides else str(path))
+    return task_from(raw, f"{overridden_by}: {path}" if overrides else str(path), path.parent)
 
 
 def find_task(name: str, relative_to: Path | None = None) -> Path:
@@ -166,8 +189,13 @@ def find_task(name: str, relative_to: Path | None = None) -> Path:
     return path
 
 
-def task_from(raw: Any, where: str) -> Task:
+def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
     """A task from the value of its YAML file.
+
+    Args:
+        raw: the value.
+        where: the file, for complaints.
+        folder: where the paths in it start from.
 
     Raises:
         UserError: a key is missing, unknown or wrong.
@@ -184,15 +212,18 @@ def task_from(raw: Any, where: str) -> Task:
         dataset=_dataset(fields),
         prompt=fields.take("prompt", str),
         target=fields.take("target", str),
+        references=fields.optional("references", str),
         answer=fields.take("answer", str),
         images=fields.texts("images"),
         options=_options(fields),
+        answering=cast(Answering, fields.choice("answering", ANSWERING, "generate")),
+        choices=fields.optional("choices", str),
         filter=fields.optional("filter", str),
         primer=fields.take("primer", str, ""),
         max_new_tokens=fields.positive("max_new_tokens"),
         stop=fields.texts("stop"),
         extract=fields.texts("extract", STEPS),
-        metrics=_metrics(fields),
+        metrics=_metrics(fields, folder),
         group_by=fields.optional("group_by", str),
         limit=_limit(fields),
     )
@@ -202,6 +233,8 @@ def task_from(raw: Any, where: str) -> Task:
         ("target", task.target, False),
         ("answer", task.answer, False),
         ("options", task.options, True),
+        ("references", task.references, True),
+        ("choices", task.choices, True),
         ("filter", task.filter, True),
         ("group_by", task.group_by, True),
     ):
@@ -215,6 +248,10 @@ def task_from(raw: Any, where: str) -> Task:
         )
     if task.modality == "vision" and not task.images:
         raise fields.complaint("images", "missing, and `modality: vision` needs them; name the column of the photo")
+    if task.answering != "generate" and not task.has_choices:
+        raise fields.complaint("answering", f"{task.answering} needs `answer: letter` or `yes_no`; use generate")
+    if task.marking == "vqa_accuracy" and task.references is None:
+        raise fields.complaint("references", "missing, and vqa_accuracy needs them; say which column lists the answers")
     if "" in task.stop:
         raise fields.complaint("stop", "an empty text would end every answer at once; remove it")
     return task
@@ -249,8 +286,8 @@ def _options(fields: Fields) -> str | None:
     raise fields.complaint("options", f"must be an expression or a list of columns, not {raw!r}")
 
 
-def _metrics(fields: Fields) -> tuple[MetricSpec, ...]:
-    found = []
+def _metrics(fields: Fields, folder: Path) -> tuple[MetricSpec | OutsideMetric, ...]:
+    found: list[MetricSpec | OutsideMetric] = []
     for entry in fields.take("metrics", list):
         name: Any = entry
         arguments: Any = {}
@@ -258,18 +295,53 @@ def _metrics(fields: Fields) -> tuple[MetricSpec, ...]:
             name, arguments = next(iter(entry.items()))
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise fields.complaint("metrics", f"every entry must be a name, or a name with arguments, not {entry!r}")
-        if name not in METRICS:
-            raise fields.complaint("metrics", f"unknown {name!r}; {did_you_mean(name, METRICS)}")
-        for key, value in arguments.items():
-            if key not in metric_arguments(name):
-                hint = did_you_mean(str(key), metric_arguments(name))
-                raise fields.complaint("metrics", f"{name} has no argument {key!r}; {hint}")
-            if not isinstance(value, str):
-                raise fields.complaint("metrics", f"{name}: {key} must be text, not {value!r}; put it in quotes")
-        found.append(MetricSpec(name, arguments))
-    if not found:
-        raise fields.complaint("metrics", "is empty; the first metric is the task's score, e.g. [accuracy]")
+        outside = name == "evaluate"
+        found.append(
+            _outside_metric(fields, arguments, folder) if outside else _metric(fields, name, arguments)
+        )
+    names = [metric.name for metric in found]
+    if not found or isinstance(found[0], OutsideMetric):
+        reason = "is empty" if not found else "begins with one that cannot be resampled for a standard error"
+        raise fields.complaint("metrics", f"{reason}; the first metric is the task's score, e.g. [accuracy]")
+    for name in names:
+        if names.count(name) > 1:
+            raise fields.complaint("metrics", f"{name!r} is named twice")
+    marks = [name for name in names if name in MARKS]
+    if len(marks) > 1:
+        raise fields.complaint("metrics", f"{' and '.join(marks)} mark one answer in two ways; name one of them")
     return tuple(found)
+
+
+def _metric(fields: Fields, name: str, arguments: Mapping[str, Any]) -> MetricSpec:
+    if name not in METRICS:
+        raise fields.complaint("metrics", f"unknown {name!r}; {did_you_mean(name, [*METRICS, 'evaluate'])}")
+    for key, value in arguments.items():
+        if key not in metric_arguments(name):
+            hint = did_you_mean(str(key), metric_arguments(name))
+            raise fields.complaint("metrics", f"{name} has no argument {key!r}; {hint}")
+        if not isinstance(value, str):
+            raise fields.complaint("metrics", f"{name}: {key} must be text, not {value!r}; put it in quotes")
+    return MetricSpec(name, arguments)
+
+
+def _outside_metric(fields: Fields, raw: Mapping[str, Any], folder: Path) -> OutsideMetric:
+    inner = Fields(raw, f"{fields.where}: metrics: evaluate")
+    path, code = inner.take("path", str), None
+    if path.endswith(".py"):
+        file = folder / Path(path).expanduser()
+        if not file.is_file():
+            raise inner.complaint("path", f"{file}: no such file")
+        path, code = str(file), sha256_file(file)
+    metric = OutsideMetric(
+        path=path,
+        revision=inner.optional("revision", str),
+        result=inner.take("result", str, Path(path).stem),
+        answers=cast(Form, inner.choice("answers", FORMS, "text")),
+        arguments=inner.take("arguments", dict, {}),
+        code=code,
+    )
+    inner.finish()
+    return metric
 
 
 def _limit(fields: Fields) -> int | None:

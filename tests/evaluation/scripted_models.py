@@ -27,9 +27,17 @@ def write_rows(root: Path, path: str, config: str | None, split: str, rows: list
 
 
 class Scripted:
-    """Answers every prompt with `reply(prompt, primer)`; keeps what it was asked."""
+    """Answers every prompt with `reply(prompt)`, finds a choice as likely as `like(prompt, choice)`; keeps what it was
+    asked.
+    """
 
-    def __init__(self, reply: Callable[[str], str], fingerprint: str = "one") -> None:
+    def __init__(
+        self,
+        reply: Callable[[str], str],
+        fingerprint: str = "one",
+        like: Callable[[str, str], float] = lambda prompt, choice: -float(len(choice)),
+    ) -> None:
+        self.like, self.share_prefixes = like, True
         self.name, self.fingerprint, self.reply = "scripted", fingerprint, reply
         self.calls: list[list[str]] = []
         self.images: list[list[int]] = []
@@ -46,15 +54,33 @@ class Scripted:
         stop: Sequence[str] = (),
         batch_tokens: int = 4096,
     ) -> list[str]:
+        self._asked(prompts, images)
+        self.options = {"primer": primer, "max_new_tokens": max_new_tokens, "stop": list(stop)}
+        self.usage["generated_tokens"] += len(prompts)
+        return [self.reply(prompt) for prompt in prompts]
+
+    def loglikelihood(
+        self,
+        prompts: Sequence[str],
+        choices: Sequence[Sequence[str]],
+        images: Sequence[Sequence[Image.Image]] | None = None,
+        *,
+        primer: str = "",
+        batch_tokens: int = 4096,
+    ) -> list[list[float]]:
+        self._asked(prompts, images)
+        self.options = {"primer": primer}
+        self.compared = [list(texts) for texts in choices]
+        return [[self.like(prompt, text) for text in texts] for prompt, texts in zip(prompts, choices, strict=True)]
+
+    def _asked(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None) -> None:
         counts = [0] * len(prompts) if images is None else [len(photos) for photos in images]
         assert [prompt.count("<image>") for prompt in prompts] == counts
         self.calls.append(list(prompts))
         self.images.append(counts)
-        self.options = {"primer": primer, "max_new_tokens": max_new_tokens, "stop": list(stop)}
+        self.photos = {id(photo) for photos in images or () for photo in photos}
         self.usage["prompt_tokens"] += sum(len(p.split()) for p in prompts)
-        self.usage["generated_tokens"] += len(prompts)
         self.usage["tower_passes"] += sum(counts)
-        return [self.reply(prompt) for prompt in prompts]
 
     @property
     def asked(self) -> int:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from scripted_models import BOOLQ, OPENBOOKQA, POPE, SUITE, Scripted, picture, small_data, write_rows
 
-import mmtune.evaluation.asking as asking
+import mmtune.evaluation.chunks as chunks
 from mmtune.errors import UserError
 from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.store import Results
+from mmtune.evaluation.results import Results
+from mmtune.files import resource_folder
 
 
 @pytest.fixture
@@ -81,14 +82,16 @@ def test_chunks_and_order_change_nothing(suite: Path, data: Path, monkeypatch: p
         return random.Random(prompt).choice(["yes", "no", "A", "B", "hm"])
 
     first = run(Scripted(moody), suite, data, batch_tokens=4096)
-    monkeypatch.setattr(asking, "_QUESTIONS_AT_ONCE", 3)
+    monkeypatch.setattr(chunks, "QUESTIONS", 3)
     second = run(Scripted(moody), suite, data, batch_tokens=1)
     assert first.samples == second.samples
     assert [t.stderr for t in first.tasks.values()] == [t.stderr for t in second.tasks.values()]
 
 
 def test_the_longest_come_first_in_chunks(suite: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_QUESTIONS_AT_ONCE", 4)
+    rows = [{**BOOLQ[n % 10], "passage": f"The number is {n}. " * (20 + n)} for n in range(10)]
+    write_rows(data, "google/boolq", None, "validation", rows)
+    monkeypatch.setattr(chunks, "QUESTIONS", 4)
     model = Scripted(oracle)
     run(model, suite, data, tasks=["boolq"])
     lengths = [len(prompt) for call in model.calls for prompt in call]
@@ -130,7 +133,7 @@ def test_what_is_written(suite: Path, data: Path, tmp_path: Path) -> None:
     assert [line["id"] for line in lines] == list(range(5))
     assert {"id", "prompt", "response", "prediction", "target", "score", "image"} <= set(lines[0])
     assert len(lines[0]["image"]) == 64
-    assert sorted(p.name for p in out.iterdir()) == ["results.json", "samples"]
+    assert sorted(p.name for p in out.iterdir()) == ["answers.sqlite", "results.json", "samples"]
 
 
 def test_averages_of_a_missing_modality_are_null(suite: Path, data: Path, tmp_path: Path) -> None:
@@ -162,14 +165,15 @@ def other_rows(_: Path, data: Path) -> dict[str, Any]:
     return {}
 
 
-def lost_samples(out: Path, _: Path) -> dict[str, Any]:
-    (out / "samples" / "boolq.jsonl").unlink()
+def other_wording(out: Path, _: Path) -> dict[str, Any]:
+    task = (resource_folder("eval_suites") / "tasks" / "boolq.yaml").read_text()
+    (out.parent / "boolq.yaml").write_text(task.replace("Please answer", "Do answer"))
+    (out.parent / "small.yaml").write_text(SUITE.replace("boolq", "boolq.yaml"))
     return {}
 
 
-def cut_samples(out: Path, _: Path) -> dict[str, Any]:
-    file = out / "samples" / "boolq.jsonl"
-    file.write_text(file.read_text()[:-30])
+def lost_answers(out: Path, _: Path) -> dict[str, Any]:
+    (out / "answers.sqlite").unlink()
     return {}
 
 
@@ -179,12 +183,13 @@ def cut_samples(out: Path, _: Path) -> dict[str, Any]:
         lambda out, data: {"fingerprint": "two"},
         lambda out, data: {"protocol": "mlan"},
         lambda out, data: {"limit": 9},
-        lambda out, data: {"seed": 3},
+        lambda out, data: {"answering": "likelihood"},
+        lambda out, data: {"resume": False},
         other_rows,
-        lost_samples,
-        cut_samples,
+        other_wording,
+        lost_answers,
     ],
-    ids=["model", "protocol", "limit", "seed", "rows", "lost samples", "cut samples"],
+    ids=["model", "protocol", "limit", "answering", "no resume", "rows", "task file", "lost answers"],
 )
 def test_what_no_longer_holds_is_run_again(suite: Path, data: Path, tmp_path: Path, change: Change) -> None:
     out = tmp_path / "out"
@@ -193,6 +198,20 @@ def test_what_no_longer_holds_is_run_again(suite: Path, data: Path, tmp_path: Pa
     model = Scripted(oracle, options.pop("fingerprint", "one"))
     run(model, suite, data, out=out, tasks=["boolq"], **options)
     assert model.asked >= 9
+
+
+def test_what_was_made_of_answers_is_made_again_without_asking(suite: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run(Scripted(oracle), suite, data, out=out, seed=1)
+    samples = (out / "samples" / "boolq.jsonl").read_bytes()
+    (out / "samples" / "boolq.jsonl").write_bytes(samples[:-30])
+    (out / "samples" / "pope.jsonl").unlink()
+    (out / "results.json").unlink()
+    model = Scripted(lambda _: pytest.fail("asked again"))
+    second = run(model, suite, data, out=out, seed=2)
+    assert (out / "samples" / "boolq.jsonl").read_bytes() == samples
+    assert second.samples == first.samples
+    assert second.tasks["boolq"].key != first.tasks["boolq"].key
 
 
 def test_a_kill_keeps_what_was_finished(suite: Path, data: Path, tmp_path: Path) -> None:
@@ -215,7 +234,7 @@ def test_a_kill_keeps_what_was_finished(suite: Path, data: Path, tmp_path: Path)
 def test_a_kill_while_one_task_is_run_again_keeps_the_others(suite: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(Scripted(oracle), suite, data, out=out)
-    cut_samples(out, data)
+    (out / "answers.sqlite").unlink()
     seen: list[list[str]] = []
 
     def watching(prompt: str) -> str:

@@ -1,0 +1,75 @@
+"""What can be found wrong with an evaluation before anything is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import cast
+
+from mmtune.errors import UserError, did_you_mean
+from mmtune.evaluation.protocol import AnsweringModel
+from mmtune.evaluation.suite import PROTOCOLS
+from mmtune.evaluation.task import ANSWERING, Answering, Task
+from mmtune.evaluation.wording import Protocol
+
+
+def check_numbers(*, limit: int | None, batch_tokens: int, seed: int) -> None:
+    """Look whether the numbers of the flags are large enough.
+
+    Raises:
+        UserError: one is not.
+    """
+    for flag, value, least in (("--limit", limit, 1), ("--batch-tokens", batch_tokens, 1), ("--seed", seed, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{flag} {value}: must be at least {least}")
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(f"--protocol: unknown {name!r}; {did_you_mean(name, PROTOCOLS)}")
+    return cast(Protocol, name)
+
+
+def answered_by(tasks: Sequence[Task], answering: str | None) -> tuple[Task, ...]:
+    """The tasks, answered in this way; None leaves each its own.
+
+    Raises:
+        UserError: there is no such way, or a task's answers are free, so that there is nothing to compare.
+    """
+    if answering is None:
+        return tuple(tasks)
+    if answering not in ANSWERING:
+        raise UserError(f"--answering: unknown {answering!r}; {did_you_mean(answering, ANSWERING)}")
+    free = [task.name for task in tasks if not task.has_choices]
+    if answering != "generate" and free:
+        problem = f"the answers of {', '.join(free)} are free, so there are no choices to compare"
+        raise UserError(f"--answering {answering}: {problem}; {_advice(tasks, free, 'use --answering generate')}")
+    return tuple(dataclasses.replace(task, answering=cast(Answering, answering)) for task in tasks)
+
+
+def check_model(model: AnsweringModel, tasks: Sequence[Task]) -> None:
+    """Look whether the model can do what the tasks ask: see, and tell how likely choices are.
+
+    A text-only model is told so before hours of language tasks, not after.
+
+    Raises:
+        UserError: it cannot.
+    """
+    shown = [task.name for task in tasks if task.images]
+    if shown and getattr(model, "tower", model) is None:
+        advice = _advice(tasks, shown, "choose a suite of language tasks")
+        raise UserError(f"{model.name} has no vision tower, but task {shown[0]} shows photos; {advice}")
+    compared = [task.name for task in tasks if task.answering != "generate"]
+    if compared and not hasattr(model, "loglikelihood"):
+        problem = f"{model.name} has no method loglikelihood, but task {compared[0]} compares choices"
+        raise UserError(f"{problem}; give it one, or use --answering generate")
+
+
+def _advice(tasks: Sequence[Task], unfit: Collection[str], otherwise: str) -> str:
+    fit = ",".join(task.name for task in tasks if task.name not in unfit)
+    return f"give --tasks {fit}" if fit else otherwise

@@ -1,0 +1,158 @@
+"""Answers as they come in, in `DIR/answers.sqlite`: what a kill cannot take."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmtune.errors import UserError
+from mmtune.evaluation.asking import Answer
+from mmtune.evaluation.protocol import COSTS
+
+LAYOUT = 1
+_BUSY_SECONDS = 60.0  # how long a process waits for another one that is writing
+
+_TABLES = f"""
+CREATE TABLE IF NOT EXISTS chunks (
+    key TEXT NOT NULL, chunk INTEGER NOT NULL, {", ".join(f"{name} REAL NOT NULL" for name in COSTS)},
+    PRIMARY KEY (key, chunk)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (
+    key TEXT NOT NULL, row INTEGER NOT NULL, answer TEXT NOT NULL,
+    PRIMARY KEY (key, row)
+) WITHOUT ROWID;
+"""
+
+
+class Database:
+    """The answers of one folder. Every chunk is there whole, with what it cost, or not at all.
+
+    A key stands for all that the answers of a task depend on; see `engine`. Several processes of one machine may use
+    the file at once: that is what the write-ahead log is for. Every commit waits until the disk has it
+    (`synchronous=FULL`): a few milliseconds beside a chunk's seconds, for which answers outlive a power cut too.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        """Open the file, or make it.
+
+        Args:
+            path: the file; None keeps the answers in memory.
+
+        Raises:
+            UserError: it is damaged, of another layout, in use, or cannot be made.
+        """
+        self._path = path
+        with self._explained():
+            self._connection = sqlite3.connect(path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            if self._one("PRAGMA quick_check(1)") != "ok":
+                raise self._damaged("the check finds broken pages")
+            layout = self._one("PRAGMA user_version")
+            if layout not in (0, LAYOUT):
+                problem = f"written by another version of mmtune (layout {layout}, not {LAYOUT})"
+                raise UserError(f"{path}: {problem}; choose another --out, or delete the file to ask again")
+            self._connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={LAYOUT}; COMMIT")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def chunks(self, key: str) -> set[int]:
+        """The numbers of the chunks that are answered."""
+        with self._explained():
+            return {number for (number,) in self._connection.execute("SELECT chunk FROM chunks WHERE key=?", [key])}
+
+    def rows(self, key: str) -> int:
+        """How many questions are answered."""
+        with self._explained():
+            return int(self._one("SELECT count(*) FROM answers WHERE key=?", key))
+
+    def add(self, key: str, chunk: int, answers: Sequence[Answer], cost: Mapping[str, float]) -> None:
+        """Store a chunk, unless another process has stored it meanwhile.
+
+        Raises:
+            UserError: the disk is full or does not let us write; what is stored already stays.
+        """
+        with self._explained(), self._transaction():
+            places = ", ".join("?" * (2 + len(COSTS)))
+            row = [key, chunk, *(cost[name] for name in COSTS)]
+            if self._connection.execute(f"INSERT OR IGNORE INTO chunks VALUES ({places})", row).rowcount:
+                lines = ((key, answer.row, json.dumps(dataclasses.asdict(answer))) for answer in answers)
+                self._connection.executemany("INSERT INTO answers VALUES (?, ?, ?)", lines)
+
+    def answers(self, key: str) -> dict[int, Answer]:
+        """All answers, by row.
+
+        Raises:
+            UserError: an answer is damaged.
+        """
+        with self._explained():
+            found = self._connection.execute("SELECT row, answer FROM answers WHERE key=?", [key]).fetchall()
+        try:
+            return {row: _answer(text) for row, text in found}
+        except (ValueError, TypeError):
+            raise self._damaged("an answer cannot be read") from None
+
+    def cost(self, key: str) -> dict[str, float]:
+        """What the chunks cost together."""
+        sums = ", ".join(f"total({name})" for name in COSTS)
+        with self._explained():
+            totals = self._connection.execute(f"SELECT {sums} FROM chunks WHERE key=?", [key]).fetchone()
+        seconds, *counts = totals
+        return {"seconds": round(seconds, 3), **dict(zip(COSTS[1:], map(int, counts), strict=True))}
+
+    def forget(self, key: str) -> None:
+        """Drop the answers of a key."""
+        with self._explained(), self._transaction():
+            for table in ("chunks", "answers"):
+                self._connection.execute(f"DELETE FROM {table} WHERE key=?", [key])
+
+    def _one(self, query: str, *values: str) -> str | int:
+        value: str | int = self._connection.execute(query, values).fetchone()[0]
+        return value
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # a full disk has ended it already
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say what to do about what SQLite complains of."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            kind = getattr(error, "sqlite_errorname", None) or ""
+            if kind == "SQLITE_FULL":
+                advice = "free some space and run the same command again, it goes on where it stopped"
+                raise UserError(f"{self._path}: the disk is full; {advice}") from None
+            if kind.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+                raise self._damaged(str(error)) from None
+            if kind.startswith("SQLITE_BUSY"):
+                raise UserError(f"{self._path}: another process has kept it locked; wait for it or stop it") from None
+            if kind.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_IOERR")):
+                advice = "check the folder's permissions and its disk, or choose another --out"
+                raise UserError(f"{self._path}: cannot be read or written ({error}); {advice}") from None
+            raise
+
+    def _damaged(self, how: str) -> UserError:
+        advice = "delete it to ask everything again, or choose another --out"
+        return UserError(f"{self._path}: damaged ({how}); {advice}")
+
+
+def _answer(text: str) -> Answer:
+    fields = json.loads(text)
+    if fields["loglikelihoods"] is not None:
+        fields["loglikelihoods"] = tuple(fields["loglikelihoods"])
+    return Answer(**fields)

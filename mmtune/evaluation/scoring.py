@@ -1,0 +1,134 @@
+"""From answers to samples, and from samples to the scores of a task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmtune.evaluation.answers import mark, parse
+from mmtune.evaluation.asking import Answer
+from mmtune.evaluation.dataset import Photo
+from mmtune.evaluation.metrics import Outcomes, standard_error, summarise
+from mmtune.evaluation.prompting import Question
+from mmtune.evaluation.results import Sample, TaskResult
+from mmtune.evaluation.task import Task
+
+
+def judge(task: Task, question: Question, answer: Answer) -> Sample:
+    """What became of a question.
+
+    Args:
+        task: the way of answering and the extraction.
+        question: what was asked.
+        answer: what was said.
+    """
+    response, prediction = answer.response, None
+    if answer.loglikelihoods is not None:
+        best = likeliest(answer.loglikelihoods, question.choices, normalised=task.answering == "likelihood_norm")
+        if best is not None:
+            response, prediction = question.choices[best], question.labels[best]
+    elif answer.error is None:
+        prediction = parse(response, task.extract, question.kind, question.options)
+    return Sample(
+        id=question.row,
+        prompt=question.prompt,
+        response=response,
+        prediction=prediction,
+        target=question.target,
+        score=mark(prediction, question.references, task.extract, question.kind, task.marking),
+        image=_digest(question.photos),
+        group=question.group,
+        error=answer.error,
+        loglikelihoods=answer.loglikelihoods,
+    )
+
+
+def likeliest(loglikelihoods: Sequence[float | None], choices: Sequence[str], *, normalised: bool) -> int | None:
+    """Which choice a model finds likeliest, by lm-evaluation-harness' conventions; of equals the first.
+
+    Args:
+        loglikelihoods: summed natural log-probability of each choice; one that is None is never the likeliest.
+        choices: their texts.
+        normalised: divide each sum by its choice's length in characters (`acc_norm`) instead of comparing the sums as
+            they are (`acc`).
+
+    Returns:
+        Its place, or None if no choice has a figure.
+    """
+    figures = {
+        place: figure / max(1, len(choice)) if normalised else figure
+        for place, (figure, choice) in enumerate(zip(loglikelihoods, choices, strict=True))
+        if figure is not None
+    }
+    return max(figures, key=figures.__getitem__) if figures else None
+
+
+def score_task(
+    task: Task,
+    questions: Sequence[Question],
+    samples: Sequence[Sample],
+    *,
+    fingerprint: str,
+    protocol: str,
+    seed: int,
+    cost: dict[str, float],
+    key: str,
+) -> TaskResult:
+    """The scores of a task.
+
+    Args:
+        task: its metrics; the first is the score.
+        questions: all of them.
+        samples: one for each question.
+        fingerprint: of the rows.
+        protocol: blind or mlan.
+        seed: of the bootstrap behind the standard error.
+        cost: what the answers took.
+        key: see `TaskResult`.
+    """
+    outcomes = Outcomes.of(
+        [sample.score for sample in samples],
+        [sample.prediction for sample in samples],
+        [sample.target for sample in samples],
+    )
+    summary = summarise(task.metrics, outcomes, [sample.group for sample in samples])
+    if task.answering != "generate":
+        summary["accuracy_sum"] = _accuracy(questions, samples, normalised=False)
+        summary["accuracy_norm"] = _accuracy(questions, samples, normalised=True)
+    main = task.metrics[0]
+    spec = task.dataset
+    return TaskResult(
+        modality=task.modality,
+        version=task.version,
+        n=len(samples),
+        metric=main.name,
+        score=summary[main.name],
+        stderr=standard_error(main, outcomes, seed),
+        unparsed=sum(sample.prediction is None for sample in samples) / len(samples),
+        failed=sum(sample.error is not None for sample in samples),
+        metrics=summary,
+        dataset={"path": spec.path, "config": spec.config, "split": spec.split, "fingerprint": fingerprint},
+        protocol=protocol,
+        answering=task.answering,
+        seconds=cost["seconds"],
+        cost=cost,
+        key=key,
+    )
+
+
+def _accuracy(questions: Sequence[Question], samples: Sequence[Sample], *, normalised: bool) -> float:
+    def right(question: Question, sample: Sample) -> bool:
+        if sample.loglikelihoods is None:
+            return False
+        best = likeliest(sample.loglikelihoods, question.choices, normalised=normalised)
+        return best is not None and question.labels[best] == question.target
+
+    return float(np.mean([right(*pair) for pair in zip(questions, samples, strict=True)]))
+
+
+def _digest(photos: Sequence[Photo]) -> str | None:
+    if len(photos) > 1:
+        return hashlib.sha256("".join(photo.sha256 for photo in photos).encode()).hexdigest()
+    return photos[0].sha256 if photos else None
