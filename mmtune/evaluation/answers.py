@@ -1,11 +1,14 @@
-"""From what a model said to an answer that can be compared: small pure steps, applied in the task's order."""
+"""From what a model said to an answer, and from an answer to its mark: small pure functions, named in task files."""
 
 from __future__ import annotations
 
 import re
 import string
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Literal, get_args
+
+from mmtune.evaluation.contractions import CONTRACTIONS
 
 Kind = Literal["letter", "yes_no", "short"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -14,11 +17,40 @@ YES_NO = ("yes", "no")
 
 Step = Callable[[str, Sequence[str]], str]
 """A step: (text so far, the options' texts) to text. It never raises."""
+Mark = Callable[[str, Sequence[str]], float]
+"""How good an answer is, 0 to 1: (the answer, all gold answers that count) to a mark. It never raises."""
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBERS)} | {"none": "0"}
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLAUSE_END = re.compile(r'[.,:"\n\r]')
+_LINE_END = re.compile(r'["\n\r]')
+_LEADING_LETTER = re.compile(r"\s*\(?([A-Za-z])(?:[.:)]|\s*$)")
+
+# VQA: all periods but decimal ones go, commas inside numbers too, and these marks become spaces
+_VQA_GONE = re.compile(r"\.(?!\d)|(?<=\d),(?=\d)")
+_VQA_SPACES = str.maketrans(dict.fromkeys(';/[]"{}()=+\\_-><@`,?!', " "))
+_VQA_WORDS = {**_DIGITS, "ten": "10", **CONTRACTIONS}
+
+# LaTeX, from the inside out: (what is written, what it is plainly)
+_LATEX = tuple(
+    (re.compile(pattern), plainer)
+    for pattern, plainer in (
+        (r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]*)\}", r"\1"),
+        (r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r" \1/\2 "),
+        (r"\\(?:left|right)(?![a-z])|\\[!,;: ()\[\]$]|[$°]|\\?%|\^\{?\\circ\}?", ""),
+        (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),  # 10,404
+        (r"(?<=\d)\s+(?=\d+/\d)", "+"),  # 2 1/2
+        (r"(?<!\d)\s+|\s+(?!\d)", ""),
+        (r"\{(\w)\}", r"\1"),
+        (r"\\pi(?![a-z])", "π"),
+    )
+)
+_NUMBER = re.compile(
+    r"(?P<sign>[+-]?)(?:(?P<decimal>\d{1,50}(?:\.\d{1,50})?|\.\d{1,50})"
+    r"|(?:(?P<whole>\d{1,50})\+)?(?P<above>\d{1,50})/(?P<below>0*[1-9]\d{0,50}))",
+    re.ASCII,
+)
 
 
 def plain(text: str) -> str:
@@ -29,6 +61,17 @@ def plain(text: str) -> str:
 def first_clause(text: str, options: Sequence[str]) -> str:
     """Cut at the first of `.` `,` `:` `"` or a line break."""
     return _CLAUSE_END.split(text, maxsplit=1)[0].strip()
+
+
+def first_line(text: str, options: Sequence[str]) -> str:
+    """Cut at the first `"` or line break, for answers that may hold other punctuation, such as 8:00 or 3.5."""
+    return _LINE_END.split(text, maxsplit=1)[0].strip()
+
+
+def leading_letter(text: str, options: Sequence[str]) -> str:
+    """An option's letter that begins the text, as in `B: two dogs`, `(B) two dogs` or `b.`, is the answer."""
+    found = _LEADING_LETTER.match(text)
+    return found[1].upper() if found and _valid_letter(found[1], options) else text
 
 
 def option_text(text: str, options: Sequence[str]) -> str:
@@ -66,13 +109,28 @@ def number_words(text: str, options: Sequence[str]) -> str:
 
 
 def vqa_normalise(text: str, options: Sequence[str]) -> str:
-    """As answers about photos are compared: lower case, no punctuation or articles, digits."""
-    words = [_DIGITS.get(word, word) for word in plain(text).split() if word not in ("a", "an", "the")]
-    return " ".join(words)
+    """As answers about photos are compared (the list under "Evaluation Code" on visualqa.org/evaluation.html).
+
+    Lower case; periods go unless they are decimal; number words become digits; articles go; contractions get their
+    apostrophe; punctuation becomes a space, or nothing for a comma between digits. Apostrophes and colons stay. Which
+    marks are punctuation the page leaves open: here those of its authors' script.
+    """
+    words = _VQA_GONE.sub("", text.lower()).translate(_VQA_SPACES).split()
+    return " ".join(_VQA_WORDS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
 STEPS: dict[str, Step] = {
-    step.__name__: step for step in (first_clause, option_text, option_words, true_false, number_words, vqa_normalise)
+    step.__name__: step
+    for step in (
+        first_clause,
+        first_line,
+        leading_letter,
+        option_text,
+        option_words,
+        true_false,
+        number_words,
+        vqa_normalise,
+    )
 }
 # these say the same in other words, so a short gold answer goes through them too
 _REWORDING = {"true_false", "number_words", "vqa_normalise"}
@@ -101,16 +159,74 @@ def parse(response: str, steps: Sequence[str], kind: Kind, options: Sequence[str
     return text.strip() if said else None
 
 
-def matches(prediction: str | None, target: str, steps: Sequence[str], kind: Kind) -> bool:
-    """Whether a parsed answer is the gold answer, ignoring case and punctuation."""
+def exact(answer: str, references: Sequence[str]) -> float:
+    """1 for a gold answer, ignoring case and punctuation; else 0."""
+    said = plain(answer)
+    return float(any(said == plain(reference) for reference in references))
+
+
+def vqa(answer: str, references: Sequence[str]) -> float:
+    """VQA accuracy: min(people who said it / 3, 1), averaged over all ways to leave one person out.
+
+    Antol et al., "VQA: Visual Question Answering" (ICCV 2015), section 3; the averaging over 10 choose 9 is on
+    visualqa.org/evaluation.html. Both sides are normalised as described there.
+    """
+    said = vqa_normalise(answer, ())
+    others, agree = len(references) - 1, sum(vqa_normalise(r, ()) == said for r in references)
+    without_one_who_agrees, without_another = min(max(agree - 1, 0) / 3, 1.0), min(agree / 3, 1.0)
+    return (agree * without_one_who_agrees + (others + 1 - agree) * without_another) / len(references)
+
+
+def math(answer: str, references: Sequence[str]) -> float:
+    r"""1 for the value of a gold answer; else 0.
+
+    Numbers are compared as exact fractions, so 0.5 is 1/2 and \frac{1}{2}; other terms as text without LaTeX's layout,
+    units of degree and per cent, and spaces. Unlike the script of MATH-Vision (Wang et al., 2024), nothing is
+    transformed by computer algebra: 2\sqrt{2} is not \sqrt{8}.
+    """
+    said = _term(answer)
+    return float(any(said == _term(reference) for reference in references))
+
+
+MARKS: dict[str, Mark] = {"accuracy": exact, "vqa_accuracy": vqa, "math_accuracy": math}
+"""How answers are marked, by the name of the metric that is the mean of these marks."""
+
+
+def mark(
+    prediction: str | None, references: Sequence[str], steps: Sequence[str], kind: Kind, marking: str = "accuracy"
+) -> float:
+    """The mark of a parsed answer, 0 to 1; an unparsed one has 0.
+
+    Args:
+        prediction: what `parse` found.
+        references: all gold answers that count, at least one.
+        steps: the task's extraction steps; those that reword are applied to short gold answers too.
+        kind: what counts as an answer.
+        marking: one of `MARKS`.
+    """
     if prediction is None:
-        return False
+        return 0.0
     if kind == "short":
         for step in steps:
             if step in _REWORDING:
-                target = STEPS[step](target, ())
-    return plain(prediction) == plain(target)
+                references = [STEPS[step](reference, ()) for reference in references]
+    return MARKS[marking](prediction, references)
 
 
 def _valid_letter(said: str, options: Sequence[str]) -> bool:
     return len(said) == 1 and said.upper() in LETTERS[: len(options)]
+
+
+def _term(text: str) -> Fraction | str:
+    """The number that a text is, or the text without what is only layout."""
+    for pattern, plainer in _LATEX:
+        text = pattern.sub(plainer, text)
+    text = text.lower().rstrip(".")
+    number = _NUMBER.fullmatch(text)
+    if number is None:
+        return text
+    if number["decimal"]:
+        value = Fraction(number["decimal"])
+    else:
+        value = int(number["whole"] or 0) + Fraction(int(number["above"]), int(number["below"]))
+    return -value if number["sign"] == "-" else value

@@ -1,14 +1,20 @@
-"""Scores of a whole set from the scores of its samples, with a bootstrap standard error."""
+"""Scores of a whole set from the scores of its samples, with a bootstrap standard error.
+
+Written in numpy although torchmetrics has most of it: one call serves the set and a thousand resamples of it at once,
+in double precision, on answers as they are (text, or None where unparsed). The tests show the same numbers.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from mmtune.evaluation.answers import MARKS
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,8 +52,8 @@ class Outcomes:
         return int(self.score.shape[-1])
 
 
-def accuracy(outcomes: Outcomes) -> Floats:
-    """The mean score."""
+def mean_score(outcomes: Outcomes) -> Floats:
+    """The mean of the samples' marks; what a mark is, the metric's name tells (`answers.MARKS`)."""
     return np.asarray(outcomes.score.mean(-1))
 
 
@@ -75,7 +81,10 @@ def yes_ratio(outcomes: Outcomes, positive: str = "yes") -> Floats:
 
 
 Metric = Callable[..., Floats]
-METRICS: dict[str, Metric] = {metric.__name__: metric for metric in (accuracy, precision, recall, f1, yes_ratio)}
+METRICS: dict[str, Metric] = {
+    **dict.fromkeys(MARKS, mean_score),
+    **{metric.__name__: metric for metric in (precision, recall, f1, yes_ratio)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +104,21 @@ class MetricSpec:
         return METRICS[self.name](outcomes, **self.arguments)
 
 
+class Measure(Protocol):
+    """What gives a set one figure: a `MetricSpec`, or code of others."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    def __call__(self, outcomes: Outcomes) -> Floats: ...  # noqa: D102
+
+
 def metric_arguments(name: str) -> list[str]:
     """The arguments a metric accepts."""
     return [p for p in inspect.signature(METRICS[name]).parameters if p != "outcomes"]
 
 
-def standard_error(metric: MetricSpec, outcomes: Outcomes, seed: int) -> float:
+def standard_error(metric: Measure, outcomes: Outcomes, seed: int) -> float:
     """The standard deviation of the metric over resamples of the samples, drawn with replacement."""
     rng = np.random.default_rng(seed)
     values = [
@@ -110,7 +128,7 @@ def standard_error(metric: MetricSpec, outcomes: Outcomes, seed: int) -> float:
     return float(np.concatenate(values).std(ddof=1))
 
 
-def summarise(metrics: Sequence[MetricSpec], outcomes: Outcomes, groups: Sequence[str | None]) -> dict[str, Any]:
+def summarise(metrics: Sequence[Measure], outcomes: Outcomes, groups: Sequence[str | None]) -> dict[str, Any]:
     """All metrics over all samples, and under `groups` the same for each group with its `n`.
 
     Args:

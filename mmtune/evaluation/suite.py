@@ -64,7 +64,7 @@ def load_suite(name: str | Path) -> Suite:
     path = find_resource("eval_suites", str(name))
     raw = load_yaml(path)
     if isinstance(raw, dict) and "tasks" not in raw and "prompt" in raw:
-        task = task_from(raw, str(path))
+        task = task_from(raw, str(path), path.parent)
         return Suite(task.name, f"the task {task.name}", "blind", (task,))
     fields = Fields(raw, str(path))
     suite_name = fields.take("name", str)

@@ -13,6 +13,7 @@ Protocol = Literal["blind", "mlan"]
 
 _OPTION_LINE = re.compile(r"^[ \t]*([A-Z])[.):][ \t]+(.+?)[ \t]*$", re.MULTILINE)
 _CLOSING_INSTRUCTION = re.compile(r"\s*Please answer [^\n]*\s*$")
+_IMAGE_MARK = re.compile(r"\s*<image ?\d*>(?P<glued>(?![\s.,;:?!)]|$))?")
 _AUXILIARY = re.compile(
     r"(am|is|are|was|were|do|does|did|has|have|had|can|could|will|would|shall|should|may|might|must"
     r"|(is|are|was|were|do|does|did|has|have|could|would)n't|can't|won't)\b"
@@ -74,6 +75,11 @@ def without_options(question: str) -> str:
     return _OPTION_LINE.sub("", question).strip() if listed_options(question) else question
 
 
+def without_image_marks(question: str) -> str:
+    """The question without marks such as `<image1>`, which tell where in the text a photo stood."""
+    return _IMAGE_MARK.sub(lambda mark: "" if mark["glued"] is None else " ", question).strip()
+
+
 def looks_like_yes_no(question: str) -> bool:
     """Whether a question asks for yes or no, from its wording alone.
 
@@ -114,5 +120,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
         without_instruction,
         listed_options,
         without_options,
+        without_image_marks,
     )
 }

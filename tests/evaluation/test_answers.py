@@ -1,16 +1,28 @@
-"""Extraction: the rules by example, and what must hold for any text."""
+"""Extraction and marks: the rules by example, and what must hold for any text."""
 
 from __future__ import annotations
 
+import itertools
+import re
+import string
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmtune.evaluation.answers import KINDS, STEPS, matches, parse, plain
+from mmtune.evaluation.answers import KINDS, LETTERS, MARKS, STEPS, Kind, mark, parse, plain, vqa, vqa_normalise
+from mmtune.evaluation.contractions import CONTRACTIONS
 
 OPTIONS = ["a red fox", "Two dogs.", "don't know"]
-TEXTS = st.text(max_size=40) | st.sampled_from(["A", " b", "Yes.", "true", "two dogs", 'C"', "none", "\n", "D: x"])
+# any text at all: control characters, markup, halves of surrogate pairs
+ANY_TEXT = st.text(st.characters(categories=("L", "M", "N", "P", "S", "Z", "Cc", "Cf", "Co", "Cs")), max_size=40)
+LIKELY = st.sampled_from(
+    ["A", " b", "Yes.", "true", "two dogs", 'C"', "none", "\n", "D: x", "(B) x", "1,000.5", "\\frac{1}{2}"]
+)
+TEXTS = ANY_TEXT | LIKELY
 OPTION_LISTS = st.lists(st.text(max_size=12) | st.sampled_from(["A", "B", "yes"]), max_size=6)
+STEP_LISTS = st.lists(st.sampled_from(sorted(STEPS)), max_size=6)
+ANY_SPEED = settings(deadline=None)
 
 
 @pytest.mark.parametrize(
@@ -28,10 +40,30 @@ OPTION_LISTS = st.lists(st.text(max_size=12) | st.sampled_from(["A", "B", "yes"]
         ("\nA", None),
         ("A red dog", None),
         ("the answer is A", None),
+        ('"A"', None),  # the protocol cuts at the first quote, so nothing is left
     ],
 )
 def test_letters(said: str, expected: str | None) -> None:
     assert parse(said, ["first_clause", "option_text"], "letter", OPTIONS) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ('B"', "B"),
+        ("b. 8:05", "B"),
+        ("(A) 8:00 or so", "A"),
+        ("C:", "C"),
+        ('8:05" is right', "B"),
+        ("12.5%", "C"),
+        ("A dog", None),
+        ("D) 9:00", None),
+        ("8:00 or 8:05", None),
+    ],
+)
+def test_letters_of_options_that_hold_punctuation(said: str, expected: str | None) -> None:
+    steps = ["first_line", "option_text", "leading_letter"]
+    assert parse(said, steps, "letter", ["8:00", "8:05", "12.5%"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -60,43 +92,167 @@ def test_number_words_only_when_they_are_the_whole_answer() -> None:
     assert parse("Nine", ["number_words"], "short", []) == "9"
     assert parse("none", ["number_words"], "short", []) == "0"
     assert parse("two dogs", ["number_words"], "short", []) == "two dogs"
-    assert matches("2", "two", ["number_words"], "short")
+    assert mark("2", ["two"], ["number_words"], "short") == 1
 
 
 def test_short_answers_ignore_case_articles_and_punctuation() -> None:
     steps = ["first_clause", "vqa_normalise"]
     assert parse(' A circle."', steps, "short", []) == "circle"
-    assert matches(parse("a circle", steps, "short", []), "circle", steps, "short")
-    assert matches(parse("two cats", steps, "short", []), "2 cats", steps, "short")
-    assert not matches(parse("circles", steps, "short", []), "circle", steps, "short")
-    assert not matches(None, "circle", steps, "short")
+    assert mark(parse("a circle", steps, "short", []), ["circle"], steps, "short") == 1
+    assert mark(parse("two cats", steps, "short", []), ["2 cats"], steps, "short") == 1
+    assert mark(parse("circles", steps, "short", []), ["circle"], steps, "short") == 0
+    assert mark(None, ["circle"], steps, "short") == 0
+
+
+def test_any_of_several_gold_answers_counts() -> None:
+    assert mark("Sofa.", ["couch", "sofa"], [], "short") == 1
+    assert mark("chair", ["couch", "sofa"], [], "short") == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        # the examples on visualqa.org/evaluation.html
+        ("dont", "don't"),
+        ("girl's", "girl's"),
+        ("2:50 pm", "2:50 pm"),
+        ("100,978", "100978"),
+        # and one of each rule
+        ("The Dog.", "dog"),
+        ("U.S.A.", "usa"),
+        ("3.5", "3.5"),
+        ("ten", "10"),
+        ("None", "0"),
+        ("white, blue/green!", "white blue green"),
+        ("couldnt've", "couldn't've"),
+        ("Theyll go", "they'll go"),
+        ("well", "well"),
+        ("its", "its"),
+        ("$5 & 50%", "$5 & 50%"),
+        ("a", ""),
+    ],
+)
+def test_vqa_normalisation_is_the_published_one(said: str, expected: str) -> None:
+    assert vqa_normalise(said, ()) == expected
+
+
+def test_contractions_only_gain_apostrophes() -> None:
+    for bare, written in CONTRACTIONS.items():
+        assert bare.replace("'", "") == written.replace("'", "")
+        assert bare.count("'") < written.count("'")
+    assert not set(CONTRACTIONS) & set(CONTRACTIONS.values())
+
+
+def published_vqa_accuracy(answer: str, answers: list[str]) -> float:
+    """The formula as it is published: min(matches / 3, 1), averaged over all sets of 9 of the 10 people."""
+    sets = list(itertools.combinations(answers, len(answers) - 1))
+    return sum(min(some.count(answer) / 3, 1) for some in sets) / len(sets)
+
+
+@pytest.mark.parametrize("agree", range(11))
+def test_vqa_accuracy_is_the_published_formula(agree: int) -> None:
+    answers = ["dog"] * agree + ["cat"] * (10 - agree)
+    assert vqa("dog", answers) == pytest.approx(published_vqa_accuracy("dog", answers))
+    assert vqa("dog", answers) == pytest.approx([0, 0.3, 0.6, 0.9, *[1.0] * 7][agree])
+    assert vqa("The DOG!", answers) == vqa("dog", answers)
+
+
+@given(st.lists(st.sampled_from(["2", "cat", "red"]), min_size=2, max_size=12), st.sampled_from(["2", "cat", "blue"]))
+def test_vqa_accuracy_for_any_number_of_people(answers: list[str], answer: str) -> None:
+    assert vqa(answer, answers) == pytest.approx(published_vqa_accuracy(answer, answers))
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "expected"),
+    [
+        ("0.5", r"$\frac{1}{2}$", 1),
+        ("1/2", r"\dfrac{1}{2}", 1),
+        ("2 1/2", r"$2\frac{1}{2}$", 1),
+        ("21/2", r"$2\frac{1}{2}$", 0),
+        ("10404", r"$10,\!404$", 1),
+        ("1,000", "1000", 1),
+        ("35", "3.5", 0),
+        ("-5", "5", 0),
+        ("+5.0", "5", 1),
+        ("30 °", r"30^{\circ}", 1),
+        ("75%", r"$75 \%$", 1),
+        (r"2\sqrt{2}", r"$2 \sqrt{2}$", 1),
+        (r"\left(1, 2\right)", "(1,2)", 1),
+        ("(12)", "(1,2)", 0),
+        ("20 π", r"20 \pi", 1),
+        ("Jan.", r"\text{Jan}", 1),
+        ("1/0", "2/0", 0),
+        ("9" * 5000, "9" * 5000, 1),
+        ("twelve", "12", 0),
+    ],
+)
+def test_math_answers_are_compared_by_value(said: str, gold: str, expected: int) -> None:
+    assert mark(said, [gold], ["first_line"], "short", "math_accuracy") == expected
 
 
 def test_a_letter_stays_even_if_another_option_reads_like_it() -> None:
     assert parse("A", ["option_text"], "letter", ["B", "A"]) == "A"
 
 
-@settings(deadline=None)
+@ANY_SPEED
 @given(TEXTS, OPTION_LISTS, st.sampled_from(sorted(STEPS)))
 def test_steps_are_idempotent_and_never_raise(text: str, options: list[str], step: str) -> None:
     once = STEPS[step](text, options)
     assert STEPS[step](once, options) == once
 
 
-@settings(deadline=None)
-@given(TEXTS, OPTION_LISTS, st.sampled_from(KINDS), st.lists(st.sampled_from(sorted(STEPS)), max_size=6))
-def test_what_is_parsed_is_a_valid_answer(text: str, options: list[str], kind: str, steps: list[str]) -> None:
-    found = parse(text, steps, kind, options)  # type: ignore[arg-type]
+@ANY_SPEED
+@given(TEXTS, OPTION_LISTS, st.sampled_from(KINDS), STEP_LISTS)
+def test_what_is_parsed_is_a_valid_answer(text: str, options: list[str], kind: Kind, steps: list[str]) -> None:
+    found = parse(text, steps, kind, options)
     if found is not None:
         assert plain(found)
         if kind == "letter":
-            assert found in "ABCDEF"[: len(options)]
+            assert found in list(LETTERS[: len(options)])
         if kind == "yes_no":
             assert found in ("yes", "no")
 
 
-@settings(deadline=None)
+@ANY_SPEED
+@given(OPTION_LISTS, STEP_LISTS.map(lambda steps: [s for s in steps if s != "vqa_normalise"]))
+def test_a_valid_letter_survives_every_step(options: list[str], steps: list[str]) -> None:
+    for letter in LETTERS[: len(options)]:
+        for said in (letter, letter.lower(), f" {letter} "):
+            assert parse(said, steps, "letter", options) == letter
+
+
+@ANY_SPEED
+@given(STEP_LISTS)
+def test_yes_and_no_survive_every_step(steps: list[str]) -> None:
+    for said in ("yes", "no", "Yes", " NO"):
+        assert parse(said, steps, "yes_no", []) == said.strip().lower()
+
+
+@ANY_SPEED
+@given(st.text(string.ascii_letters + " ", min_size=1, max_size=20).map(str.strip).filter(bool), STEP_LISTS)
+@example("none", ["number_words"])
+def test_a_short_gold_answer_said_word_for_word_is_right(gold: str, steps: list[str]) -> None:
+    said = parse(gold, steps, "short", [])
+    reworded = vqa_normalise(gold, ()) if "vqa_normalise" in steps else gold
+    assert mark(said, [gold], steps, "short") == bool(reworded)
+    assert gold == said or set(steps) & {"true_false", "number_words", "vqa_normalise"}
+
+
+@ANY_SPEED
+@given(TEXTS, st.lists(TEXTS, min_size=1, max_size=10), st.sampled_from(sorted(MARKS)))
+def test_marks_never_raise_and_lie_between_0_and_1(said: str, golds: list[str], rule: str) -> None:
+    assert 0 <= MARKS[rule](said, golds) <= 1
+    assert MARKS[rule](said, [said] * 10) == 1
+
+
+@ANY_SPEED
 @given(TEXTS, st.sampled_from(["first_clause", "vqa_normalise"]))
 def test_case_and_punctuation_at_the_end_do_not_matter(text: str, step: str) -> None:
     said = parse(text, ["first_clause", step], "short", [])
     assert parse(f"{text}.", ["first_clause", step], "short", []) == said
+
+
+@ANY_SPEED
+@given(TEXTS)
+def test_a_first_line_has_no_line_break_or_quote(text: str) -> None:
+    assert not re.search(r'["\n\r]', STEPS["first_line"](text, []))
