@@ -14,7 +14,7 @@ from mmtune.models.generation import Ending
 from mmtune.models.prefixes import Keys, Node, common_prefix, in_tree_order, prefix_tree
 from mmtune.models.tree_attention import Decoding, TreePack, attending
 
-_PACK_TOKENS = 2048  # computed in one pass; more brings no more speed, only memory
+_PACK_TOKENS = 1024  # computed in one pass; more brings no more speed, only memory
 _LOGIT_ROWS = 256  # of vocabulary size, in float32, at once
 
 
