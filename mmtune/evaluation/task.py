@@ -296,9 +296,7 @@ def _metrics(fields: Fields, folder: Path) -> tuple[MetricSpec | OutsideMetric, 
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise fields.complaint("metrics", f"every entry must be a name, or a name with arguments, not {entry!r}")
         outside = name == "evaluate"
-        found.append(
-            _outside_metric(fields, arguments, folder) if outside else _metric(fields, name, arguments)
-        )
+        found.append(_outside_metric(fields, arguments, folder) if outside else _metric(fields, name, arguments))
     names = [metric.name for metric in found]
     if not found or isinstance(found[0], OutsideMetric):
         reason = "is empty" if not found else "begins with one that cannot be resampled for a standard error"
