@@ -14,6 +14,7 @@ from rich.text import Text
 from mmtune.analysis.untrusted import visible
 from mmtune.cli.options import build_parser, parse
 from mmtune.evaluation.engine import evaluate
+from mmtune.evaluation.protocol import BATCH_TOKENS
 from mmtune.evaluation.results import Results
 from mmtune.evaluation.workers import PeerError, join
 
@@ -30,7 +31,7 @@ class EvaluateOptions:
         tasks: only these tasks of the suite, separated by commas.
         limit: only the first so many rows of each task.
         data_root: read DIR/hub/<hub id>/<config>/<split>.parquet in place of the Hugging Face hub.
-        batch_tokens: how many tokens are computed at once; does not change the scores.
+        batch_tokens: how many tokens are held in memory at once, fewer where it runs out; does not change the scores.
         seed: of the bootstrap that estimates the standard errors.
         device: auto (the GPU where there is one; under torchrun each process its own), cpu, cuda, cuda:1.
         resume: take over the answers in --out of the same model, task files, protocol and rows; if not, ask again.
@@ -50,7 +51,7 @@ class EvaluateOptions:
     tasks: str | None = None
     limit: int | None = None
     data_root: str | None = None
-    batch_tokens: int = 4096
+    batch_tokens: int = BATCH_TOKENS
     seed: int = 0
     device: str = "auto"
     resume: bool = True

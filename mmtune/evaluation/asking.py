@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,8 @@ class Answer:
     Attributes:
         row: the question's.
         response: the raw text after the primer; empty where choices were compared.
-        loglikelihoods: of each choice, None for one that is no finite number; None if an answer was generated.
+        loglikelihoods: of each choice, None for a blank one or where that is no finite number; None if an answer was
+            generated.
         error: why the question could not be asked, or None.
     """
 
@@ -90,13 +91,19 @@ def _compare(
 ) -> list[Answer]:
     likelihoods = model.loglikelihood(
         [question.prompt for question in questions],
-        [question.choices for question in questions],
+        [[choice for choice in question.choices if choice.strip()] for question in questions],
         images,
         primer=task.primer,
         batch_tokens=batch_tokens,
     )
     return [
-        # JSON has no infinity, and a choice without a figure cannot be the likeliest
-        Answer(question.row, loglikelihoods=tuple(float(sum_) if math.isfinite(sum_) else None for sum_ in sums))
+        Answer(question.row, loglikelihoods=_figures(question.choices, sums))
         for question, sums in zip(questions, likelihoods, strict=True)
     ]
+
+
+def _figures(choices: Sequence[str], sums: Iterable[float]) -> tuple[float | None, ...]:
+    """The figure of each choice; None for one that says nothing, and for what is no number to compare (or to write)."""
+    given = iter(sums)
+    figures = [next(given) if choice.strip() else math.nan for choice in choices]
+    return tuple(float(figure) if math.isfinite(figure) else None for figure in figures)

@@ -17,7 +17,7 @@ from mmtune.evaluation.dataset import check_data, load_rows
 from mmtune.evaluation.outside_metrics import check_outside_metrics
 from mmtune.evaluation.progress import Reporter
 from mmtune.evaluation.prompting import Question, Renderer
-from mmtune.evaluation.protocol import AnsweringModel, fold_adapters, load_model, usage_of
+from mmtune.evaluation.protocol import BATCH_TOKENS, AnsweringModel, fold_adapters, load_model, usage_of
 from mmtune.evaluation.results import Results, Sample, TaskResult, versions
 from mmtune.evaluation.scoring import judge, score_task
 from mmtune.evaluation.store import Store
@@ -38,7 +38,7 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
     data_root: str | Path | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     protocol: str | None = None,
     answering: str | None = None,
     share_prefixes: bool | None = None,
@@ -62,7 +62,7 @@ def evaluate(
         tasks: only these tasks of the suite.
         limit: only the first so many rows of each task.
         data_root: read `DIR/hub/<hub id>/<config>/<split>.parquet` in place of the hub.
-        batch_tokens: tokens the model may compute at once.
+        batch_tokens: tokens the model may hold in memory at once.
         protocol: `blind` or `mlan`, in place of the suite's own.
         answering: `generate`, `likelihood` or `likelihood_norm`, in place of the tasks' own; see `Task`.
         share_prefixes: whether the model computes only once what prompts begin with in common; None leaves that to it.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 USAGE = ("prompt_tokens", "generated_tokens", "reused_tokens", "tower_passes")
 COSTS = ("seconds", *USAGE)
+BATCH_TOKENS = 16384  # as `VisionLanguageModel` holds at once of itself
 
 
 class AnsweringModel(Protocol):
@@ -45,7 +46,7 @@ class AnsweringModel(Protocol):
         primer: str = "",
         max_new_tokens: int = 16,
         stop: Sequence[str] = (),
-        batch_tokens: int = 4096,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> list[str]:
         """Answer each prompt greedily.
 
@@ -69,7 +70,7 @@ class AnsweringModel(Protocol):
         images: Sequence[Sequence[Image.Image]] | None = None,
         *,
         primer: str = "",
-        batch_tokens: int = 4096,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> list[list[float]]:
         """How likely each prompt's choices are.
 

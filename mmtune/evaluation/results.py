@@ -26,8 +26,8 @@ class Sample:
         image: SHA-256 of the photo's bytes (of several: of their digests), or None.
         group: the row's group in the set, or None.
         error: why it could not be asked, or None.
-        loglikelihoods: of each choice, by the summed natural log-probability of its tokens; None in the list where
-            that is no finite number, None instead of the list where an answer was generated.
+        loglikelihoods: of each choice, the summed natural log-probability of its tokens; None for a blank choice or
+            where that is no finite number. None instead of the list where an answer was generated.
     """
 
     id: int
