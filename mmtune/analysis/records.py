@@ -4,13 +4,43 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmtune.errors import UserError
 from mmtune.files import read_json
+
+MODALITIES = ("language", "vision")
+# what must be the same for two scores of a task to compare, and what it means if it is not
+_COMPARABLE = {
+    "dataset.fingerprint": "they were scored on different rows",
+    "version": "the task file was changed between them",
+    "protocol": "their questions were worded by different rules",
+    "answering": "their answers were found in different ways",
+    "metric": "their scores are different measures",
+    "n": "they were scored on different numbers of rows",
+}
+_RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "modality": str,
+    "version": int,
+    "n": int,
+    "metric": str,
+    "score": (int, float),
+    "stderr": (int, float),
+    "unparsed": (int, float),
+    "protocol": str,
+    "dataset": dict,
+}
+_SAMPLE_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "id": (int, str),
+    "prompt": str,
+    "response": str,
+    "prediction": (str, type(None)),
+    "target": str,
+    "score": (int, float),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +64,72 @@ class TaskChange:
 
 
 @dataclass(frozen=True, slots=True)
-class PairedSample:
-    """The same question answered before and after."""
+class Sample:
+    """One question and what a model made of it; `prediction` is None where no valid answer was found."""
 
+    id: int | str
     prompt: str
+    response: str
+    prediction: str | None
     target: str
-    before: str
-    after: str
-    before_score: float
-    after_score: float
+    score: float
+
+    @property
+    def more(self) -> str:
+        """The raw response where it says more than the prediction, apart from case and punctuation; else nothing."""
+
+        def words(text: str) -> str:
+            return "".join(c for c in text.casefold() if c.isalnum())
+
+        same = self.prediction is not None and words(self.prediction) == words(self.response)
+        return "" if same else self.response
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """A file of samples, by id in the file's order."""
+
+    file: Path
+    samples: dict[int | str, Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class PairedSample:
+    """The same question answered before and after, or by a baseline and by another model."""
+
+    before: Sample
+    after: Sample
+
+    @property
+    def change(self) -> float:
+        """The gain in score."""
+        return self.after.score - self.before.score
 
 
 def read_results(folder: Path) -> dict[str, Any]:
     """An evaluation's results.json.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it lacks what a comparison needs.
     """
-    results: dict[str, Any] = read_json(folder / "results.json")
+    file = folder / "results.json"
+    results = read_json(file)
+    tasks = results.get("tasks") if isinstance(results, dict) else None
+    if not isinstance(tasks, dict):
+        raise UserError(f"{file}: holds no tasks; it was not written by mmtune eval")
+    for name, task in tasks.items():
+        if wrong := _wrong_field(task, _RESULT_FIELDS):
+            raise UserError(f"{file}: task {name!r}: {wrong}; run the evaluation again")
     return results
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str] | None:
+    """Why two results of a task do not compare: what differs, with both values, and what that means; or None."""
+    for field, meaning in _COMPARABLE.items():
+        first, second = (_look_up(task, field) for task in (old, new))
+        if first != second:
+            return f"{field} ({_short(first)} and {_short(second)})", meaning
+    return None
 
 
 def task_changes(before: dict[str, Any], after: dict[str, Any]) -> list[TaskChange]:
@@ -66,9 +143,8 @@ def task_changes(before: dict[str, Any], after: dict[str, Any]) -> list[TaskChan
         new = after["tasks"].get(name)
         if new is None:
             continue
-        for what in ("dataset", "protocol", "n"):
-            if old[what] != new[what]:
-                raise UserError(f"task {name}: the two evaluations differ in {what}, so their scores do not compare")
+        if found := difference(old, new):
+            raise UserError(f"task {name!r}: the two evaluations differ in {found[0]}: {found[1]}")
         changes.append(
             TaskChange(
                 name,
@@ -82,19 +158,56 @@ def task_changes(before: dict[str, Any], after: dict[str, Any]) -> list[TaskChan
     return changes
 
 
-def paired_samples(before: Path, after: Path, task: str) -> Iterator[PairedSample]:
-    """A task's samples of two evaluations, matched by id."""
-    answered = {row["id"]: row for row in _samples(after, task)}
-    for old in _samples(before, task):
-        if (new := answered.get(old["id"])) is not None:
-            yield PairedSample(
-                old["prompt"],
-                str(old["target"]),
-                old["response"],
-                new["response"],
-                old["score"],
-                new["score"],
-            )
+def read_answers(folder: Path, task: str) -> Answers:
+    """A task's samples.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = folder / "samples" / f"{task}.jsonl"
+    samples: dict[int | str, Sample] = {}
+    number = 0
+    try:
+        with file.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                row = json.loads(line)
+                if wrong := _wrong_field(row, _SAMPLE_FIELDS):
+                    raise UserError(f"{file}, line {number}: {wrong}; run the evaluation again")
+                if row["id"] in samples:
+                    raise UserError(f"{file}, line {number}: a second sample {row['id']!r}; run the evaluation again")
+                samples[row["id"]] = Sample(**{field: row[field] for field in _SAMPLE_FIELDS})
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; run the evaluation again") from None
+    except ValueError as error:  # neither JSON nor, it may be, UTF-8
+        raise UserError(f"{file}, after line {number}: damaged ({error}); run the evaluation again") from None
+    return Answers(file, samples)
+
+
+def pair(before: Answers, after: Answers) -> list[PairedSample]:
+    """Two models' samples matched by id, in the first one's order.
+
+    Raises:
+        UserError: they do not hold the same questions.
+    """
+    files = f"{before.file} and {after.file}: not the same samples"
+    for one, other in ((before, after), (after, before)):
+        if missing := [key for key in one.samples if key not in other.samples]:
+            raise UserError(f"{files}: {other.file} lacks {len(missing)}, the first of them id {missing[0]!r}")
+    pairs = [PairedSample(old, after.samples[key]) for key, old in before.samples.items()]
+    for one_pair in pairs:
+        for field in ("target", "prompt"):
+            if getattr(one_pair.before, field) != getattr(one_pair.after, field):
+                raise UserError(f"{files}: id {one_pair.before.id!r} has another {field}")
+    return pairs
+
+
+def paired_samples(before: Path, after: Path, task: str) -> list[PairedSample]:
+    """A task's samples of two evaluations, matched by id, in the first one's order.
+
+    Raises:
+        UserError: a file is missing or damaged, or the two do not hold the same questions.
+    """
+    return pair(read_answers(before, task), read_answers(after, task))
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -106,10 +219,29 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
 
 
-def _samples(folder: Path, task: str) -> Iterator[dict[str, Any]]:
-    file = folder / "samples" / f"{task}.jsonl"
-    if not file.is_file():
-        raise UserError(f"{file}: missing; run the evaluation again")
-    with file.open(encoding="utf-8") as stream:
-        for line in stream:
-            yield json.loads(line)
+def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str | None:
+    """What is wrong with a JSON object that must have these fields, or None."""
+    if not isinstance(entry, dict):
+        return "not an object"
+    for field, kind in fields.items():
+        if field not in entry:
+            return f"{field} is missing"
+        value = entry[field]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"{field} is {_short(value)}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{field} is {value}"
+    return None
+
+
+def _look_up(task: dict[str, Any], field: str) -> Any:
+    if field == "dataset.fingerprint":
+        return task["dataset"].get("fingerprint")
+    # evaluations from before there was a choice generated their answers
+    return task.get(field, "generate" if field == "answering" else None)
+
+
+def _short(value: Any) -> str:
+    """A value in ASCII, cut: it may come from anywhere and goes to the terminal."""
+    text = json.dumps(value)
+    return text if len(text) <= 20 else f"{text[:16]}…"

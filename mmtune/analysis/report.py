@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from mmtune.analysis.records import paired_samples, read_metrics, read_results, task_changes
+from mmtune.analysis.pages import write_page
+from mmtune.analysis.records import MODALITIES, paired_samples, read_metrics, read_results, task_changes
 from mmtune.analysis.tables import cost_lines
-from mmtune.files import atomic_path, read_json
+from mmtune.files import read_json
 
 SAMPLES_PER_TASK = 12
 
@@ -30,23 +29,21 @@ def write_report(run: Path, before: Path, after: Path, target: Path, *, title: s
     """
     old, new = read_results(before), read_results(after)
     changes = task_changes(old, new)
-    # answers are untrusted text: everything is escaped
-    environment = Environment(loader=PackageLoader("mmtune.analysis"), autoescape=True, undefined=StrictUndefined)
     losses = [(row["step"], row["train_loss"]) for row in read_metrics(run) if "train_loss" in row]
     ledger = read_json(run / "ledger.json")
-    page = environment.get_template("report.html").render(
+    write_page(
+        "report.html",
+        target,
         title=title,
         changes=changes,
-        groups=[(m, [c for c in changes if c.modality == m]) for m in ("language", "vision")],
-        samples=[(c, list(paired_samples(before, after, c.name))[:SAMPLES_PER_TASK]) for c in changes],
+        groups=[(m, [c for c in changes if c.modality == m]) for m in MODALITIES],
+        samples=[(c, paired_samples(before, after, c.name)[:SAMPLES_PER_TASK]) for c in changes],
         cost=cost_lines(ledger),
         ledger=ledger,
         old=old,
         new=new,
         curve=_curve(losses),
     )
-    with atomic_path(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _curve(points: Sequence[tuple[float, float]], width: int = 640, height: int = 200) -> dict[str, Any] | None:

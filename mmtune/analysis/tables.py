@@ -1,4 +1,4 @@
-"""Before, after and cost as terminal tables."""
+"""Scores, comparisons and costs as terminal tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from mmtune.analysis.records import PairedSample, TaskChange
+from mmtune.analysis.compare import Against, Comparison, Estimate
+from mmtune.analysis.records import MODALITIES, PairedSample, Sample, TaskChange
+from mmtune.analysis.untrusted import ending, one_line, visible
 
 
 def change_table(changes: Sequence[TaskChange], title: str) -> Table:
@@ -16,13 +18,13 @@ def change_table(changes: Sequence[TaskChange], title: str) -> Table:
     table = Table(title=title, title_justify="left", show_edge=False)
     for heading in ("task", "rows", "before", "after", "change", "unparsed before", "after"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
-    for modality in ("language", "vision"):
+    for modality in MODALITIES:
         group = [c for c in changes if c.modality == modality]
         if not group:
             continue
         for c in group:
             table.add_row(
-                c.name,
+                Text(visible(c.name)),
                 str(c.rows),
                 f"{c.before:.1%} ± {c.before_stderr:.1%}",
                 f"{c.after:.1%} ± {c.after_stderr:.1%}",
@@ -36,20 +38,95 @@ def change_table(changes: Sequence[TaskChange], title: str) -> Table:
     return table
 
 
-def example_table(examples: Sequence[tuple[str, PairedSample]]) -> Table:
-    """Questions with the answers before and after side by side; answers are shown as plain text."""
-    table = Table(title="The same questions, before and after", title_justify="left", show_edge=False)
-    for heading in ("task", "question", "right answer", "before", "after"):
+def example_table(
+    examples: Sequence[tuple[str, PairedSample]],
+    title: str = "The same questions, before and after",
+    sides: tuple[str, str] = ("before", "after"),
+) -> Table:
+    """Questions with both answers side by side; what models and data sets say is shown as plain text."""
+    table = Table(title=Text(title, style="table.title"), title_justify="left", show_edge=False)
+    for heading in ("task", "id", "question", "right answer", *sides):
         table.add_column(heading, overflow="fold")
     for task, sample in examples:
         table.add_row(
-            task,
-            Text(last_line(sample.prompt, 60)),
-            Text(sample.target),
-            Text(one_line(sample.before, 40), style="green" if sample.before_score else "red"),
-            Text(one_line(sample.after, 40), style="green" if sample.after_score else "red"),
+            Text(visible(task)),
+            Text(visible(str(sample.before.id))),
+            Text(ending(sample.before.prompt, 80)),
+            Text(one_line(sample.before.target, 40)),
+            _answer(sample.before),
+            _answer(sample.after),
         )
     return table
+
+
+def evaluations_table(comparison: Comparison) -> Table:
+    """What is compared, and what it cost."""
+    table = Table(title="What is compared", title_justify="left", show_edge=False)
+    for heading in ("", "evaluation", "model"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("evaluated in", "trained in", "training"):
+        table.add_column(heading, justify="right")
+    for side in comparison.sides:
+        seconds, training = side.seconds(comparison.tasks), side.training()
+        table.add_row(
+            Text(side.label, style="bold"),
+            Text(visible(str(side.folder))),
+            Text(visible(side.model)),
+            "" if seconds is None else f"{seconds:,.0f} s",
+            *("", "")
+            if training is None
+            else (f"{training['train_s']:,.0f} s", f"{training['flops'] / 1e12:,.1f} TFLOP"),
+        )
+    return table
+
+
+def comparison_table(comparison: Comparison, against: Against) -> Table:
+    """Scores, difference, interval and flips of each task and average, in per cent and points."""
+    first, second = comparison.baseline.label, against.other.label
+    table = Table(
+        title=f"{second} against {first}: per cent, and points of difference", title_justify="left", show_edge=False
+    )
+    for heading in ("task", "rows", first, second, "difference", "95 % interval", "wrong → right", "→ wrong", "p"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+
+    def figures(estimate: Estimate) -> list[Text]:
+        low, high = estimate.interval
+        style = ("green" if estimate.difference > 0 else "red") if estimate.clear else ""
+        return [
+            Text(f"{100 * estimate.baseline:.1f}"),
+            Text(f"{100 * estimate.other:.1f}"),
+            Text(points_text(estimate.difference), style=style),
+            Text(f"{points_text(low)} … {points_text(high)}", style=style),
+        ]
+
+    for modality in dict.fromkeys(task.modality for task in against.tasks):
+        for task in against.tasks:
+            if task.modality == modality:
+                flips = (str(task.gained), str(task.lost), p_text(task.p_value))
+                table.add_row(Text(visible(task.name)), f"{task.rows:,}", *figures(task.estimate), *flips)
+        table.add_section()
+    for average in against.averages:
+        table.add_row(Text(f"{average.name}, average", style="bold"), "", *figures(average.estimate), "", "", "")
+    return table
+
+
+def flips_table(comparison: Comparison, against: Against, count: int) -> Table:
+    """The first few flipped samples of each task."""
+    labels = (comparison.baseline.label, against.other.label)
+    shown = [(task.name, flip) for task in against.tasks for flip in task.flips[:count]]
+    total = sum(len(task.flips) for task in against.tasks)
+    return example_table(shown, f"Flipped from {labels[0]} to {labels[1]}: {len(shown):,} of {total:,} samples", labels)
+
+
+def points_text(share: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    points = round(100 * share, 1)
+    return f"{points:+.1f}".replace("-", "−") if points else "0.0"
+
+
+def p_text(value: float) -> str:
+    """A p value with as many digits as are of use."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def cost_lines(ledger: dict[str, Any]) -> list[str]:
@@ -65,16 +142,11 @@ def cost_lines(ledger: dict[str, Any]) -> list[str]:
     ]
 
 
-def one_line(text: str, width: int) -> str:
-    """The text without line breaks and control characters, cut to a width."""
-    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return flat if len(flat) <= width else flat[: width - 1] + "…"
-
-
-def last_line(text: str, width: int) -> str:
-    """The last line that says something, cut to a width: where a prompt's question usually stands."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return one_line(lines[-1] if lines else "", width)
+def _answer(sample: Sample) -> Text:
+    """The answer found, and the raw response where that says more."""
+    found = "unparsed" if sample.prediction is None else one_line(sample.prediction, 40)
+    answer = Text(found, style="green" if sample.score else "red")
+    return answer.append(f" ← {one_line(sample.more, 40)}", style="dim") if sample.more else answer
 
 
 def _gain(change: float) -> Text:

@@ -15,6 +15,7 @@ COMMANDS = {
     "fit": ("mmtune.cli.train", "train: align a projector or tune on instructions (Lightning CLI)"),
     "validate": ("mmtune.cli.train", "measure the loss of a saved model on a validation set (Lightning CLI)"),
     "eval": ("mmtune.cli.evaluate", "score a model zero-shot on a suite of language and vision sets"),
+    "compare": ("mmtune.cli.compare", "compare evaluations sample by sample: differences, intervals, what flipped"),
     "data": ("mmtune.cli.data", "show what training will see of your files"),
 }
 

@@ -1,0 +1,164 @@
+"""The pages: all that was compared is there, nothing of it acts, and nothing else is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from evaluations import HOSTILE, sample, write_evaluation
+
+from mmtune.analysis import pages
+from mmtune.analysis.compare import compare
+from mmtune.analysis.pages import write_comparison_page
+from mmtune.analysis.report import write_report
+
+VOID = {"meta", "input", "br", "link", "img"}
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; complains about elements that are not closed in order."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.source = file.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(self.source)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "script" not in self._open and "style" not in self._open:
+            self.text.append(data)
+
+    def of(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
+        return [
+            found
+            for name, found in self.elements
+            if name == tag and all(found.get(k) == v for k, v in attributes.items())
+        ]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def check_safe(page: Page, scripts: int) -> None:
+    """Nothing from outside is loaded, nothing is run but our own script, nothing hides."""
+    assert len(page.of("script")) == scripts
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "img", "iframe", "object", "base", "a"}
+        assert not {name for name in attributes if name.startswith("on") or name in {"src", "href"}}
+    assert "default-src 'none'" in page.source
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", page.source)
+    for text in ("<script>alert(1)</script>", "[bold]x[/]", "␛[31mred", "⟨U+D800⟩", "⟨U+202E⟩", "&quot;'"):
+        assert text in page.words
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> tuple[Path, Path]:
+    fields = {"prompt": HOSTILE, "response": HOSTILE, "target": HOSTILE}
+    old = [sample(0, 0, prediction=HOSTILE, **fields), sample(1, 1)]
+    new = [sample(0, 1, prediction=None, **fields), sample(1, 0)]
+    name = 't"><script>alert(2)</script>'.replace("/", "")
+    a = write_evaluation(tmp_path / "a", {name: old, "see": [0, 1]}, model=HOSTILE)
+    return a, write_evaluation(tmp_path / "b", {name: new, "see": [1, 1]}, model=HOSTILE)
+
+
+def test_hostile_text_is_shown_and_does_nothing(hostile: tuple[Path, Path], tmp_path: Path) -> None:
+    write_comparison_page(compare(hostile), tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    check_safe(page, scripts=1)
+    assert len(page.of("article")) == 3
+    assert {flip["data-task"] for flip in page.of("article")} == {'t"><script>alert(2)<script>', "see"}
+
+
+def test_the_page_says_what_the_comparison_says(tmp_path: Path) -> None:
+    a = write_evaluation(tmp_path / "a", {"read": [0, 0, 1, 1, 0], "see": [0] * 40})
+    b = write_evaluation(tmp_path / "b", {"read": [1, 1, 1, 0, 1], "see": [1] * 39 + [0], "new": [1]})
+    c = write_evaluation(tmp_path / "c", {"read": [0, 0, 1, 1, 0], "see": [0] * 40})
+    comparison = compare([a, b, c])
+    write_comparison_page(comparison, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    for part in (
+        "40.0 % 80.0 % +40.0",
+        "Left out: new",
+        "B against A",
+        "C against A",
+        "language, average",
+        *comparison.method(),
+    ):
+        assert part in page.words
+    assert len(page.of("article", **{"data-other": "B"})) == 43
+    assert len(page.of("article", **{"data-way": "wrong"})) == 1
+    assert not page.of("article", **{"data-other": "C"})
+    assert [option.get("value") for option in page.of("option")][:3] == ["", "B", "C"]
+    # zero stands in the middle of each drawing, and nothing outside it
+    for style in re.findall(r"left: ([\d.]+)%; width: ([\d.]+)%", page.source):
+        left, width = map(float, style)
+        assert 0 <= left <= left + width <= 100.01
+
+
+def test_a_page_of_many_flips_says_where_the_rest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "FLIPS_PER_TASK", 5)
+    a, b = (write_evaluation(tmp_path / n, {"t": [score] * 12}) for n, score in (("a", 0), ("b", 1)))
+    write_comparison_page(compare([a, b]), tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert len(page.of("article")) == 5
+    assert "the first 5 of 12 are here" in page.words
+
+
+def test_the_report_of_a_run_is_as_safe(hostile: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    ledger = {
+        **{"samples": 3, "steps": 2, "train_s": 4.0, "tower_passes": 0, "versions": {"torch": "2"}},
+        "tokens": {"text": 5, "image": 0, "pad": 0, "supervised": 2},
+        "flops": {"language": 1e12},
+        "params": {"trainable": 1e6, "total": 2e6},
+        "peak_memory_bytes": {"host": 2**30},
+    }
+    (run / "ledger.json").write_text(json.dumps(ledger))
+    (run / "metrics.csv").write_text("step,train_loss\n0,3.0\n1,2.0\n")
+    write_report(run, *hostile, tmp_path / "report.html", title="a <run>")
+    page = Page(tmp_path / "report.html")
+    check_safe(page, scripts=0)
+    for part in ("a <run>", "3 rows in 2 steps", "2.90 at least", "0.0 % ± 1.0", "+50.0"):
+        assert part in page.words
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium: apt-get install chromium")
+def test_a_browser_runs_the_search_and_nothing_else(hostile: tuple[Path, Path], tmp_path: Path) -> None:
+    write_comparison_page(compare(hostile), tmp_path / "page.html")
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--dump-dom",
+        f"--user-data-dir={tmp_path / 'u'}",
+    ]
+    done = subprocess.run(
+        [*command, f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, timeout=120, check=False
+    )
+    if not done.stdout:
+        pytest.skip(f"chromium does not start here: {done.stderr[-200:]}")
+    assert "3 of 3 shown" in done.stdout
+    assert "<form>" in done.stdout
