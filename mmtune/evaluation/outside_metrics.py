@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -88,6 +89,9 @@ def check_outside_metrics(tasks: Iterable[Task], *, trusted: bool) -> None:
                     source = "Python code of the Hugging Face hub" if metric.code is None else "this Python file"
                     advice = f"{metric.path} would run {source}; if you trust it, give --trust-metric-code"
                     raise UserError(f"{task.where}: metrics: {advice}")
+                if metric.code is None and Path(metric.path).exists():
+                    advice = "a folder of that name is here, and would be taken for it; give the path of a .py file"
+                    raise UserError(f"{task.where}: metrics: {metric.path}: {advice}")
                 try:
                     _load(metric.path, metric.revision)
                 except UserError as error:

@@ -11,9 +11,10 @@ from mmtune.evaluation.answers import LETTERS
 
 Protocol = Literal["blind", "mlan"]
 
-_OPTION_LINE = re.compile(r"^[ \t]*([A-Z])[.):][ \t]+(.+?)[ \t]*$", re.MULTILINE)
-_CLOSING_INSTRUCTION = re.compile(r"\s*Please answer [^\n]*\s*$")
-_IMAGE_MARK = re.compile(r"\s*<image ?\d*>(?P<glued>(?![\s.,;:?!)]|$))?")
+# `(?<!\s)\s*` is `\s*`, but tried once in a run of spaces instead of at each of them
+_OPTION_LINE = re.compile(r"^[ \t]*([A-Z])[.):][ \t]+(\S.*)$", re.MULTILINE)
+_CLOSING_INSTRUCTION = re.compile(r"(?<!\s)\s*Please answer [^\n]*\s*$")
+_IMAGE_MARK = re.compile(r"(?<!\s)\s*<image\d*>(?P<glued>(?![\s.,;:?!)]|$))?")
 _AUXILIARY = re.compile(
     r"(am|is|are|was|were|do|does|did|has|have|had|can|could|will|would|shall|should|may|might|must"
     r"|(is|are|was|were|do|does|did|has|have|could|would)n't|can't|won't)\b"
@@ -26,13 +27,14 @@ def option_lines(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}: {option}" for letter, option in zip(LETTERS, options, strict=False))
 
 
-def letter(index: int | str) -> str:
-    """0 or "0" is A, 1 is B, …
+def letter(index: int | float | str) -> str:
+    """0 or "0" is A, 1 is B (so is 1.0, as columns with gaps hold it), …
 
     Raises:
         ValueError: not the index of an option; unlabelled splits have "" or -1.
     """
-    if isinstance(index, bool) or not 0 <= int(index) < len(LETTERS):
+    exact = not isinstance(index, bool) and (not isinstance(index, float) or index.is_integer())
+    if not exact or not 0 <= int(index) < len(LETTERS):
         raise ValueError(f"{index!r} is no index of an option")
     return LETTERS[int(index)]
 
@@ -50,8 +52,9 @@ def strip_punctuation(text: str) -> str:
 
 def clean_hellaswag(text: str) -> str:
     """Without the marks that WikiHow's layout left: ` [title]` ends a sentence, other bracketed marks go."""
-    text = re.sub(r"\[.*?\]", "", text.replace(" [title]", ". "))
-    return re.sub(" {2,}", " ", text).strip()
+    text = text.replace(" [title]", ". ")
+    closed = text.rfind("]") + 1  # a bracket that never closes is no mark
+    return re.sub(" {2,}", " ", re.sub(r"\[[^\]]*\]", "", text[:closed]) + text[closed:]).strip()
 
 
 def without_instruction(question: str) -> str:
@@ -66,7 +69,7 @@ def listed_options(question: str) -> list[str]:
     """
     found = _OPTION_LINE.findall(without_instruction(question))
     in_order = [name for name, _ in found] == list(LETTERS[: len(found)])
-    return [text for _, text in found] if in_order and len(found) > 1 else []
+    return [text.rstrip() for _, text in found] if in_order and len(found) > 1 else []
 
 
 def without_options(question: str) -> str:

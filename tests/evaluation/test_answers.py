@@ -181,6 +181,8 @@ def test_vqa_accuracy_for_any_number_of_people(answers: list[str], answer: str) 
         ("(12)", "(1,2)", 0),
         ("20 π", r"20 \pi", 1),
         ("Jan.", r"\text{Jan}", 1),
+        ("1 2", "12", 0),
+        ("1  2", "1 2", 1),
         ("1/0", "2/0", 0),
         ("9" * 5000, "9" * 5000, 1),
         ("twelve", "12", 0),

@@ -141,6 +141,13 @@ def test_the_hub_is_not_asked_without_permission(tmp_path: Path, monkeypatch: py
     assert asked == []
 
 
+def test_a_folder_here_is_not_taken_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "exact_match").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"pope.yaml: metrics: exact_match: a folder of that name is here"):
+        evaluated(tmp_path, pope_with({"evaluate": {"path": "exact_match"}}), trust_metric_code=True)
+
+
 @pytest.mark.parametrize(
     ("code", "complaint"),
     [
