@@ -162,9 +162,9 @@ class Comparison:
         return [
             f"Intervals: {100 * CONFIDENCE:.0f} %, paired percentile bootstrap over the samples, "
             f"{REPLICATES:,} replicates, seed {self.seed}. p: exact McNemar test on the flips, each task alone.",
-            f"Averages are unweighted and only over {count} that {' and '.join(s.label for s in self.sides)} have.",
+            f"Averages are unweighted and only over {count} that {_listed([s.label for s in self.sides])} have.",
             *(
-                f"Left out: {task}, which only {' and '.join(who)} {'has' if len(who) == 1 else 'have'}."
+                f"Left out: {task}, which only {_listed(who)} {'has' if len(who) == 1 else 'have'}."
                 for task, who in self.left_out.items()
             ),
             *(
@@ -357,6 +357,11 @@ def _averages(compared: Sequence[tuple[TaskComparison, Floats]]) -> list[Average
             estimate = Estimate(baseline, other, interval(drawn, CONFIDENCE))
             averages.append(AverageComparison(name, [task.name for task, _ in group], estimate))
     return averages
+
+
+def _listed(labels: Sequence[str]) -> str:
+    """`A`, `A and B`, `A, B and C`."""
+    return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
 
 
 def _estimate_values(estimate: Estimate) -> dict[str, Any]:

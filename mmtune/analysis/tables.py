@@ -46,7 +46,7 @@ def example_table(
     """Questions with both answers side by side; what models and data sets say is shown as plain text."""
     table = Table(title=Text(title, style="table.title"), title_justify="left", show_edge=False)
     for heading in ("task", "id", "question", "right answer", *sides):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", min_width=32 if heading == "question" else None)
     for task, sample in examples:
         table.add_row(
             Text(visible(task)),
@@ -87,7 +87,7 @@ def comparison_table(comparison: Comparison, against: Against) -> Table:
         title=f"{second} against {first}: per cent, and points of difference", title_justify="left", show_edge=False
     )
     for heading in ("task", "rows", first, second, "difference", "95 % interval", "wrong → right", "→ wrong", "p"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
+        table.add_column(heading, justify="left" if heading == "task" else "right", overflow="fold")
 
     def figures(estimate: Estimate) -> list[Text]:
         low, high = estimate.interval

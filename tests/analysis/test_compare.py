@@ -134,7 +134,7 @@ def test_several_against_one_use_the_tasks_that_all_have(tmp_path: Path) -> None
         ("C", -0.5),
     ]
     told = " ".join(comparison.method())
-    assert "only over the one task that A and B and C have" in told
+    assert "only over the one task that A, B and C have" in told
     assert "Left out: u, which only A and B have. Left out: v, which only B has." in told
 
 

@@ -145,20 +145,29 @@ def test_the_report_of_a_run_is_as_safe(hostile: tuple[Path, Path], tmp_path: Pa
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium: apt-get install chromium")
-def test_a_browser_runs_the_search_and_nothing_else(hostile: tuple[Path, Path], tmp_path: Path) -> None:
-    write_comparison_page(compare(hostile), tmp_path / "page.html")
-    command = [
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--dump-dom",
-        f"--user-data-dir={tmp_path / 'u'}",
-    ]
+@pytest.mark.parametrize(
+    ("typed", "way", "shown"),
+    [("", "", 3), ("QUESTION 0", "", 1), ("", "wrong", 1), ("mred <SCRIPT>alert", "right", 1)],
+)
+def test_a_browser_runs_the_search_and_nothing_else(
+    hostile: tuple[Path, Path], tmp_path: Path, typed: str, way: str, shown: int
+) -> None:
+    file = tmp_path / "page.html"
+    write_comparison_page(compare(hostile), file)
+    search = (
+        f"<script>form.querySelector('input').value = {json.dumps(typed)}; form.way.value = {json.dumps(way)}; "
+        "form.dispatchEvent(new Event('input'));</script>"
+    )
+    file.write_text(file.read_text(encoding="utf-8").replace("</body>", search + "</body>"), encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     done = subprocess.run(
-        [*command, f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, timeout=120, check=False
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", f"file://{file}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     if not done.stdout:
         pytest.skip(f"chromium does not start here: {done.stderr[-200:]}")
-    assert "3 of 3 shown" in done.stdout
-    assert "<form>" in done.stdout
+    assert f"{shown} of 3 shown" in done.stdout
+    assert done.stdout.count("<article") - len(re.findall(r"<article[^>]* hidden", done.stdout)) == shown
