@@ -1,21 +1,131 @@
-"""Attention that keeps packed documents apart."""
+"""Attention over packs, in which no document sees another and none is computed against another.
+
+On CPU every document is a call of its own: on two cores, 16 documents of 113 tokens took a tenth of the time of one
+call with a block-diagonal mask, forward and backward. On CUDA, in half precision, FlashAttention takes all documents in
+one call; elsewhere there is the mask.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from mmtune.errors import UserError
+
+varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch before 2.10
+    varlen_attn = None
+
+PACKED = "mmtune_packed"
 
 
-def isolated_mask(document_ids: torch.Tensor) -> torch.Tensor | None:
-    """Who may see whom in a pack: each token the tokens before it in its own document, and itself.
+@contextlib.contextmanager
+def use_attention(language: Any, name: str) -> Iterator[None]:
+    """Let a transformers model compute its attention by another implementation for a while."""
+    before = language.config._attn_implementation
+    language.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        language.config._attn_implementation = before
+
+
+def pack_mask(document_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask to pass with a pack: who may see whom, where attention needs to be told.
 
     Args:
         document_ids: int64 [tokens], ascending.
+        dtype: that the model computes in.
 
     Returns:
-        bool [1, 1, tokens, tokens], True where attention is allowed; None for a single document, where plain causal
-        attention says the same and has faster kernels.
+        bool [1, 1, tokens, tokens], True where attention is allowed: each token sees those before it in its own
+        document, and itself. Where the documents are computed apart, a mask of no size, so that transformers makes
+        none of its own.
     """
-    if int(document_ids[0]) == int(document_ids[-1]):
-        return None
+    if not document_ids.is_cuda or _has_flash(document_ids.device, dtype):
+        return document_ids.new_empty(1, 1, 0, 0, dtype=torch.bool)
     same = document_ids[:, None] == document_ids[None, :]
     return same.tril()[None, None]
+
+
+def check_window(sliding_window: int | None, longest: int) -> None:
+    """Refuse what a model with windowed attention would compute differently.
+
+    Raises:
+        UserError: a sequence of `longest` tokens is longer than the window.
+    """
+    if sliding_window is not None and longest > sliding_window:
+        raise UserError(
+            f"the language model sees only {sliding_window} tokens back, and a sequence has {longest}; "
+            "sequences that long are not supported for it"
+        )
+
+
+def _packed_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    document_lengths: list[int] | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Query, key and value are [1, heads, tokens, width]; the result is [1, tokens, heads, width]."""
+    if document_lengths is not None:
+        check_window(sliding_window, max(document_lengths))
+    if document_lengths is None or (attention_mask is not None and attention_mask.numel()):
+        # no pack, or a mask keeps its documents apart
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return out, None
+    if query.is_cuda:
+        return _flash(query, key, value, document_lengths, scaling), None
+    documents = [
+        F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        for q, k, v in zip(*(t.split(document_lengths, 2) for t in (query, key, value)), strict=True)
+    ]
+    return torch.cat(documents, 2).transpose(1, 2), None
+
+
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scale: float | None
+) -> torch.Tensor:
+    ends = torch.tensor([0, *lengths], device=query.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    out: torch.Tensor = varlen_attn(
+        query[0].transpose(0, 1).contiguous(),
+        key[0].transpose(0, 1).contiguous(),
+        value[0].transpose(0, 1).contiguous(),
+        ends,
+        ends,
+        max(lengths),
+        max(lengths),
+        scale=scale,
+        window_size=(-1, 0),  # causal
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out[None]
+
+
+def _has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    half = dtype in (torch.float16, torch.bfloat16)
+    return varlen_attn is not None and half and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+AttentionInterface.register(PACKED, _packed_attention)
+AttentionMaskInterface.register(PACKED, sdpa_mask)

@@ -3,7 +3,7 @@
 A multiplication and an addition count as two operations. A linear layer of n weights costs 2n a token forward, 2n
 backward for its input's gradient and 2n for its weights' (arXiv 2001.08361, section 2.1, split by what is needed):
 frozen weights need no gradient, and nothing is passed back to before the first weight that is trained. Attention over
-a row of T tokens costs 4·T²·(heads x head size) a layer forward and twice that backward (kernels that compute the
+a document of T tokens costs 4·T²·(heads x head size) a layer forward and twice that backward (kernels that compute the
 scores again in the backward pass, as FlashAttention does, spend half as much on top; it is not counted).
 tests/models/test_flops.py holds this against torch's own counter.
 """
@@ -11,6 +11,7 @@ tests/models/test_flops.py holds this against torch's own counter.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,19 +56,20 @@ class FlopsCounter:
         self._costs = {photos: self._language(photos) for photos in (False, True)}
 
     def step(
-        self, *, tokens: int, supervised: int, image_tokens: int, photos: int, head_twice: bool = False
+        self, *, documents: Sequence[int], supervised: int, image_tokens: int, photos: int, head_twice: bool = False
     ) -> StepFlops:
-        """Operations of one forward and backward pass over a row of `tokens` tokens.
+        """Operations of one forward and backward pass over a pack.
 
         Args:
-            tokens: of the row.
-            supervised: of them learnt from.
-            image_tokens: of them photo features.
+            documents: tokens of each document of the pack.
+            supervised: tokens learnt from.
+            image_tokens: tokens that are photo features.
             photos: encoded by the tower.
             head_twice: the logits are computed again in the backward pass (a loss in chunks).
         """
         cost = self._costs[image_tokens > 0 and self._projector_trained]
-        language = cost.per_token * tokens + cost.per_square * tokens**2 + cost.fixed
+        squares = sum(tokens**2 for tokens in documents)
+        language = cost.per_token * sum(documents) + cost.per_square * squares + cost.fixed
         again = head_twice and (cost.learns or self._head_trained)
         language += 2 * supervised * self._head * (1 + cost.learns + self._head_trained + again)
         projector = sum(

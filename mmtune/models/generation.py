@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from mmtune.models.attention import use_attention
+
 # a model's own generation_config.json may ask for sampling or for a penalty on repetition
 _PLAIN = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
 
@@ -105,15 +107,16 @@ def generate_batch(
     for row, embedded in enumerate(embeddings):
         padded[row, longest - len(embedded) :] = embedded
         mask[row, longest - len(embedded) :] = 1
-    out = language.generate(
-        inputs_embeds=padded,
-        attention_mask=mask,
-        max_new_tokens=ending.max_new_tokens,
-        stopping_criteria=StoppingCriteriaList([_Ended(ending, tokenizer)]),
-        eos_token_id=list(end_ids) or None,
-        pad_token_id=pad,
-        **{**_PLAIN, **options},
-    )
+    with use_attention(language, "sdpa"):
+        out = language.generate(
+            inputs_embeds=padded,
+            attention_mask=mask,
+            max_new_tokens=ending.max_new_tokens,
+            stopping_criteria=StoppingCriteriaList([_Ended(ending, tokenizer)]),
+            eos_token_id=list(end_ids) or None,
+            pad_token_id=pad,
+            **{**_PLAIN, **options},
+        )
     answers, generated = [], 0
     for row in out.tolist():
         # what follows the end of an answer is padding

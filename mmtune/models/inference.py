@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from mmtune.errors import UserError
+from mmtune.models.attention import use_attention
 from mmtune.models.generation import Ending
 from mmtune.models.prefixes import Keys, Node, common_prefix, in_tree_order, prefix_tree
-from mmtune.models.tree_attention import Decoding, TreePack, attending
+from mmtune.models.tree_attention import TREE, Decoding, TreePack
 
 _PACK_TOKENS = 1024  # computed in one pass; more brings no more speed, only memory
 _LOGIT_ROWS = 256  # of vocabulary size, in float32, at once
@@ -217,7 +218,7 @@ class PrefixSharing:
         self.counts.reused += sum(map(len, sequences)) - computed
 
     def _forward(self, embeddings: torch.Tensor, positions: torch.Tensor, tree: TreePack | Decoding) -> torch.Tensor:
-        with attending(self._language):
+        with use_attention(self._language, TREE):
             out = self._language.base_model(
                 inputs_embeds=embeddings[None],
                 position_ids=positions.to(embeddings.device)[None],

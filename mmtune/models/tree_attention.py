@@ -2,12 +2,11 @@
 
 `TreePack` computes the nodes of a prefix tree side by side: a node's tokens see those of the nodes above it, which were
 computed in the same pass or in an earlier one. `Decoding` computes one more token for each of several sequences. Both
-stand in for transformers' attention while `attending` is entered.
+stand in for transformers' attention where it is set to `TREE`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from mmtune.errors import UserError
+from mmtune.models.attention import check_window
 from mmtune.models.prefixes import Node
 
-_NAME = "mmtune_tree"
+TREE = "mmtune_tree"
 _ROWS = 128  # queries attended to at once: the keys after them are left out, and short neighbours share a call
 
 
@@ -236,17 +235,6 @@ class Decoding:
         return out.reshape(1, count, query.shape[1], query.shape[3])
 
 
-@contextlib.contextmanager
-def attending(language: Any) -> Iterator[None]:
-    """Let a transformers model take its attention from the `tree` that its forward is given."""
-    before = language.config._attn_implementation
-    language.config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        language.config._attn_implementation = before
-
-
 def _attention(
     module: Any,
     query: torch.Tensor,
@@ -259,12 +247,8 @@ def _attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    if sliding_window is not None and tree.longest() > sliding_window:
-        raise UserError(
-            f"the language model sees only {sliding_window} tokens back, and a prompt has {tree.longest()}; "
-            "prompts that long are not supported for it"
-        )
+    check_window(sliding_window, tree.longest())
     return tree.attend(module.layer_idx, query, key, value, scaling), None
 
 
-AttentionInterface.register(_NAME, _attention)
+AttentionInterface.register(TREE, _attention)

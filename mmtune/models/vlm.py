@@ -18,7 +18,7 @@ from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs
 from mmtune.data.templates import get_template
 from mmtune.errors import UserError
 from mmtune.models import saving
-from mmtune.models.attention import isolated_mask
+from mmtune.models.attention import PACKED, pack_mask
 from mmtune.models.generation import Ending, generate_batch, token_budget_batches
 from mmtune.models.inference import PrefixSharing
 from mmtune.models.language import add_adapters, empty_language, load_language, load_tokenizer
@@ -56,6 +56,7 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.spec, self.tokenizer = spec, tokenizer
         self.language, self.tower, self.projector = language, tower, projector
+        language.config._attn_implementation = PACKED
         self.template = get_template(spec.template, tokenizer)
         self.name = spec.language
         self.share_prefixes = True
@@ -202,8 +203,9 @@ class VisionLanguageModel(nn.Module):
         embeddings = self.embed(batch.input_ids, batch.pixels, where=", ".join(batch.where))
         hidden: torch.Tensor = self.base_language.base_model(
             inputs_embeds=embeddings[None],
-            attention_mask=isolated_mask(batch.document_ids),
+            attention_mask=pack_mask(batch.document_ids, embeddings.dtype),
             position_ids=batch.position_ids[None],
+            document_lengths=batch.document_lengths,
             use_cache=False,
         ).last_hidden_state
         return hidden[0]

@@ -84,7 +84,7 @@ class Ledger(pl.Callback):
         photos = _photos_encoded(pl_module) - self._tower_before
         supervised = batch.supervised_tokens
         flops = self._flops.step(
-            tokens=tokens,
+            documents=batch.document_lengths,
             supervised=supervised,
             image_tokens=image,
             photos=photos,

@@ -86,7 +86,7 @@ def test_the_formula_is_what_torch_counts(
         if loss.requires_grad:
             loss.backward()
     flops = FlopsCounter(model).step(
-        tokens=len(batch.input_ids),
+        documents=batch.document_lengths,
         supervised=batch.supervised_tokens,
         image_tokens=batch.image_tokens,
         photos=model.usage["tower_passes"] - before,
