@@ -275,10 +275,10 @@ def find_evaluation(path: Path) -> Path:
 
 def write_json_file(comparison: Comparison, target: Path) -> None:
     """Write `comparison.json`, whole or not at all."""
-    text = json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False) + "\n"
+    # in ASCII, nothing that a model said acts on a terminal that shows the file, and lone surrogates can be written
+    text = json.dumps(comparison.as_dict(), indent=2) + "\n"
     with atomic_path(target) as temporary:
-        # a lone surrogate cannot be encoded; \ud800, what it becomes here, is how JSON spells it
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="ascii")
 
 
 def _choose_tasks(sides: Sequence[Side], wanted: Sequence[str] | None) -> tuple[list[str], dict[str, list[str]]]:

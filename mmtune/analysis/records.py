@@ -15,12 +15,12 @@ from mmtune.files import read_json
 MODALITIES = ("language", "vision")
 # what must be the same for two scores of a task to compare, and what it means if it is not
 _COMPARABLE = {
-    "dataset.fingerprint": "they were scored on different rows",
+    "dataset.fingerprint": "they were scored on different rows, or on more of them",
     "version": "the task file was changed between them",
     "protocol": "their questions were worded by different rules",
     "answering": "their answers were found in different ways",
     "metric": "their scores are different measures",
-    "n": "they were scored on different numbers of rows",
+    "n": "one was scored on more rows",
 }
 _RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "modality": str,

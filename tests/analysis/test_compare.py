@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -15,6 +16,9 @@ from hypothesis import strategies as st
 
 from mmtune.analysis.compare import Comparison, compare, write_json_file
 from mmtune.errors import UserError
+from mmtune.evaluation.protocol import COSTS
+from mmtune.evaluation.results import Results, Sample, TaskResult
+from mmtune.evaluation.store import Store
 
 
 def pair_of(root: Path, old: list[float], new: list[float]) -> tuple[Path, Path]:
@@ -283,6 +287,21 @@ def test_cost_stands_beside_the_scores_where_it_is_known(tmp_path: Path) -> None
     c = write_evaluation(tmp_path / "c", {"t": [1]}, changes={"t": {"seconds": None}}, model="owner/name")
     assert compare([a, c]).sides[1].seconds(["t"]) is None
     assert compare([a, c]).sides[1].training() is None
+
+
+def test_what_the_evaluator_writes_can_be_compared(tmp_path: Path) -> None:
+    names = [tmp_path / name for name in "ab"]
+    for folder, score in zip(names, (0.0, 1.0), strict=True):
+        said = [Sample(n, f"Question {n}?", HOSTILE, None, "yes", score, None) for n in range(3)]
+        given = {field.name: {} for field in dataclasses.fields(TaskResult)}  # what a comparison does not look at
+        shares = {"score": score, "stderr": 0.0, "unparsed": 1.0, "seconds": 1.5}
+        texts = {"modality": "vision", "metric": "accuracy", "protocol": "blind", "answering": "generate"}
+        cost = dict.fromkeys(COSTS, 1.0)
+        task = TaskResult(**given | shares | texts | {"n": 3, "version": 1, "cost": cost})
+        Store(folder).write(Results("s", "m", "now", {}, {"see": task}, {"see": said}), "see")
+    (task_compared,) = compare(names).against[0].tasks
+    assert (task_compared.rows, task_compared.gained, task_compared.modality) == (3, 3, "vision")
+    assert task_compared.flips[0].before.response == HOSTILE
 
 
 def written(comparison: Comparison, folder: Path) -> dict[str, Any]:
