@@ -55,7 +55,7 @@ class OutsideMetric:
         Raises:
             UserError: the module fails, or does not compute `result`.
         """
-        module = _load(self.path, self.revision)
+        module = _load(self.path, self.revision, self.code)
         try:
             values = module.compute(
                 predictions=self._given(outcomes.prediction),
@@ -93,16 +93,16 @@ def check_outside_metrics(tasks: Iterable[Task], *, trusted: bool) -> None:
                     advice = "a folder of that name is here, and would be taken for it; give the path of a .py file"
                     raise UserError(f"{task.where}: metrics: {metric.path}: {advice}")
                 try:
-                    _load(metric.path, metric.revision)
+                    _load(metric.path, metric.revision, metric.code)
                 except UserError as error:
                     raise UserError(f"{task.where}: metrics: {error}") from None
 
 
 @functools.cache
-def _load(path: str, revision: str | None) -> Any:
+def _load(path: str, revision: str | None, code: str | None) -> Any:
     import mmtune.torchvision_ops  # noqa: F401  # before evaluate
 
-    offline = not path.endswith(".py") and go_offline_if_unreachable()
+    offline = code is None and go_offline_if_unreachable()
     import evaluate
 
     try:

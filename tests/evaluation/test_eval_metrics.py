@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
@@ -51,6 +52,16 @@ def test_nothing_positive_gives_zero_not_a_division() -> None:
 def test_another_positive_answer() -> None:
     metric = MetricSpec("precision", {"positive": "A"})
     assert summarise([metric], judged(["A", "A", "B"], ["A", "B", "B"]), [None] * 3) == {"precision": 0.5}
+
+
+def test_parts_of_a_point_count_as_such() -> None:
+    """VQA accuracy gives an answer 0, 0.3, 0.6, 0.9 or 1; its mean and error are those of the parts."""
+    scores = [0.0, 0.3, 0.6, 0.9, 1.0] * 40
+    outcomes = Outcomes.of(scores, ["x"] * 200, ["x"] * 200)
+    metric = MetricSpec("vqa_accuracy", {})
+    assert summarise([metric], outcomes, [None] * 200) == {"vqa_accuracy": pytest.approx(0.56)}
+    formula = statistics.stdev(scores) / math.sqrt(200)
+    assert standard_error(metric, outcomes, seed=0) == pytest.approx(formula, rel=0.1)
 
 
 def test_groups() -> None:

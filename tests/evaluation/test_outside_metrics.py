@@ -196,6 +196,15 @@ def test_the_score_itself_must_be_one_that_can_be_resampled() -> None:
         task_from({**raw, "metrics": [{"evaluate": {"path": "exact_match"}}]}, "pope.yaml")
 
 
+def test_changed_code_is_loaded_anew(tmp_path: Path) -> None:
+    code, outcomes = tmp_path / "mine.py", random_answers(0)
+    for half in ("0.5", "0.25"):
+        code.write_text((LOCAL / "share_right.py").read_text().replace("0.5", half))
+        assert float(outside(pope_with({"evaluate": {"path": str(code), "result": "half"}}))[0](outcomes)) == float(
+            half
+        )
+
+
 def test_other_code_is_another_definition(tmp_path: Path) -> None:
     code = Path(shutil.copy(LOCAL / "share_right.py", tmp_path / "mine.py"))
     first = pope_with({"evaluate": {"path": str(code)}}).definition_hash()
