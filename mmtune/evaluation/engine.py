@@ -260,8 +260,9 @@ class _Evaluation:
         rows = [sample.id for sample in samples if sample.error is not None]
         if rows:
             listed = ", ".join(map(str, rows[:_FAILED_LISTED])) + (", …" if len(rows) > _FAILED_LISTED else "")
-            what = "photo that cannot" if len(rows) == 1 else "photos that cannot"
-            self.report.say(f"{task}: {len(rows)} {what} be decoded count as wrong, in row {listed}")
+            photos, count, where = ("photo", "counts", "row") if len(rows) == 1 else ("photos", "count", "rows")
+            told = f"{len(rows)} {photos} that cannot be decoded {count} as wrong, in {where} {listed}"
+            self.report.say(f"{task}: {told} (`error` in samples/{task}.jsonl)")
 
 
 def _refuse_failed(task: Task, answers: Iterable[Answer]) -> None:

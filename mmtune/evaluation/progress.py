@@ -62,4 +62,4 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, soft_wrap=True)

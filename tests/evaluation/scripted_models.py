@@ -31,6 +31,8 @@ class Scripted:
     asked.
     """
 
+    named = "scripted"
+
     def __init__(
         self,
         reply: Callable[[str], str],
@@ -38,7 +40,7 @@ class Scripted:
         like: Callable[[str, str], float] = lambda prompt, choice: -float(len(choice)),
     ) -> None:
         self.like, self.share_prefixes = like, True
-        self.name, self.fingerprint, self.reply = "scripted", fingerprint, reply
+        self.name, self.fingerprint, self.reply = self.named, fingerprint, reply
         self.calls: list[list[str]] = []
         self.images: list[list[int]] = []
         self.options: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +265,50 @@ def test_a_photo_that_does_not_decode_fails_alone(suite: Path, data: Path) -> No
     assert result.tasks["pope"].failed == 1
     assert result.tasks["pope"].unparsed == 1 / len(POPE)
     assert result.tasks["pope"].score == (len(POPE) - 1) / len(POPE)
+
+
+def undecodable(data: Path, rows: Sequence[int]) -> None:
+    bad = {"bytes": b"no picture", "path": "x"}
+    write_rows(
+        data, "lmms-lab/POPE", None, "test", [{**r, "image": bad} if n in rows else r for n, r in enumerate(POPE)]
+    )
+
+
+def test_failed_photos_are_named_at_the_end(suite: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    undecodable(data, [3])
+    evaluate(Scripted(oracle), suite, data_root=data, tasks=["boolq", "pope"])
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "pope: 1 photo that cannot be decoded counts as wrong, in row 3 (`error` in samples/pope.jsonl)"
+    )
+    undecodable(data, range(12))
+    evaluate(Scripted(oracle), suite, data_root=data, tasks=["pope"])
+    assert "pope: 12 photos that cannot be decoded count as wrong, in rows 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_strict_stops_at_the_first_failed_photo(suite: Path, data: Path, tmp_path: Path) -> None:
+    undecodable(data, [9, 3])
+    model = Scripted(oracle)
+    with pytest.raises(UserError, match=r"task pope, row 3: the photo cannot be decoded.*leave out --strict"):
+        run(model, suite, data, strict=True)
+    out = tmp_path / "out"
+    assert run(model, suite, data, out=out, tasks=["pope"]).tasks["pope"].failed == 2
+    with pytest.raises(UserError, match=r"task pope, row 3"):  # among answers taken over, too
+        run(model, suite, data, out=out, tasks=["pope"], strict=True)
+
+
+def test_a_photo_is_decoded_once_for_all_its_questions(suite: Path, data: Path) -> None:
+    model = Scripted(oracle)
+    run(model, suite, data, tasks=["pope"])
+    assert len(model.photos) == 2
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, True), (False, False), (True, True)])
+def test_prefixes_are_shared_as_the_flag_says(suite: Path, data: Path, given: bool | None, kept: bool) -> None:
+    model = Scripted(oracle)
+    run(model, suite, data, tasks=["boolq"], share_prefixes=given)
+    assert model.share_prefixes is kept
 
 
 def test_a_null_photo_is_asked_without_one(tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
 
     def load(path: str, device: str) -> Scripted:
-        calls.append((path, device))
-        return Scripted(lambda _: "yes")
+        assert (path, device) in (("m", "cpu"), ("m", "auto"))
+        calls.append(Scripted(lambda _: "yes"))
+        return calls[-1]
 
     monkeypatch.setattr(engine, "load_model", load)
     return calls
@@ -42,7 +43,7 @@ def test_scores_are_printed_and_written(
     flags: list[str], loaded: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*flags, "--limit", "8", "--batch-tokens", "99", "--device", "cpu", "--tasks", "boolq, pope"]) == 0
-    assert loaded == [("m", "cpu")]
+    assert len(loaded) == 1
     output = capsys.readouterr()
     for word in ("boolq", "pope", "average, language", "unparsed %", "prompt tokens", "results.json"):
         assert word in output.out
@@ -57,6 +58,22 @@ def test_resume_is_the_default(flags: list[str], loaded: list[Any], capsys: pyte
     assert "finished before" not in capsys.readouterr().err
 
 
+def test_flags_reach_the_evaluation(flags: list[str], loaded: list[Any], tmp_path: Path) -> None:
+    assert main([*flags, "--answering", "likelihood_norm", "--no-share-prefixes", "--strict", "--limit", "2"]) == 0
+    tasks = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert {task["answering"] for task in tasks.values()} == {"likelihood_norm"}
+    assert loaded[0].share_prefixes is False
+
+
+def test_names_cannot_steer_the_terminal(
+    flags: list[str], loaded: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Scripted, "named", "\x1b[31m[red]m[/nothing]\ud800")
+    assert main([*flags, "--tasks", "boolq"]) == 0
+    assert "\x1b" not in (shown := capsys.readouterr().out)
+    assert "[red]m[/nothing]" in shown
+
+
 @pytest.mark.parametrize(
     ("extra", "complaint"),
     [
@@ -67,6 +84,7 @@ def test_resume_is_the_default(flags: list[str], loaded: list[Any], capsys: pyte
         (["--limit", "0"], "--limit 0"),
         (["--limit", "many"], "limit"),
         (["--protocol", "blnd"], "protocol"),
+        (["--answering", "likely"], "answering"),
         (["--seed", "-1"], "--seed -1"),
         (["--batches", "3"], "--help lists the flags"),
     ],
