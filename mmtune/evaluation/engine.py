@@ -235,6 +235,7 @@ class _Evaluation:
                 self.database.forget(key)
             self.workers.barrier(f"forgotten {key}")
         done = self.database.chunks(key)
+        self.workers.barrier(f"begin {key}")  # before one of them adds to what was done
         if self.strict and done:
             _refuse_failed(task, self.database.answers(key).values())
         if len(done) == len(chunks):
