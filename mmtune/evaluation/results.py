@@ -55,7 +55,7 @@ class TaskResult:
         stderr: bootstrap standard error of the score.
         unparsed: the share of samples without a valid answer, undecodable photos among them.
         failed: how many samples had a photo that could not be decoded.
-        metrics: all metrics, over all samples and by group.
+        metrics: all metrics, over all samples and by group; None for one that gives no number.
         dataset: path, config, split, fingerprint.
         protocol: blind or mlan.
         answering: generate, likelihood or likelihood_norm.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from mmtune.errors import UserError
 from mmtune.evaluation.answers import mark, parse
 from mmtune.evaluation.asking import Answer
 from mmtune.evaluation.dataset import Photo
@@ -87,6 +90,9 @@ def score_task(
         seed: of the bootstrap behind the standard error.
         cost: what the answers took.
         key: see `TaskResult`.
+
+    Raises:
+        UserError: the first metric gives no number on these answers.
     """
     outcomes = Outcomes.of(
         [sample.score for sample in samples],
@@ -97,18 +103,21 @@ def score_task(
     if task.answering != "generate":
         summary["accuracy_sum"] = _accuracy(questions, samples, normalised=False)
         summary["accuracy_norm"] = _accuracy(questions, samples, normalised=True)
-    main = task.metrics[0]
-    spec = task.dataset
+    main, spec = task.metrics[0], task.dataset
+    value, stderr = summary[main.name], standard_error(main, outcomes, seed)
+    if not (math.isfinite(value) and math.isfinite(stderr)):
+        problem = f"{main.name} gives no number on the answers of {task.name}, so it cannot be the score"
+        raise UserError(f"{task.where}: metrics: {problem}; name another one first")
     return TaskResult(
         modality=task.modality,
         version=task.version,
         n=len(samples),
         metric=main.name,
-        score=summary[main.name],
-        stderr=standard_error(main, outcomes, seed),
+        score=value,
+        stderr=stderr,
         unparsed=sum(sample.prediction is None for sample in samples) / len(samples),
         failed=sum(sample.error is not None for sample in samples),
-        metrics=summary,
+        metrics=_numbers(summary),
         dataset={"path": spec.path, "config": spec.config, "split": spec.split, "fingerprint": fingerprint},
         protocol=protocol,
         answering=task.answering,
@@ -126,6 +135,13 @@ def _accuracy(questions: Sequence[Question], samples: Sequence[Sample], *, norma
         return best is not None and question.labels[best] == question.target
 
     return float(np.mean([right(*pair) for pair in zip(questions, samples, strict=True)]))
+
+
+def _numbers(value: Any) -> Any:
+    """Figures, also by group, with None for what is no number: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {name: _numbers(inner) for name, inner in value.items()}
+    return value if math.isfinite(value) else None
 
 
 def _digest(photos: Sequence[Photo]) -> str | None:

