@@ -8,7 +8,7 @@ from typing import cast
 
 from mmtune.errors import UserError, did_you_mean
 from mmtune.evaluation.protocol import AnsweringModel
-from mmtune.evaluation.suite import PROTOCOLS
+from mmtune.evaluation.suite import PROTOCOLS, Suite
 from mmtune.evaluation.task import ANSWERING, Answering, Task
 from mmtune.evaluation.wording import Protocol
 
@@ -35,21 +35,33 @@ def protocol_named(name: str) -> Protocol:
     return cast(Protocol, name)
 
 
-def answered_by(tasks: Sequence[Task], answering: str | None) -> tuple[Task, ...]:
-    """The tasks, answered in this way; None leaves each its own.
+def answered_by(suite: Suite, answering: str | None) -> Suite:
+    """The suite with all tasks answered in this way that can be; None leaves each its own.
 
     Raises:
-        UserError: there is no such way, or a task's answers are free, so that there is nothing to compare.
+        UserError: there is no such way.
     """
     if answering is None:
-        return tuple(tasks)
+        return suite
     if answering not in ANSWERING:
         raise UserError(f"--answering: unknown {answering!r}; {did_you_mean(answering, ANSWERING)}")
+    tasks = (
+        dataclasses.replace(task, answering=cast(Answering, answering if task.has_choices else "generate"))
+        for task in suite.tasks
+    )
+    return dataclasses.replace(suite, tasks=tuple(tasks))
+
+
+def check_choices(tasks: Sequence[Task], answering: str | None) -> None:
+    """Look whether all tasks can be answered in the way that was asked for.
+
+    Raises:
+        UserError: a task's answers are free, so that there is nothing to compare.
+    """
     free = [task.name for task in tasks if not task.has_choices]
-    if answering != "generate" and free:
+    if answering not in (None, "generate") and free:
         problem = f"the answers of {', '.join(free)} are free, so there are no choices to compare"
         raise UserError(f"--answering {answering}: {problem}; {_advice(tasks, free, 'use --answering generate')}")
-    return tuple(dataclasses.replace(task, answering=cast(Answering, answering)) for task in tasks)
 
 
 def check_model(model: AnsweringModel, tasks: Sequence[Task]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmtune.errors import UserError
 from mmtune.evaluation.asking import Answer, ask
-from mmtune.evaluation.checks import answered_by, check_model, check_numbers, protocol_named
+from mmtune.evaluation.checks import answered_by, check_choices, check_model, check_numbers, protocol_named
 from mmtune.evaluation.chunks import Chunk, plan_chunks
 from mmtune.evaluation.database import Database
 from mmtune.evaluation.dataset import check_data, load_rows
@@ -84,8 +84,9 @@ def evaluate(
     """
     workers = join()
     with workers.failing_together():
-        plan = suite if isinstance(suite, Suite) else load_suite(suite)
-        chosen = answered_by(plan.select(tasks), answering)
+        plan = answered_by(suite if isinstance(suite, Suite) else load_suite(suite), answering)
+        chosen = plan.select(tasks)
+        check_choices(chosen, answering)
         rule = protocol_named(protocol or plan.protocol)
         check_numbers(limit=limit, batch_tokens=batch_tokens, seed=seed)
         root = None if data_root is None else Path(data_root)
@@ -185,11 +186,9 @@ class _Evaluation:
         """Run the chosen tasks of a suite; earlier results of its other tasks that still hold stay among them."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         results = Results(suite.name, self.model.name, now, versions())
-        chosen_by_name = {task.name: task for task in chosen}
         known: dict[str, TaskResult] = {}
         for task in suite.tasks:
             old = earlier.get(task.name)
-            task = chosen_by_name.get(task.name, task)
             # what still holds stays in the file while other tasks run, so that a kill loses none of it
             if old is not None and old.key == self.conditions.results_key(task, old.dataset["fingerprint"]):
                 known[task.name] = old

@@ -140,6 +140,14 @@ def knows(prompt: str, choice: str) -> float:
     return -float(choice.replace("'", "") != row["choices"]["text"]["ABCD".index(row["answerKey"])].replace("'", ""))
 
 
+def test_tasks_answered_in_the_same_way_add_up(data: Path, tmp_path: Path) -> None:
+    mixed = suite(data, "boolq", "openbookqa", "realworldqa")
+    for name in ("boolq", "openbookqa"):
+        options: Any = {"out": tmp_path / "out", "answering": "likelihood", "progress": False}
+        results = evaluate(Scripted(lambda _: "yes"), mixed, data_root=data, tasks=[name], **options)
+    assert list(results.tasks) == ["boolq", "openbookqa"]
+
+
 def test_letters_yes_and_no_and_photos(data: Path) -> None:
     model = Scripted(lambda _: pytest.fail("generated"), like=knows)
     shown = suite(data, "boolq", "openbookqa", "pope")
