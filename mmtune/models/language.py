@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,20 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import cached_file
 
 from mmtune.data.sentencepiece import build_tokenizer
 from mmtune.errors import UserError
 from mmtune.files import atomic_path, cache_dir, locate, sha256_file
 from mmtune.hub import go_offline_if_unreachable
-from mmtune.models.options import LoraOptions
+from mmtune.models.options import LoraOptions, Quantisation
 
 
 def load_config(reference: str) -> Any:
@@ -32,19 +40,24 @@ def load_config(reference: str) -> Any:
         raise _not_loadable(reference, error) from None
 
 
-def load_language(reference: str, *, dtype: torch.dtype = torch.float32) -> Any:
+def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantise: Quantisation | None = None) -> Any:
     """A causal language model with its weights.
 
     Args:
         reference: hub id, folder, `.gguf` file or `package:NAME/file`.
-        dtype: of the weights.
+        dtype: of the weights; of what is computed with quantised ones.
+        quantise: keep the linear layers of the blocks in 4 or 8 bits. NF4 with double quantisation is that of QLoRA
+            (arXiv 2305.14314, section 3), 8 bits that of LLM.int8() (arXiv 2208.07339).
 
     Raises:
-        UserError: the weights are not there.
+        UserError: the weights are not there, or bitsandbytes is not.
     """
+    options: dict[str, Any] = {}
+    if quantise is not None:
+        options["quantization_config"] = _quantisation(quantise, dtype)
     try:
         return AutoModelForCausalLM.from_pretrained(
-            _transformers_name(reference), dtype=dtype, attn_implementation="sdpa"
+            _transformers_name(reference), dtype=dtype, attn_implementation="sdpa", **options
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _not_loadable(reference, error) from None
@@ -107,6 +120,21 @@ def add_adapters(language: Any, options: LoraOptions) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(language, config)
+
+
+def _quantisation(kind: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"--model.quantise {kind}: needs bitsandbytes; pip install bitsandbytes")
+    # says at every layer and step that inputs are rounded to float16, which is how these 8 bits work
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def linear_layers(language: Any) -> set[str]:

@@ -9,6 +9,7 @@ from mmtune.errors import UserError
 
 ProjectorKind = Literal["linear", "mlp2x_gelu"]
 PhotoFit = Literal["pad", "crop", "squash"]
+Quantisation = Literal["nf4", "int8"]
 
 
 @dataclass
@@ -76,6 +77,7 @@ class ModelSpec:
         projector: `mlp2x_gelu` (LLaVA 1.5) or `linear` (LLaVA).
         template: how conversations are written down; see `mmtune.data.templates`.
         lora: adapters on the language model; None for none.
+        quantise: keep the language model's linear layers in 4 bits (NF4, doubly quantised) or 8 (bitsandbytes).
         language_trained: the language model was finetuned in full, so its weights are saved too.
         seed: of the projector's and the adapters' first weights.
     """
@@ -85,6 +87,7 @@ class ModelSpec:
     projector: ProjectorKind = "mlp2x_gelu"
     template: str = "vicuna_v1"
     lora: LoraOptions | None = None
+    quantise: Quantisation | None = None
     language_trained: bool = False
     seed: int = 42
 

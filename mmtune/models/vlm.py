@@ -89,7 +89,7 @@ class VisionLanguageModel(nn.Module):
         tower = build_tower(spec.vision, meta=meta) if spec.vision else None
         language = empty_language(spec.language, dtype=dtype) if meta else None
         if language is None:
-            language = load_language(spec.language, dtype=dtype)
+            language = load_language(spec.language, dtype=dtype, quantise=spec.quantise)
         words = language.get_input_embeddings().weight
         scale = 1.0 if meta else float(words.detach().float().std())
         projector = None
@@ -150,8 +150,17 @@ class VisionLanguageModel(nn.Module):
             self.spec.language_trained = self.spec.lora is None
 
     def merge_adapters(self) -> None:
-        """Fold the adapters into the language model's weights, in place; the answers stay the same."""
+        """Fold the adapters into the language model's weights, in place; the answers stay the same.
+
+        Raises:
+            UserError: the weights are quantised, and the adapters would be rounded away.
+        """
         if self.spec.lora is not None:
+            if self.spec.quantise is not None:
+                raise UserError(
+                    f"{self.spec.quantise}: adapters are not folded into quantised weights; load the model with "
+                    "quantise null in mmtune.json to merge them"
+                )
             self.language = self.language.merge_and_unload()
             self.spec.lora, self.spec.language_trained = None, True
 

@@ -1,0 +1,95 @@
+"""NF4 and 8 bits through bitsandbytes, on this machine's CPU."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mmtune.errors import UserError
+from mmtune.models import language
+from mmtune.models.options import LoraOptions, ModelSpec, Quantisation
+from mmtune.models.vlm import VisionLanguageModel
+from mmtune.training.loss import supervised_loss
+
+pytest.importorskip("bitsandbytes")
+KINDS = ("nf4", "int8")
+
+
+@pytest.fixture(scope="module")
+def llama(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of sizes that blocks of 64 weights divide."""
+    folder = tmp_path_factory.mktemp("llama_64")
+    shutil.copytree(llama, folder, dirs_exist_ok=True)
+    config = LlamaConfig.from_pretrained(llama, intermediate_size=128, initializer_range=0.1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def quantised(llama: Path, kind: Quantisation | None, lora: LoraOptions | None = None) -> VisionLanguageModel:
+    return VisionLanguageModel.assemble(ModelSpec(str(llama), template="chatml", lora=lora, quantise=kind)).eval()
+
+
+def answer_likelihood(model: VisionLanguageModel) -> float:
+    return model.loglikelihood(["what?"], [["an answer of some bytes"]])[0][0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_blocks_are_small_and_nearly_the_same(llama: Path, kind: Quantisation) -> None:
+    exact, small = quantised(llama, None), quantised(llama, kind)
+
+    def size(model: VisionLanguageModel) -> int:
+        return sum(p.numel() * p.element_size() for p in model.base_language.base_model.layers.parameters())
+
+    assert size(small) < size(exact) * (0.16 if kind == "nf4" else 0.3)
+    assert small.base_language.get_output_embeddings().weight.dtype == torch.float32
+    assert answer_likelihood(small) != answer_likelihood(exact)
+    assert answer_likelihood(small) == pytest.approx(answer_likelihood(exact), rel=0.15)
+    assert small.fingerprint != exact.fingerprint
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_learn_on_frozen_bits(llama: Path, kind: Quantisation, example: Any, packed: Any) -> None:
+    model = quantised(llama, kind, LoraOptions(r=4, alpha=8, dropout=0.0))
+    model.set_stage("tune")
+    model.train()
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    assert any(p.dtype in (torch.uint8, torch.int8) for p in frozen.values())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    batch = packed(model, [example(model, "what is it?", "a small thing"), example(model, "and this?", "another")])
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    losses = []
+    for _ in range(8):
+        loss = supervised_loss(model(batch), batch.targets, model.output_layer)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.5
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+
+
+def test_a_saved_run_says_how_it_was_quantised(llama: Path, tmp_path: Path) -> None:
+    model = quantised(llama, "nf4", LoraOptions(r=4, alpha=8, dropout=0.0))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "model")
+    again = VisionLanguageModel.from_pretrained(tmp_path / "model")
+    assert again.spec.quantise == "nf4"
+    assert answer_likelihood(again) == answer_likelihood(model)
+    with pytest.raises(UserError, match="nf4: adapters are not folded into quantised weights"):
+        again.merge_adapters()
+
+
+def test_bitsandbytes_that_is_missing_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
+        quantised(llama, "int8")
