@@ -176,6 +176,11 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
         line("learnt tokens", _figures(one.supervised))
         too_long = one.too_long(options.max_length)
         line(f"over {options.max_length} tokens", f"{too_long} ({too_long / one.conversations:.1%})")
+    if one.markers:
+        line(
+            "spell markers",
+            f"{len(one.markers)} rows, read as the tokens they spell; the first: {_visible(one.markers[0])}",
+        )
     line("rows with faults", str(len(one.bad_rows)))
     console.print(Text(_visible(one.source), style="bold"))
     console.print(table)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmtune.errors import UserError
 
@@ -108,7 +108,7 @@ def _encodable(text: str) -> bool:
 
 
 def open_photo(photo: Photo, where: str) -> Image.Image:
-    """Decode a photo to RGB.
+    """Decode a photo to RGB, upright.
 
     Raises:
         RowError: it is missing, truncated or not an image; the message begins with `where`.
@@ -116,13 +116,21 @@ def open_photo(photo: Photo, where: str) -> Image.Image:
     name = str(photo) if isinstance(photo, Path) else f"of {len(photo)} bytes"
     try:
         with Image.open(photo if isinstance(photo, Path) else io.BytesIO(photo)) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
     except FileNotFoundError:
         raise RowError(f"{where}: the photo {name} does not exist") from None
     except UnidentifiedImageError:
         raise RowError(f"{where}: the photo {name} is not a picture of a known format") from None
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RowError(f"{where}: the photo {name} cannot be decoded: {error}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture in RGB as people see it: turned as its camera noted, and 16 bits a pixel scaled rather than cut off."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value / 256, "L")
+    return image.convert("RGB")
 
 
 def photo_fault(photo: Photo) -> str | None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from mmtune.data.conversation import Conversation, Photo, RowError, open_photo, photo_fault
-from mmtune.data.encoding import Example, ModelInputs, encode
+from mmtune.data.encoding import Example, ModelInputs, encode, spelled_markers
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
 from mmtune.data.packing import plan_packs
@@ -57,7 +59,11 @@ class InstructionData(pl.LightningDataModule):
             raise UserError(f"--data.validation_fraction {validation_fraction}: must lie in [0, 1)")
         if validation and validation_fraction:
             raise UserError("--data.validation and --data.validation_fraction exclude each other; give one")
-        self.budget = pack_tokens or max_length
+        if max_length < 1:
+            raise UserError(f"--data.max_length {max_length}: must be at least 1")
+        if num_workers < 0:
+            raise UserError(f"--data.num_workers {num_workers}: must be at least 0")
+        self.budget = max_length if pack_tokens is None else pack_tokens
         if self.budget < max_length:
             raise UserError(
                 f"--data.pack_tokens {pack_tokens} is below --data.max_length {max_length}; a row would not fit"
@@ -70,6 +76,8 @@ class InstructionData(pl.LightningDataModule):
         self.check_photos, self.num_workers = check_photos, num_workers
         self.inputs = inputs
         self.record: dict[str, Any] = {}
+        self.markers: list[str] = []
+        self._faults: dict[Photo, str | None] = {}
         self._train: PackDataset | None = None
         self._validation: PackDataset | None = None
 
@@ -81,20 +89,43 @@ class InstructionData(pl.LightningDataModule):
         """
         if self._train is not None:
             return
-        conversations = self.mixture.draw(self.bad_rows)
-        held_out = self._hold_out(conversations)
-        train = [c for c, out in zip(conversations, held_out, strict=True) if not out]
-        validation = [c for c, out in zip(conversations, held_out, strict=True) if out]
-        for source in self.validation:
-            validation += read_conversations(source, image_root=self.mixture.image_root, bad_rows=self.bad_rows)
-        if self.check_photos:
-            unusable = self._undecodable([*train, *validation])
-            train = [c for c in train if c.where not in unusable]
-            validation = [c for c in validation if c.where not in unusable]
-        train, self._train = self._packed(train, "training", self.mixture.seed)
+        examples: dict[int, Example] = {}
+        with self._progress() as advance:
+
+            def usable(conversation: Conversation) -> bool:
+                advance()
+                example = self._encoded(conversation)
+                if example is not None:
+                    examples[id(conversation)] = example
+                return example is not None
+
+            conversations = self.mixture.draw(self.bad_rows, usable)
+            held_out = self._hold_out(conversations)
+            train = [c for c, out in zip(conversations, held_out, strict=True) if not out]
+            validation = [c for c, out in zip(conversations, held_out, strict=True) if out]
+            for source in self.validation:
+                rows = read_conversations(source, image_root=self.mixture.image_root, bad_rows=self.bad_rows)
+                validation += filter(usable, rows)
+        self._train = self._packed([examples[id(c)] for c in train], "training", self.mixture.seed)
         if validation or self.validation or self.validation_fraction:
-            validation, self._validation = self._packed(validation, "validation", 0)
+            self._validation = self._packed([examples[id(c)] for c in validation], "validation", 0)
         self.record = self._describe(train, validation)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What tells these training packs from others, for the checkpoint."""
+        return {"packs": self._fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on in other data than the run began with.
+
+        Raises:
+            UserError: the packs are not those of the checkpoint.
+        """
+        if state_dict["packs"] != self._fingerprint():
+            raise UserError(
+                "the run to resume was trained on other rows, or with other --data options or another template; "
+                "give what it began with, or another --out"
+            )
 
     def train_dataloader(self) -> PackLoader:
         """The packs in a new order every epoch."""
@@ -123,6 +154,13 @@ class InstructionData(pl.LightningDataModule):
         order = EpochOrder(len(dataset), seed=self.mixture.seed, shuffle=shuffle, rank=rank, world=world)
         return PackLoader(dataset, order, num_workers=self.num_workers)
 
+    def _fingerprint(self) -> str:
+        assert self._train is not None
+        digest = hashlib.sha256(repr((self.mixture.seed, self._train.packs)).encode())
+        for example in self._train.examples:
+            digest.update(example.input_ids.tobytes())
+        return digest.hexdigest()
+
     def _hold_out(self, conversations: Sequence[Conversation]) -> list[bool]:
         """Which conversations are for validation. All that show a photo go the same way."""
         groups = _photo_groups(conversations)
@@ -131,44 +169,43 @@ class InstructionData(pl.LightningDataModule):
         held = {distinct[i] for i in chosen[: round(len(distinct) * self.validation_fraction)]}
         return [group in held for group in groups]
 
-    def _undecodable(self, conversations: Sequence[Conversation]) -> set[str]:
-        """Rows with a photo that does not decode; each photo is opened once, each of its rows reported."""
-        faults: dict[Photo, str | None] = {}
-        unusable = set()
-        with_photos = [c for c in conversations if c.images]
-        for conversation in self._progress(with_photos, "checking photos"):
-            for photo in conversation.images:
-                if photo not in faults:
-                    faults[photo] = photo_fault(photo)
-                if (fault := faults[photo]) is not None and conversation.where not in unusable:
-                    self.bad_rows.handle(RowError(f"{conversation.where}{fault}"))
-                    unusable.add(conversation.where)
-        return unusable
-
-    def _packed(
-        self, conversations: Sequence[Conversation], kind: str, seed: int
-    ) -> tuple[list[Conversation], PackDataset]:
-        """The conversations that can be used, and their packs."""
+    def _encoded(self, conversation: Conversation) -> Example | None:
+        """The conversation as tokens, or None where it cannot be used."""
         assert self.inputs is not None, "InstructionData needs `inputs` (VisionLanguageModel.inputs())"
-        usable: list[Conversation] = []
-        examples: list[Example] = []
-        for conversation in self._progress(conversations, f"tokenising {kind} rows"):
-            try:
-                examples.append(encode(conversation, self.inputs, self.max_length))
-                usable.append(conversation)
-            except RowError as error:
-                self.bad_rows.handle(error)
+        try:
+            example = encode(conversation, self.inputs, self.max_length)
+            if self.check_photos:
+                self._check_photos(conversation)
+        except RowError as error:
+            self.bad_rows.handle(error)
+            return None
+        if markers := spelled_markers(conversation, self.inputs.tokenizer):
+            self.markers.append(f"{conversation.where}: {', '.join(markers)}")
+        return example
+
+    def _check_photos(self, conversation: Conversation) -> None:
+        """Open each photo once, and report every row of a damaged one."""
+        for photo in conversation.images:
+            if photo not in self._faults:
+                self._faults[photo] = photo_fault(photo)
+            if (fault := self._faults[photo]) is not None:
+                raise RowError(f"{conversation.where}{fault}")
+
+    def _packed(self, examples: list[Example], kind: str, seed: int) -> PackDataset:
+        assert self.inputs is not None
         if not examples:
             left_out = f"; the first one left out: {self.bad_rows.skipped[0]}" if self.bad_rows.skipped else ""
             held_out = "; see --data.validation_fraction" if self.validation_fraction else ""
             raise UserError(f"no row is left for {kind}{held_out}{left_out}")
         packs = plan_packs([len(e) for e in examples], budget=self.budget, max_rows=self.pack_rows, seed=seed)
-        return usable, PackDataset(examples, packs, self.inputs)
+        return PackDataset(examples, packs, self.inputs)
 
-    def _progress(self, items: Sequence[Conversation], what: str) -> Any:
-        console = Console(stderr=True)
-        quiet = not sys.stderr.isatty() or len(items) < 2000
-        return track(items, what, console=console, disable=quiet, transient=True)
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[], None]]:
+        """A bar on a terminal; what it gives is called once a row."""
+        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("checking and tokenising rows", total=self.mixture.total)
+            yield lambda: progress.advance(task)
 
     def _describe(self, train: Sequence[Conversation], validation: Sequence[Conversation]) -> dict[str, Any]:
         """What was trained on: composition, tokens, fingerprints, and the rows left out."""
@@ -194,6 +231,7 @@ class InstructionData(pl.LightningDataModule):
                 "filled": tokens / (len(packs) * self.budget),
             },
             "bad_rows": {"count": len(self.bad_rows.skipped), "messages": self.bad_rows.skipped[:1000]},
+            "rows_spelling_markers": {"count": len(self.markers), "rows": self.markers[:1000]},
             "folder_of_photos": str(Path(self.mixture.image_root)) if self.mixture.image_root else None,
         }
 

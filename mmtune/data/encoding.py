@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,3 +130,18 @@ def encode(conversation: Conversation, inputs: ModelInputs, max_length: int) -> 
     if not supervised[1:].any():
         raise RowError(f"{conversation.where}: the answer is empty once tokenised")
     return Example(ids, supervised, conversation.images, conversation.where)
+
+
+def spelled_markers(conversation: Conversation, tokenizer: Any) -> list[str]:
+    """The tokenizer's special tokens that the conversation's own text spells out.
+
+    They are tokenised as the tokens they spell, as LLaVA does: an `</s>` in a text about HTML ends a turn there.
+    """
+    pattern = _marker_pattern(tokenizer)
+    return sorted({marker for turn in conversation.turns for marker in pattern.findall(turn.text)})
+
+
+@functools.lru_cache(maxsize=4)
+def _marker_pattern(tokenizer: Any) -> re.Pattern[str]:
+    markers = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return re.compile("|".join(map(re.escape, sorted(markers, key=len, reverse=True))) or r"(?!)")

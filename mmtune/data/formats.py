@@ -50,6 +50,9 @@ def detect_format(row: Row, where: str) -> Format:
     for known in FORMATS:
         if all(row.get(column) is not None for column in known.columns):
             return known
+    for known in FORMATS:
+        if empty := [column for column in known.columns if row.get(column, "") is None]:
+            raise RowError(f"{where}: {empty[0]!r} is null")
     shapes = "; ".join(f"{known.name}: {', '.join(known.columns)}" for known in FORMATS)
     raise RowError(f"{where}: columns {', '.join(map(str, row)) or '(none)'} match no known format ({shapes})")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -35,12 +36,21 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if self.text_fraction is not None and not 0 <= self.text_fraction <= 1:
-            raise UserError(f"text_fraction {self.text_fraction}: must lie between 0 (all visual) and 1 (all text)")
+            raise UserError(
+                f"--data.train.text_fraction {self.text_fraction}: must lie between 0 (all visual) and 1 (all text)"
+            )
         if self.total is not None and self.total < 1:
-            raise UserError(f"total {self.total}: must be at least 1")
+            raise UserError(f"--data.train.total {self.total}: must be at least 1")
 
-    def draw(self, bad_rows: BadRows) -> list[Conversation]:
+    def draw(
+        self, bad_rows: BadRows, usable: Callable[[Conversation], bool] = lambda conversation: True
+    ) -> list[Conversation]:
         """Read the sources and draw the rows, shuffled by the seed.
+
+        Args:
+            bad_rows: what to do with rows that cannot be used.
+            usable: called once for a row that is about to be drawn; where it says no, another row takes its place, so
+                that fraction and total are those of what is trained on.
 
         Raises:
             UserError: no source, an unreadable one, or fewer rows of a kind than the fraction asks for.
@@ -60,10 +70,22 @@ class Mixture:
                 (visual if conversation.images else text).append(conversation)
         if not text and not visual:
             raise UserError(f"no row of the sources can be used; the first one left out: {bad_rows.skipped[0]}")
-        wanted_text, wanted_visual = self._counts(len(text), len(visual))
         random = np.random.default_rng(self.seed)
-        drawn = [text[i] for i in random.permutation(len(text))[:wanted_text]]
-        drawn += [visual[i] for i in random.permutation(len(visual))[:wanted_visual]]
+        text, visual = ([pool[i] for i in random.permutation(len(pool))] for pool in (text, visual))
+        if self.total is None and self.text_fraction is not None:  # what one kind lacks limits the other
+            self._counts(len(text), len(visual))  # complains before the work that `usable` may be
+            text, visual = list(filter(usable, text)), list(filter(usable, visual))
+            wanted = self._counts(len(text), len(visual))
+            drawn = text[: wanted[0]] + visual[: wanted[1]]
+        else:
+            drawn = []
+            for kind, pool, count in zip(
+                ("text", "visual"), (text, visual), self._counts(len(text), len(visual)), strict=True
+            ):
+                taken = list(islice(filter(usable, pool), count))
+                if self.total is not None and len(taken) < count:
+                    raise _too_few(count, kind, f"{len(taken)} that can be used")
+                drawn += taken
         return [drawn[i] for i in random.permutation(len(drawn))]
 
     def _counts(self, text: int, visual: int) -> tuple[int, int]:
@@ -82,13 +104,17 @@ class Mixture:
         wanted = {"text": (wanted_text, text), "visual": (total - wanted_text, visual)}
         for kind, (count, available) in wanted.items():
             if count > available:
-                raise UserError(
-                    f"the mixture asks for {count} {kind} rows and the sources hold {available}; "
-                    f"lower --data.train.total, change --data.train.text_fraction, or add {kind} data"
-                )
+                raise _too_few(count, kind, str(available))
         if not total:
             raise UserError("the mixture is empty; check --data.train.text_fraction against the sources")
         return wanted_text, total - wanted_text
+
+
+def _too_few(wanted: int, kind: str, available: str) -> UserError:
+    return UserError(
+        f"the mixture asks for {wanted} {kind} rows and the sources hold {available}; "
+        f"lower --data.train.total, change --data.train.text_fraction, or add {kind} data"
+    )
 
 
 def composition(conversations: Sequence[Conversation]) -> dict[str, dict[str, int]]:

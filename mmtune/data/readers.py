@@ -159,9 +159,19 @@ def _json_lines(path: Path) -> NumberedRows:
 
 def _json_or_error(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         return error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys and values; of a key given twice, Python's parser would silently drop the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} is given twice")
+    return found
 
 
 def _json_rows(path: Path) -> NumberedRows:
@@ -170,13 +180,15 @@ def _json_rows(path: Path) -> NumberedRows:
     try:
         text = data.decode(json.detect_encoding(data))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+        raise UserError(f"{path}: not valid JSON: {error}; save it as UTF-8") from None
     del data
     start = _skip_space(text, 0)
+    if start == len(text):
+        return
     if text[start : start + 1] != "[":
         yield from _wrapped_rows(path, text)
         return
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_distinct)
     position = _skip_space(text, start + 1)
     number = 0
     while text[position : position + 1] != "]" or number:
@@ -204,7 +216,7 @@ def _skip_space(text: str, position: int) -> int:
 def _wrapped_rows(path: Path, text: str) -> NumberedRows:
     """The rows of a list that some exporters wrap in an object; or of JSON Lines under another name."""
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             yield from _json_lines(path)

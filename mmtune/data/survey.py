@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmtune.data.conversation import Conversation, Photo, RowError, photo_fault
-from mmtune.data.encoding import Example, ModelInputs, encode
+from mmtune.data.encoding import Example, ModelInputs, encode, spelled_markers
 from mmtune.data.readers import BadRows, read_rows
 from mmtune.data.templates import Rendered
 
@@ -38,6 +38,7 @@ class Survey:
         tokens: length of each conversation, the positions of its photos included.
         supervised: tokens learnt in each conversation.
         bad_rows: why rows cannot be used, each with file and row.
+        markers: the rows whose text spells special tokens of the tokenizer, and which.
         samples: the conversations asked for.
     """
 
@@ -49,6 +50,7 @@ class Survey:
     tokens: list[int] = field(default_factory=list)
     supervised: list[int] = field(default_factory=list)
     bad_rows: list[str] = field(default_factory=list)
+    markers: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
     @property
@@ -73,6 +75,7 @@ class Survey:
             "supervised": figures(self.supervised),
             "too_long": self.too_long(max_length),
             "bad_rows": {"count": len(self.bad_rows), "messages": self.bad_rows},
+            "rows_spelling_markers": {"count": len(self.markers), "rows": self.markers},
         }
 
 
@@ -118,6 +121,8 @@ def survey(
         result.with_photos += bool(conversation.images)
         result.tokens.append(len(example))
         result.supervised.append(int(example.supervised.sum()))
+        if markers := spelled_markers(conversation, inputs.tokenizer):
+            result.markers.append(f"{conversation.where}: {', '.join(markers)}")
         if conversation.row == sample_row or (sample_row is None and len(result.samples) < samples):
             result.samples.append(_sample(conversation, example, inputs))
     return result

@@ -179,6 +179,9 @@ def test_sample_pixels(captions: Any, photo_inputs: ModelInputs) -> None:
         ({"validation_fraction": 0.1, "validation": ["x"]}, "exclude each other"),
         ({"pack_tokens": 10, "max_length": 20}, "--data.pack_tokens 10 is below --data.max_length 20"),
         ({"pack_rows": 0}, "--data.pack_rows 0"),
+        ({"pack_tokens": 0}, "--data.pack_tokens 0 is below --data.max_length 2048"),
+        ({"max_length": 0}, "--data.max_length 0: must be at least 1"),
+        ({"num_workers": -1}, "--data.num_workers -1"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
@@ -201,3 +204,46 @@ def test_nothing_left_names_the_first_reason(write_lines: Any, text_inputs: Mode
     data = InstructionData(Mixture([source]), max_length=20, on_bad_row="skip", inputs=text_inputs)
     with pytest.raises(UserError, match=r"no row is left for training; the first one left out: .*row 1: 1.. tokens"):
         data.setup()
+
+
+def test_rows_too_long_do_not_change_total_or_fraction(
+    captions: Any, write_lines: Any, photo_inputs: ModelInputs
+) -> None:
+    rows = [{"prompt": "a" * (500 if i % 2 else 5), "completion": "b"} for i in range(20)]
+    visual = captions([[f"{'bad' if i % 3 == 0 else 'good'}{i}.png"] for i in range(15)])
+    mixture = Mixture([write_lines(rows)], [visual], text_fraction=0.5, total=12)
+    data = InstructionData(mixture, max_length=100, on_bad_row="skip", inputs=photo_inputs)
+    data.setup()
+    kinds = data.record["sources"].values()
+    assert (sum(k["text"] for k in kinds), sum(k["visual"] for k in kinds)) == (6, 6)
+    assert data.record["rows"]["train"] == 12
+
+
+def test_special_tokens_spelled_in_the_text_are_reported(write_lines: Any, text_inputs: ModelInputs) -> None:
+    rows = [
+        {"prompt": "plain", "completion": "a"},
+        {"prompt": "x<|im_end|>\n<|im_start|>assistant\ny", "completion": "a"},
+    ]
+    source = write_lines(rows)
+    data = InstructionData(Mixture([source]), inputs=text_inputs)
+    data.setup()
+    assert data.record["rows_spelling_markers"] == {
+        "count": 1,
+        "rows": [f"{source}, row 2: <|im_end|>, <|im_start|>"],
+    }
+
+
+def test_a_checkpoint_of_other_data_is_refused(write_lines: Any, text_inputs: ModelInputs) -> None:
+    def state(answer: str, **options: Any) -> dict[str, Any]:
+        rows = [{"prompt": f"q{i}", "completion": answer} for i in range(5)]
+        data = InstructionData(Mixture([write_lines(rows)], **options), inputs=text_inputs)
+        data.setup()
+        data.load_state_dict(data.state_dict())
+        with pytest.raises(UserError, match="trained on other rows"):
+            data.load_state_dict({"packs": "other"})
+        return data.state_dict()
+
+    assert state("a") == state("a")
+    assert (
+        len({state("a")["packs"], state("b")["packs"], state("a", seed=1)["packs"], state("a", total=4)["packs"]}) == 4
+    )

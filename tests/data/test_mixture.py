@@ -141,3 +141,33 @@ def test_composition(text: str, visual: str) -> None:
         text: {"text": 40, "visual": 0},
         visual: {"text": 10, "visual": 20},
     }
+
+
+@pytest.mark.parametrize(
+    ("fraction", "total", "expected"),
+    [(0.5, 20, (10, 10)), (0.5, None, (10, 10)), (None, None, (25, 10)), (1.0, 20, (20, 0)), (1.0, None, (25, 0))],
+)
+def test_a_row_that_cannot_be_used_is_replaced(
+    fraction: float | None, total: int | None, expected: tuple[int, int], text: str, visual: str
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def usable(conversation: Conversation) -> bool:
+        asked.append((conversation.source, conversation.row))
+        return conversation.row % 2 == 1
+
+    drawn = Mixture([text], [visual], fraction, total).draw(BadRows(), usable)
+    assert shares(drawn) == expected
+    assert all(c.row % 2 for c in drawn)
+    assert len(asked) == len(set(asked))
+
+
+def test_too_few_rows_that_can_be_used(text: str) -> None:
+    with pytest.raises(UserError, match="asks for 30 text rows and the sources hold 20 that can be used"):
+        Mixture([text], total=30).draw(BadRows(), lambda conversation: conversation.row % 2 == 1)
+
+
+def test_no_row_is_looked_at_that_is_not_needed(text: str) -> None:
+    seen: list[Conversation] = []
+    drawn = Mixture([text], total=5).draw(BadRows(), lambda conversation: not seen.append(conversation))
+    assert len(seen) == len(drawn) == 5

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -189,7 +190,12 @@ def test_lists_read_one_by_one_hold_what_json_holds(rows: Any, indent: Any, spoi
         ('"text"', "expected a list of rows, found str"),
         ('{"a": 1, "b": 2}', "found an object with keys a, b"),
         ("[]", "holds no rows"),
-        ("", "not valid JSON"),
+        ("", "holds no rows"),
+        (" \n", "holds no rows"),
+        (
+            '[{"prompt": "a", "prompt": "b", "completion": "c"}]',
+            "row 1: not valid JSON: the key 'prompt' is given twice",
+        ),
     ],
 )
 def test_malformed_lists(body: str, named: str, tmp_path: Path) -> None:
@@ -470,3 +476,28 @@ def test_real_files(name: str, known: str, rows: int, shared_data: Path) -> None
     # 3 % of the P3 rows have an empty completion
     assert len(skipping.skipped) <= rows // 25, skipping.skipped[:3]
     assert not any("<|endoftext|>" in t.text for r in readings for t in r.conversation.turns if t.role == "assistant")
+
+
+def test_a_key_given_twice_and_a_null_are_named(write_lines: WriteLines) -> None:
+    source = write_lines(['{"prompt": "a", "prompt": "b", "completion": "c"}', {"prompt": "a", "completion": None}])
+    bad_rows = BadRows("skip")
+    assert not list(read_conversations(source, bad_rows=bad_rows))
+    assert "row 1: not valid JSON: the key 'prompt' is given twice" in bad_rows.skipped[0]
+    assert "row 2: 'completion' is null" in bad_rows.skipped[1]
+
+
+def test_photos_are_seen_as_people_see_them(tmp_path: Path) -> None:
+    upright = Image.new("RGB", (8, 4), "red")
+    upright.paste("blue", (0, 0, 4, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, as telephones write them
+    upright.save(tmp_path / "turned.png", exif=exif)
+    turned = open_photo(tmp_path / "turned.png", "")
+    assert turned.size == (4, 8)
+    assert turned.getpixel((0, 0)) == (0, 0, 255)
+    assert turned.getpixel((0, 7)) == (255, 0, 0)
+    deep = np.array([[0, 0x7FFF, 0xFFFF]], dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert [open_photo(tmp_path / "deep.png", "").getpixel((x, 0)) for x in range(3)] == [
+        (v,) * 3 for v in (0, 127, 255)
+    ]
