@@ -11,13 +11,17 @@ from typing import Any
 import mmtune.torchvision_ops  # noqa: F401  # before lightning
 
 import lightning.pytorch as pl  # isort: skip
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
 from mmtune.files import atomic_path, find_resource
 from mmtune.training.callbacks import RandomStates, SaveModel
+from mmtune.training.checkpoint_io import WholeCheckpoints
 from mmtune.training.ledger import Ledger
 from mmtune.training.metrics_log import MetricsCsv
 from mmtune.training.module import InstructionTuning
@@ -28,7 +32,8 @@ class TrainingParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         """Raise instead of printing the usage."""
-        raise UserError(f"{message} (mmtune {self.prog.split()[-1]} --help lists the flags)") from ex
+        command = self.prog.split()[-1].replace("mmtune", "fit")
+        raise UserError(f"{message} (mmtune {command} --help lists the flags)") from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -84,13 +89,17 @@ class TrainingCLI(LightningCLI):
                 f"--out {run}: holds a finished run; choose another folder, or delete that one to train again"
             )
         last = run / "checkpoints" / "last.ckpt"
-        if arguments.get("ckpt_path") is None and last.is_file():
+        if arguments.get("ckpt_path") is None and last.exists():  # a folder where a strategy writes it in parts
             print(f"Resuming {run} from its last checkpoint.", file=sys.stderr)
             arguments["ckpt_path"] = str(last)
         return arguments
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer with mmtune's callbacks and logger beside the user's."""
+        """The trainer with mmtune's callbacks and logger beside the user's.
+
+        Raises:
+            UserError: Lightning refuses the options.
+        """
         run = Path(self._get(self.config_init, "out"))
         options = self._get(self.config_init, "trainer", default={})
         callbacks = list(options.get("callbacks") or [])
@@ -102,17 +111,29 @@ class TrainingCLI(LightningCLI):
             if every:
                 callbacks.append(
                     ModelCheckpoint(
-                        dirpath=run / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=every
+                        dirpath=run / "checkpoints",
+                        save_last=True,
+                        save_top_k=0,
+                        every_n_train_steps=every,
+                        # a run that was moved would leave last.ckpt as it is and go on with last-v1.ckpt
+                        enable_version_counter=False,
                     )
                 )
             loggers = [MetricsCsv(run), *loggers]
-        return super().instantiate_trainer(
-            default_root_dir=str(run),
-            callbacks=callbacks,
-            logger=loggers or False,
-            enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-            **kwargs,
-        )
+        try:
+            trainer: pl.Trainer = super().instantiate_trainer(
+                default_root_dir=str(run),
+                callbacks=callbacks,
+                logger=loggers or False,
+                enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+                **kwargs,
+            )
+        except (ValueError, ImportError) as error:
+            raise UserError(f"--trainer: {error}") from error
+        # only in the place of Lightning's own: strategies and plugins may bring another
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpoints()
+        return trainer
 
 
 def main(argv: list[str]) -> int:
@@ -122,17 +143,20 @@ def main(argv: list[str]) -> int:
         UserError: anything the user can mend.
     """
     _quieten()
-    cli = TrainingCLI(
-        InstructionTuning,
-        InstructionData,
-        args=_with_config_paths(argv),
-        save_config_callback=SaveConfig,
-        trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "use_distributed_sampler": False},
-        seed_everything_default=42,
-        parser_kwargs={"prog": "mmtune"},
-        parser_class=TrainingParser,
-        auto_configure_optimizers=False,
-    )
+    try:
+        cli = TrainingCLI(
+            InstructionTuning,
+            InstructionData,
+            args=_with_config_paths(argv),
+            save_config_callback=SaveConfig,
+            trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "use_distributed_sampler": False},
+            seed_everything_default=42,
+            parser_kwargs={"prog": "mmtune"},
+            parser_class=TrainingParser,
+            auto_configure_optimizers=False,
+        )
+    except MisconfigurationException as error:  # options of Lightning's trainer that do not go together
+        raise UserError(f"--trainer: {error}") from error
     if cli.subcommand == "fit":
         _report(cli)
     return 0
@@ -144,11 +168,23 @@ def _with_config_paths(argv: list[str]) -> list[str]:
     for position, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if position and argv[position - 1] in ("--config", "-c"):
-            argument = str(find_resource("configs", argument))
+            argument = str(_config(argument))
         elif flag == "--config" and equals:
-            argument = f"--config={find_resource('configs', value)}"
+            argument = f"--config={_config(value)}"
         arguments.append(argument)
     return arguments
+
+
+def _config(name: str) -> Path:
+    """The file of a config; the parser's own complaint about one that cannot be read does not name it."""
+    path = find_resource("configs", name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: holds no keys and values; the configs that mmtune ships show how")
+    return path
 
 
 def _report(cli: TrainingCLI) -> None:
@@ -158,6 +194,12 @@ def _report(cli: TrainingCLI) -> None:
     sources = record["sources"].values()
     text, visual = sum(s["text"] for s in sources), sum(s["visual"] for s in sources)
     print(f"Trained on {text} text and {visual} visual rows ({record['tokens']['supervised']:,} tokens learnt); {run}/")
+    markers = record["rows_spelling_markers"]
+    if markers["count"]:
+        print(
+            f"{markers['count']} rows spell special tokens in their text, and were read as those (all in "
+            f"{run}/data.json); the first: {markers['rows'][0]}"
+        )
     skipped = record["bad_rows"]
     if skipped["count"]:
         print(f"Left out {skipped['count']} rows that could not be used (all in {run}/data.json):")
@@ -167,8 +209,13 @@ def _report(cli: TrainingCLI) -> None:
 
 def _quieten() -> None:
     """Keep advice that does not apply out of the user's sight."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
+        ".*Total length of `list` across ranks is zero.*",  # there is no validation set
+        # nothing is wanted of the callback's state but what RandomStates restores
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        "The dirpath has changed.*",
         ".*does not have many workers.*",
         ".*is_gradient_checkpointing.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",

@@ -77,9 +77,9 @@ class MetricsCsv(Logger):
     def _keep_before(self, step: int) -> None:
         """Take over an earlier part's rows of earlier steps; a row cut off in the middle of writing is none."""
         rows = [row for row in self._rows() if int(row["step"]) < step]
-        if self.saved is not None and self.saved["step"] < step:
-            if not rows or int(rows[-1]["step"]) < self.saved["step"]:
-                rows.append(self.saved)
+        last = int(rows[-1]["step"]) if rows else -1
+        if self.saved is not None and last < self.saved["step"] < step:
+            rows.append(self.saved)
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
         self._write_all(rows)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from transformers import get_cosine_schedule_with_warmup
 
 from mmtune.data.collate import PackedBatch
@@ -22,6 +23,7 @@ from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, VisionO
 from mmtune.models.vlm import Stage, VisionLanguageModel, model_inputs
 from mmtune.training.loss import supervised_loss
 
+_MEASURED = (".feature_mean", ".feature_std")  # not trained, and yet kept
 _DEFAULT_LEARNING_RATE = {"align": 1e-3, "lora": 2e-4, "full": 2e-5}
 
 
@@ -180,8 +182,24 @@ class InstructionTuning(pl.LightningModule):
         checkpoint["state_dict"] = {
             name: tensor
             for name, tensor in checkpoint["state_dict"].items()
-            if name in trained or name.endswith((".feature_mean", ".feature_std"))
+            if name in trained or name.endswith(_MEASURED)
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model; without this, what is missing from it would go unnoticed.
+
+        Raises:
+            UserError: the parts that are trained differ.
+        """
+        if type(self.trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
+            return  # the others hold the weights in parts, and compare them themselves
+        own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        saved = {name: t.shape for name, t in checkpoint["state_dict"].items() if not name.endswith(_MEASURED)}
+        if own != saved:
+            raise UserError(
+                "the run to resume trained another model, or other parts of it; give the --model options that it "
+                "began with, or another --out"
+            )
 
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         assert self.model is not None
