@@ -40,6 +40,8 @@ def locate(reference: str) -> Path:
     if not reference.startswith(PACKAGE_SCHEME):
         return Path(reference).expanduser()
     package, _, inner = reference.removeprefix(PACKAGE_SCHEME).partition("/")
+    if not package.isidentifier():  # of a dotted name Python would import the first part, not only look for it
+        raise UserError(f"{reference}: write package:NAME/file, NAME as Python imports it")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         pip_name = package.replace("_", "-")

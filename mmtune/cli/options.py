@@ -39,7 +39,7 @@ def build_parser(command: str, options: type[Any], *, positional: str | None = N
     text = docstring_parser.parse(options.__doc__ or "")
     helps = {parameter.arg_name: parameter.description for parameter in text.params}
     hints = get_type_hints(options)
-    parser = OneLineParser(prog=f"mmtune {command}", description=text.short_description)
+    parser = OneLineParser(prog=f"mmtune {command}", description=text.short_description, allow_abbrev=False)
     for field in dataclasses.fields(options):
         flag = f"--{field.name.replace('_', '-')}"
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
