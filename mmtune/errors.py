@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 30
+
 
 class UserError(Exception):
     """Bad input: names the file, row, key or flag, and says what to do.
@@ -15,7 +17,10 @@ class UserError(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: the nearest known one, or all of them."""
+    """A hint for a mistyped name: the nearest known one, or all of them; of very many, the first few."""
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(choices) or '(none)'}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    more = [f"… ({len(choices)} in all)"] if len(choices) > _LISTED else []
+    return f"choose one of: {', '.join([*choices[:_LISTED], *more]) or '(none)'}"

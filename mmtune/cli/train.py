@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,9 @@ class TrainingCLI(LightningCLI):
         """Parse without Lightning's warning about arguments that do not come from sys.argv."""
         self.config = parser.parse_args(args)
 
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: checkpoints hold no flags, and one that cannot be read is named where it is read."""
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Resume an unfinished run; refuse to write over a finished one.
 
@@ -84,6 +88,11 @@ class TrainingCLI(LightningCLI):
         run = Path(self._get(self.config_init, "out"))
         if run.exists() and not run.is_dir():
             raise UserError(f"--out {run}: is a file; name a folder")
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=run).close()
+        except OSError as error:
+            raise UserError(f"--out {run}: cannot be written to ({error.strerror}); name another folder") from None
         if (run / "model").exists():
             raise UserError(
                 f"--out {run}: holds a finished run; choose another folder, or delete that one to train again"
@@ -102,6 +111,8 @@ class TrainingCLI(LightningCLI):
         """
         run = Path(self._get(self.config_init, "out"))
         options = self._get(self.config_init, "trainer", default={})
+        if (packs := options.get("accumulate_grad_batches", 1)) < 1:
+            raise UserError(f"--trainer.accumulate_grad_batches {packs}: must be at least 1")
         callbacks = list(options.get("callbacks") or [])
         loggers = options.get("logger")
         loggers = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]

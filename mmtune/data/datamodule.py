@@ -82,13 +82,16 @@ class InstructionData(pl.LightningDataModule):
         self._validation: PackDataset | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, tokenise and pack everything once.
+        """Read, tokenise and pack everything once; to validate on files of their own, those files alone.
 
         Raises:
             UserError: data that cannot be used; see the readers.
         """
-        if self._train is not None:
+        if self._train or self._validation:
             return
+        if stage == "validate" and not (self.validation or self.validation_fraction):
+            raise UserError("nothing to measure the loss on; give --data.validation or --data.validation_fraction")
+        training = stage != "validate" or not self.validation
         examples: dict[int, Example] = {}
         with self._progress() as advance:
 
@@ -99,17 +102,19 @@ class InstructionData(pl.LightningDataModule):
                     examples[id(conversation)] = example
                 return example is not None
 
-            conversations = self.mixture.draw(self.bad_rows, usable)
+            conversations = self.mixture.draw(self.bad_rows, usable) if training else []
             held_out = self._hold_out(conversations)
             train = [c for c, out in zip(conversations, held_out, strict=True) if not out]
             validation = [c for c, out in zip(conversations, held_out, strict=True) if out]
             for source in self.validation:
                 rows = read_conversations(source, image_root=self.mixture.image_root, bad_rows=self.bad_rows)
                 validation += filter(usable, rows)
-        self._train = self._packed([examples[id(c)] for c in train], "training", self.mixture.seed)
+        if training:
+            self._train = self._packed([examples[id(c)] for c in train], "training", self.mixture.seed)
         if validation or self.validation or self.validation_fraction:
             self._validation = self._packed([examples[id(c)] for c in validation], "validation", 0)
-        self.record = self._describe(train, validation)
+        if training:
+            self.record = self._describe(train, validation)
 
     def state_dict(self) -> dict[str, Any]:
         """What tells these training packs from others, for the checkpoint."""

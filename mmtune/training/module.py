@@ -70,6 +70,7 @@ class InstructionTuning(pl.LightningModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
+        _check_rates(learning_rate, projector_learning_rate, warmup, weight_decay)
         self.stage: Stage = stage
         self.base = base
         self.spec = _spec(base, language, vision, projector, template, lora if stage == "tune" else None, seed)
@@ -210,6 +211,18 @@ class InstructionTuning(pl.LightningModule):
             # and processes which do not agree on what to exchange; the tower stays out of it
             loss = loss + sum(0.0 * p.sum() for p in self.model.projector.parameters() if p.requires_grad)
         return loss
+
+
+def _check_rates(
+    learning_rate: float | None, projector_learning_rate: float, warmup: float, weight_decay: float
+) -> None:
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise UserError(f"--model.learning_rate {learning_rate}: must be above 0")
+    for flag, value in (("projector_learning_rate", projector_learning_rate), ("weight_decay", weight_decay)):
+        if not 0 <= value < math.inf:
+            raise UserError(f"--model.{flag} {value}: must be at least 0")
+    if not 0 <= warmup <= 1:
+        raise UserError(f"--model.warmup {warmup}: is a share of the steps, 0 to 1")
 
 
 def _spec(

@@ -361,6 +361,24 @@ def test_photos_that_cannot_be_used_are_named(
         (["--data.pack_rowz=1"], "pack_rowz"),
         (["--trainer.max_epochz=1"], "max_epochz"),
         (["--trainer.max_epochs=-1"], "--trainer.max_epochs -1"),
+        (["--trainer.max_epochs=x"], "max_epochs"),
+        (["--trainer.strategy=deepspeed"], "--trainer: "),
+        (["--trainer.strategy=nope"], "--trainer: "),
+        (["--trainer.devices=0"], "--trainer: "),
+        (["--trainer.accumulate_grad_batches=0"], "--trainer.accumulate_grad_batches 0"),
+        (["--checkpoint_every=-1"], "--trainer: "),
+        (["--model.learning_rate=-1"], "--model.learning_rate -1"),
+        (["--model.learning_rate=.inf"], "--model.learning_rate inf"),
+        (["--model.projector_learning_rate=-1"], "--model.projector_learning_rate -1"),
+        (["--model.weight_decay=-1"], "--model.weight_decay -1"),
+        (["--model.warmup=2"], "--model.warmup 2"),
+        (["--data.max_length=0"], "--data.max_length 0"),
+        (["--data.on_bad_row=maybe"], "on_bad_row"),
+        (["--data.train.text_fraction=2"], "--data.train.text_fraction 2"),
+        (["--model.language=package:a.b/c"], "package:a.b/c"),
+        (["--model.language=/no/such/folder"], "/no/such/folder"),
+        (["--ckpt_path=none.ckpt"], "none.ckpt: no such file"),
+        (["--ckpt_path=pyproject.toml"], "pyproject.toml: a damaged checkpoint"),
         (["--no_such_flag"], "no_such_flag"),
         (["--config=no_such_config"], "no_such_config"),
     ],
@@ -379,6 +397,47 @@ def test_a_mistake_is_one_line_and_exit_2(
     assert len(errors) == 1
     assert message in errors[0]
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [", "not valid YAML"),
+        (b"- 1", "holds no keys and values"),
+        (b"", "holds no keys and values"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"modle: {stage: align}", "modle"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    assert main(["fit", "--config", str(file)]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert message in error
+    assert "mine.yaml" in error or "modle" in error
+
+
+@pytest.mark.parametrize("out", ["/proc/none", "FILE/below", "FILE"])
+def test_a_place_that_cannot_be_written_to(
+    out: str, fit: Fit, text_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    out = out.replace("FILE", str(tmp_path / "file"))
+    assert fit(Path(out), f"--data.train.text=[{text_rows}]", "--model.lora.r=2") == 2
+    assert f"--out {out}: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_validating_needs_only_what_it_measures_on(
+    base_flags: list[str], aligned: Path, visual_rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["validate", *base_flags[3:], f"--model.base={aligned}"]
+    assert main([*command, f"--data.validation=[{visual_rows}]"]) == 0
+    assert "val_loss" in capsys.readouterr().out
+    assert main([*command, f"--data.train.visual=[{visual_rows}]"]) == 2
+    assert "give --data.validation" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_data_of_the_wrong_shape_is_named(fit: Fit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
