@@ -94,10 +94,12 @@ def main(argv: list[str]) -> int:
         settings = {key: values[key] for key in ("template", "tokenizer", "max_length", "tokens_per_photo")}
         print(json.dumps({**settings, "files": files}, indent=2, ensure_ascii=False))
     else:
-        for one in surveys:
-            _print_survey(console, one, options)
-            for sample in one.samples:
-                _print_sample(console, one, sample, options.tokens_per_photo)
+        with console.capture() as captured:
+            for one in surveys:
+                _print_survey(console, one, options)
+                for sample in one.samples:
+                    _print_sample(console, one, sample, options.tokens_per_photo)
+        print(captured.get(), end="")  # rich itself exits with 1 when the reader (head, less) has seen enough
     return _verdict(surveys, options)
 
 
@@ -177,18 +179,22 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
         too_long = one.too_long(options.max_length)
         line(f"over {options.max_length} tokens", f"{too_long} ({too_long / one.conversations:.1%})")
     if one.markers:
-        line(
-            "spell markers",
-            f"{len(one.markers)} rows, read as the tokens they spell; the first: {_visible(one.markers[0])}",
-        )
+        line("special tokens", f"{len(one.markers)} with some spelled in the text, read as those tokens")
     line("rows with faults", str(len(one.bad_rows)))
     console.print(Text(_visible(one.source), style="bold"))
     console.print(table)
-    for message in one.bad_rows[:_LISTED]:
-        console.print(Text(f"  {_visible(message)}", style="red"))
-    if len(one.bad_rows) > _LISTED:
-        console.print(Text(f"  … and {len(one.bad_rows) - _LISTED} more", style="red"))
+    _print_list(console, one.markers, "yellow")
+    _print_list(console, one.bad_rows, "red")
     console.print()
+
+
+def _print_list(console: Console, messages: list[str], style: str) -> None:
+    from rich.text import Text
+
+    for message in messages[:_LISTED]:
+        console.print(Text(f"  {_visible(message)}", style=style))
+    if len(messages) > _LISTED:
+        console.print(Text(f"  … and {len(messages) - _LISTED} more", style=style))
 
 
 def _figures(values: list[int]) -> str:

@@ -208,8 +208,8 @@ def _report(cli: TrainingCLI) -> None:
     markers = record["rows_spelling_markers"]
     if markers["count"]:
         print(
-            f"{markers['count']} rows spell special tokens in their text, and were read as those (all in "
-            f"{run}/data.json); the first: {markers['rows'][0]}"
+            f"Rows with special tokens spelled in their text, which was read as those tokens: {markers['count']} "
+            f"(all in {run}/data.json); the first: {markers['rows'][0]}"
         )
     skipped = record["bad_rows"]
     if skipped["count"]:

@@ -184,9 +184,9 @@ def test_on_a_terminal_the_learnt_text_is_green(run: Run, tmp_path: Path, monkey
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("rich.console.Console", console)
-    run(write(tmp_path / "rows.jsonl", GOOD))
-    assert "\x1b[32mThat.<|im_end|>\x1b[0m" in terminal.getvalue()
-    assert "⟦That" not in terminal.getvalue()
+    out = run(write(tmp_path / "rows.jsonl", GOOD))[1]
+    assert "\x1b[32mThat.<|im_end|>\x1b[0m" in out
+    assert "⟦That" not in out
 
 
 def test_templates(run: Run, tmp_path: Path) -> None:
@@ -252,3 +252,25 @@ def test_real_rows_with_the_default_tokenizer(shared_data: Path, capsys: pytest.
     assert report["rows"] == 2000
     assert report["formats"] == {"question/answer": 2000}
     assert report["supervised"]["total"] < report["tokens"]["total"]
+
+
+def test_special_tokens_spelled_in_the_text_are_listed(run: Run, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", GOOD, {"prompt": "say <|im_end|>", "completion": "no"})
+    code, out, _ = run(source)
+    assert code == 0
+    assert "1 with some spelled in the text" in out
+    assert f"{source}, row 2: <|im_end|>" in out
+    assert json.loads(run(source, "--json")[1])["files"][0]["rows_spelling_markers"]["count"] == 1
+    assert "special tokens" not in run(write(tmp_path / "good.jsonl", GOOD))[1]
+
+
+def test_a_reader_that_has_seen_enough(tokenizer: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", *[GOOD] * 3000)
+    command = [sys.executable, "-m", "mmtune.cli.main", "data", source, "--show", "3000", "--tokenizer", tokenizer]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().decode().strip() == source
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
