@@ -19,7 +19,7 @@ from mmtune.files import read_json, write_json
 
 ALIGNED = "package:mmtune/assets/quickstart"
 # rows a task is scored on, and optimiser steps
-BUDGETS = {"full": (100, 80), "small": (12, 4)}
+BUDGETS = {"full": (100, 160), "small": (12, 4)}
 
 
 @dataclass

@@ -27,6 +27,7 @@ class PackedBatch:
         pixels: float32 [photos, 3, height, width] in the order of their tokens, or None in a text-only batch.
         photo_keys: an int per photo, equal for equal photos.
         where: file and row of each document.
+        step_supervised: how many positions are learnt from in the whole optimizer step; 0 where there is none.
     """
 
     input_ids: torch.Tensor
@@ -36,6 +37,7 @@ class PackedBatch:
     pixels: torch.Tensor | None
     photo_keys: tuple[int, ...]
     where: tuple[str, ...]
+    step_supervised: int = 0
 
     @property
     def supervised_tokens(self) -> int:

@@ -133,9 +133,21 @@ class InstructionData(pl.LightningDataModule):
             )
 
     def train_dataloader(self) -> PackLoader:
-        """The packs in a new order every epoch."""
+        """The packs in a new order every epoch.
+
+        Raises:
+            UserError: the trainer is to validate after more packs than an epoch has.
+        """
         assert self._train is not None, "setup() runs first"
-        return self._loader(self._train, shuffle=True)
+        loader = self._loader(self._train, shuffle=True)
+        if self.trainer is not None and self.trainer.check_val_every_n_epoch is not None:
+            interval = self.trainer.val_check_interval
+            if isinstance(interval, int) and interval > len(loader):
+                raise UserError(
+                    f"--trainer.val_check_interval {interval}: an epoch has {len(loader)} packs; lower it, or count "
+                    "across epochs with --trainer.check_val_every_n_epoch null"
+                )
+        return loader
 
     def val_dataloader(self) -> PackLoader | list[Any]:
         """The validation packs in a fixed order; nothing where there is no validation set."""
@@ -157,7 +169,8 @@ class InstructionData(pl.LightningDataModule):
     def _loader(self, dataset: PackDataset, *, shuffle: bool) -> PackLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         order = EpochOrder(len(dataset), seed=self.mixture.seed, shuffle=shuffle, rank=rank, world=world)
-        return PackLoader(dataset, order, num_workers=self.num_workers)
+        rounds = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return PackLoader(dataset, order, num_workers=self.num_workers, rounds_per_step=rounds)
 
     def _fingerprint(self) -> str:
         assert self._train is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,12 @@ class PackDataset(Dataset[PackedBatch]):
     def __getitem__(self, number: int) -> PackedBatch:
         return pack([self.examples[i] for i in self.packs[number]], self.inputs)
 
+    @functools.cached_property
+    def learnt(self) -> np.ndarray:
+        """How many tokens of each pack are learnt: int64 [packs]."""
+        each = [int(example.supervised[1:].sum()) for example in self.examples]
+        return np.asarray([sum(each[i] for i in pack) for pack in self.packs], dtype=np.int64)
+
 
 class EpochOrder:
     """The order of packs in an epoch, for one of several processes; the same packs in a new order each epoch.
@@ -46,21 +54,29 @@ class EpochOrder:
         return -(-self.packs // self.world)
 
     def __iter__(self) -> Iterator[int]:
+        return iter(self.everyones()[:, self.rank][self.start :].tolist())
+
+    def everyones(self) -> np.ndarray:
+        """The packs of all processes in this epoch: int64 [rounds, processes]."""
         order = np.arange(self.packs)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
-        padded = np.resize(order, len(self) * self.world)
-        return iter(padded[self.rank :: self.world][self.start :].tolist())
+        return np.resize(order, (len(self), self.world))
 
 
 class PackLoader(DataLoader[PackedBatch]):
     """A loader of packs that can be stopped and resumed in the middle of an epoch.
 
+    Each pack is told how many tokens are learnt in its optimizer step, that is in its round and the others of the same
+    accumulation, by all processes together.
+
     It counts its own epochs unless it is told them (Lightning tells), and a state loaded from a checkpoint
     continues the pass it was taken in. Lightning saves and restores the state with the fit loop.
     """
 
-    def __init__(self, dataset: PackDataset, order: EpochOrder, *, num_workers: int = 0) -> None:
+    def __init__(
+        self, dataset: PackDataset, order: EpochOrder, *, num_workers: int = 0, rounds_per_step: int = 1
+    ) -> None:
         super().__init__(
             dataset,
             sampler=order,  # type: ignore[arg-type]  # torch asks for an Iterable, which EpochOrder is
@@ -70,7 +86,7 @@ class PackLoader(DataLoader[PackedBatch]):
             # a generator of its own, so that loading data draws nothing from the training's random numbers
             generator=torch.Generator().manual_seed(order.seed),
         )
-        self.order = order
+        self.order, self.rounds_per_step = order, rounds_per_step
         self._delivered = 0
         # whether the next pass goes on at (epoch, delivered) rather than beginning an epoch
         self._continue = True
@@ -83,9 +99,13 @@ class PackLoader(DataLoader[PackedBatch]):
             self._delivered = 0
         order.epoch, order.start, order.announced = epoch, self._delivered, None
         self._continue = False
+        packs: PackDataset = self.dataset  # type: ignore[assignment]
+        learnt = packs.learnt[order.everyones()].sum(axis=1)
+        steps = np.add.reduceat(learnt, np.arange(0, len(learnt), self.rounds_per_step))
         for batch in super().__iter__():
+            step = self._delivered // self.rounds_per_step
             self._delivered += 1
-            yield batch
+            yield replace(batch, step_supervised=int(steps[step]))
 
     def __len__(self) -> int:
         return len(self.order)

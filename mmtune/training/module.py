@@ -129,12 +129,16 @@ class InstructionTuning(pl.LightningModule):
             model.tower.measure_standardisation(pixels.to(self.device))
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
-        """The loss of a pack."""
+        """A pack's share of the loss of its optimizer step, the mean over all tokens that the step learns from.
+
+        Lightning divides by the packs accumulated and takes the mean over the processes; both are multiplied back in.
+        """
         loss = self._loss(batch)
         elapsed, self._step_started = time.perf_counter() - self._step_started, time.perf_counter()
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=1)
         self.log("tokens_per_s", len(batch.input_ids) / elapsed, prog_bar=True, batch_size=1)
-        return loss
+        packs = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return loss * (packs * batch.supervised_tokens / batch.step_supervised)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """The loss of a held-out pack; where it has photos, also with every photo exchanged for another."""

@@ -1,0 +1,95 @@
+"""The loss is the mean over the tokens of an optimizer step, however its packs are spread over time and processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmtune.training.module import InstructionTuning
+
+Fit = Callable[..., int]
+Weights = Callable[[Path], dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """The gradients of every optimizer step from here on."""
+    steps: list[dict[str, torch.Tensor]] = []
+
+    def note(module: InstructionTuning, optimizer: Any) -> None:
+        found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+        steps.append(found)
+
+    monkeypatch.setattr(InstructionTuning, "on_before_optimizer_step", note)
+    return steps
+
+
+@pytest.fixture
+def uneven_rows(tmp_path: Path) -> Path:
+    """Answers of one byte to forty: a mean of the packs' means is far from the mean over the tokens."""
+    rows = [{"prompt": f"Say {n}", "completion": "x" * n} for n in (1, 40, 3, 12)]
+    file = tmp_path / "uneven.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_accumulated_packs_are_one_large_pack(
+    fit: Fit, lora_flags: list[str], uneven_rows: Path, tmp_path: Path, gradients: list[dict[str, torch.Tensor]]
+) -> None:
+    flags = [f"--data.train.text=[{uneven_rows}]", *lora_flags, "--model.lora.dropout=0"]
+    assert fit(tmp_path / "large", *flags, "--data.pack_tokens=1024") == 0
+    assert fit(tmp_path / "small", *flags, "--data.pack_rows=1", "--trainer.accumulate_grad_batches=4") == 0
+    # three in the first step, and the fourth alone
+    assert fit(tmp_path / "rest", *flags, "--data.pack_rows=1", "--trainer.accumulate_grad_batches=3") == 0
+    large, small, first, alone = gradients
+    assert large.keys() == small.keys() == first.keys()
+    for name, gradient in large.items():
+        torch.testing.assert_close(small[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+    some = next(name for name in large if "lora_B" in name)
+    assert (first[some] - large[some]).norm() > 0.05 * large[some].norm()
+    assert alone[some].norm() > 0
+
+
+@pytest.mark.parametrize("kind", ["text", "visual", "mixed"])
+def test_two_processes_are_one(
+    fit: Fit,
+    base_flags: list[str],
+    lora_flags: list[str],
+    vision_flags: list[str],
+    text_rows: Path,
+    visual_rows: Path,
+    tmp_path: Path,
+    weights_of: Weights,
+    kind: str,
+) -> None:
+    """Mixed: six rows with photos among fourteen, so that in some rounds one process has photos and the other none."""
+    flags = [*lora_flags, *vision_flags, "--model.lora.dropout=0", "--data.pack_rows=1", "--model.learning_rate=1e-3"]
+    flags += ["--model.projector_learning_rate=1e-3", "--model.lora.targets=[q_proj,down_proj]"]
+    if kind != "visual":
+        flags += [f"--data.train.text=[{text_rows}]", f"--data.train.total={8 if kind == 'text' else 14}"]
+    if kind != "text":
+        flags += [f"--data.train.visual=[{visual_rows}]"]
+    if kind == "mixed":
+        flags += [f"--data.train.text_fraction={8 / 14}"]
+    assert fit(tmp_path / "one", *flags, "--trainer.accumulate_grad_batches=2") == 0
+    command = [sys.executable, "-m", "mmtune.cli.main", "fit", *base_flags, *flags, f"--out={tmp_path / 'two'}"]
+    command += ["--trainer.strategy=ddp", "--trainer.devices=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
+    ledgers = [json.loads((tmp_path / run / "ledger.json").read_text()) for run in ("one", "two")]
+    for field in ("samples", "tokens", "flops", "tower_passes"):
+        assert ledgers[0][field] == ledgers[1][field], field
+    assert bool(ledgers[1]["tower_passes"]) == (kind != "text")
