@@ -367,6 +367,7 @@ def test_photos_that_cannot_be_used_are_named(
         (["--trainer.devices=0"], "--trainer: "),
         (["--trainer.accumulate_grad_batches=0"], "--trainer.accumulate_grad_batches 0"),
         (["--checkpoint_every=-1"], "--trainer: "),
+        (["--trainer.val_check_interval=500"], "--trainer.val_check_interval 500"),
         (["--model.learning_rate=-1"], "--model.learning_rate -1"),
         (["--model.learning_rate=.inf"], "--model.learning_rate inf"),
         (["--model.projector_learning_rate=-1"], "--model.projector_learning_rate -1"),
