@@ -28,7 +28,9 @@ class ClipTrunk(nn.Module):
         super().__init__()
         self.clip = clip
 
-    def forward_intermediates(self, pixels: torch.Tensor, indices: list[int], **_: Any) -> dict[str, list[torch.Tensor]]:
+    def forward_intermediates(
+        self, pixels: torch.Tensor, indices: list[int], **_: Any
+    ) -> dict[str, list[torch.Tensor]]:
         states = self.clip(pixels, output_hidden_states=True).hidden_states[1:]
         maps = [states[i][:, 1:].transpose(1, 2).unflatten(2, (2, 2)) for i in indices]
         return {"image_intermediates": maps}
