@@ -78,6 +78,21 @@ def resource_folder(kind: Literal["configs", "eval_suites"]) -> Path:
     return installed if installed.is_dir() else package.parent / kind
 
 
+def claim_folder(folder: Path, flag: str) -> None:
+    """Make a folder, and make sure that it can be written to, before the work that fills it.
+
+    Raises:
+        UserError: it cannot; the message begins with the flag.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{flag} {folder}: is a file; name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{flag} {folder}: cannot be written to ({error.strerror}); name another folder") from None
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary name beside `target` (file or folder) that is renamed to it only if the block succeeds."""

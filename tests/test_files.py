@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from mmtune.cli.main import main
 from mmtune.errors import UserError
-from mmtune.files import locate
+from mmtune.files import claim_folder, locate
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "a.b", "no_such_package_at_all.x", "a b"])
@@ -22,3 +25,15 @@ def test_a_package_that_is_not_installed_and_a_file_it_lacks() -> None:
         locate("package:mmtune/nope")
     with pytest.raises(UserError, match="not installed"):
         locate("package:this/x")  # a module, not a package
+
+
+def test_a_folder_is_made_where_it_can_be_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    claim_folder(tmp_path / "a" / "b", "--out")
+    claim_folder(tmp_path / "a" / "b", "--out")
+    assert not list((tmp_path / "a" / "b").iterdir())
+    (tmp_path / "file").write_text("")
+    for place in (Path("/proc/none"), tmp_path / "file" / "below", tmp_path / "file"):
+        with pytest.raises(UserError, match=f"--out {place}: "):
+            claim_folder(place, "--out")
+        assert main(["quickstart", "--out", str(place)]) == 2
+        assert f"--out {place}: " in capsys.readouterr().err

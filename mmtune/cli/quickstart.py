@@ -15,7 +15,7 @@ from mmtune.analysis.tables import change_table, cost_lines, example_table
 from mmtune.cli.options import build_parser, parse
 from mmtune.cli.quickstart_data import prepare
 from mmtune.errors import UserError
-from mmtune.files import read_json, write_json
+from mmtune.files import claim_folder, read_json, write_json
 
 ALIGNED = "package:mmtune/assets/quickstart"
 # rows a task is scored on, and optimiser steps
@@ -78,6 +78,7 @@ def _claim(run: Path, budget: str) -> None:
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"--out {run}: exists and is no quickstart; choose another folder")
     else:
+        claim_folder(run, "--out")
         write_json(marker, {"budget": budget})
 
 

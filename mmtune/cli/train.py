@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
-from mmtune.files import atomic_path, find_resource
+from mmtune.files import atomic_path, claim_folder, find_resource
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import WholeCheckpoints
 from mmtune.training.ledger import Ledger
@@ -86,13 +85,7 @@ class TrainingCLI(LightningCLI):
         if subcommand != "fit":
             return arguments
         run = Path(self._get(self.config_init, "out"))
-        if run.exists() and not run.is_dir():
-            raise UserError(f"--out {run}: is a file; name a folder")
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=run).close()
-        except OSError as error:
-            raise UserError(f"--out {run}: cannot be written to ({error.strerror}); name another folder") from None
+        claim_folder(run, "--out")
         if (run / "model").exists():
             raise UserError(
                 f"--out {run}: holds a finished run; choose another folder, or delete that one to train again"
