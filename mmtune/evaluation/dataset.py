@@ -40,16 +40,18 @@ class Photo:
     sha256: str
 
     def open(self) -> Image.Image:
-        """The decoded photo, in RGB.
+        """The decoded photo, in RGB and upright.
 
         Raises:
             PhotoError: the bytes are damaged or no picture.
         """
         from PIL import Image
 
+        from mmtune.data.conversation import to_rgb
+
         try:
             with Image.open(io.BytesIO(self.data)) as image:
-                return image.convert("RGB")
+                return to_rgb(image)
         # Pillow's plugins raise nearly anything on damaged files
         except Exception as error:
             raise PhotoError(f"the photo cannot be decoded: {type(error).__name__}") from error

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmtune.data.conversation import to_rgb
 from mmtune.data.encoding import IMAGE_TOKEN, encode_text
 from mmtune.data.templates import Rendered
 from mmtune.models.prefixes import Keys
@@ -65,6 +66,6 @@ class PromptEncoder:
         new = [number for number in numbers if number not in self._features]
         for start in range(0, len(new), _PHOTOS_AT_ONCE):
             some = new[start : start + _PHOTOS_AT_ONCE]
-            pixels = torch.stack([tower.preprocess(self._photos[number].convert("RGB")) for number in some])
+            pixels = torch.stack([tower.preprocess(to_rgb(self._photos[number])) for number in some])
             features = projector(tower(pixels.to(self._model.device)).to(next(projector.parameters()).dtype))
             self._features.update(zip(some, features, strict=True))

@@ -53,6 +53,8 @@ def read_spec(reference: str) -> ModelSpec:
             raise UserError(
                 f"{reference}: the run has no model/ yet; finish it with `mmtune fit` and the same --config"
             )
+        if reference.startswith("runs/") and not locate(reference).exists():
+            raise UserError(f"{reference}: no such run; train it first, or name another run, saved model or hub id")
         load_config(reference)
         return ModelSpec(language=reference, template="tokenizer")
     saved = read_json(folder / SPEC_FILE)

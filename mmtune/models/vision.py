@@ -98,6 +98,10 @@ def tower_shape(options: VisionOptions) -> TowerShape:
     Raises:
         UserError: no such tower or block, or blocks of several resolutions without a grid.
     """
+    if options.grid is not None and options.grid < 1:
+        raise UserError(f"--model.vision.grid {options.grid}: must be at least 1")
+    if not options.blocks:
+        raise UserError("--model.vision.blocks: names no block; -2 is the last but one")
     return _tower_shape(options.tower, tuple(options.blocks), options.grid)
 
 

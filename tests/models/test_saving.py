@@ -221,6 +221,11 @@ def test_a_damaged_model_names_the_file(
         VisionLanguageModel.from_pretrained(tmp_path / "run")
 
 
+def test_a_run_that_is_not_there_is_no_hub_id() -> None:
+    with pytest.raises(UserError, match="runs/not_trained: no such run; train it first"):
+        VisionLanguageModel.from_pretrained("runs/not_trained")
+
+
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="has no model/ yet; finish it"):

@@ -131,6 +131,8 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
         ),
         (VisionOptions("timm:test_vit", "random", blocks=[-99]), "no such block"),
         (VisionOptions("timm:test_efficientnet", "random", blocks=[0, 2]), "give --model.vision.grid"),
+        (VisionOptions("timm:test_vit", "random", grid=0), "grid 0: must be at least 1"),
+        (VisionOptions("timm:test_vit", "random", blocks=[]), "blocks: names no block"),
         (VisionOptions("timm:test_vit", "no/such/file.pth"), "no such file"),
         (VisionOptions("timm:test_vit", "openai"), "timm towers take `pretrained` or a file"),
         (VisionOptions("open_clip:ViT-S-32-alt", "openai"), r"has the tags \(none\)"),
