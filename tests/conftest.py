@@ -45,6 +45,20 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_of_64s(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with layers whose sizes blocks of 64 weights divide, as bitsandbytes' 4 bits on a CPU need."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llama_of_64s")
+    shutil.copytree(llama, folder, dirs_exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig.from_pretrained(llama, intermediate_size=128, initializer_range=0.1)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sentencepiece_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a real sentencepiece model of 32,000 pieces, as Vicuna is published."""
     package = pytest.importorskip("mistral_common", reason="pip install mistral-common brings the tokenizer")

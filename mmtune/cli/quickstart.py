@@ -19,7 +19,7 @@ from mmtune.files import claim_folder, read_json, write_json
 
 ALIGNED = "package:mmtune/assets/quickstart"
 # rows a task is scored on, and optimiser steps
-BUDGETS = {"full": (100, 160), "small": (12, 4)}
+BUDGETS = {"full": (100, 120), "small": (12, 4)}
 
 
 @dataclass

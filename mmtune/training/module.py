@@ -19,7 +19,7 @@ from mmtune.data.templates import get_template
 from mmtune.errors import UserError
 from mmtune.models import saving
 from mmtune.models.language import load_tokenizer
-from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, VisionOptions
+from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
 from mmtune.models.vlm import Stage, VisionLanguageModel, model_inputs
 from mmtune.training.loss import supervised_loss
 
@@ -41,6 +41,7 @@ class InstructionTuning(pl.LightningModule):
         template: how the model writes conversations down: vicuna_v1, llama_2, chatml or tokenizer (its own).
         training_template: the template of the training data; by default `plain` to align, and `template` to tune.
         lora: adapters to train in the tune stage; leave out to finetune in full.
+        quantise: keep the frozen language model in 4 bits (nf4: QLoRA) or 8 (int8); what is trained are adapters.
         learning_rate: of the language model (tune) or the projector (align); by default the recipe's: 1e-3 to align,
             2e-4 for adapters, 2e-5 in full.
         projector_learning_rate: of the projector in the tune stage; 0 freezes it.
@@ -61,6 +62,7 @@ class InstructionTuning(pl.LightningModule):
         template: str | None = None,
         training_template: str | None = None,
         lora: LoraOptions | None = None,
+        quantise: Quantisation | None = None,
         learning_rate: float | None = None,
         projector_learning_rate: float = 2e-5,
         warmup: float = 0.03,
@@ -73,9 +75,14 @@ class InstructionTuning(pl.LightningModule):
         _check_rates(learning_rate, projector_learning_rate, warmup, weight_decay)
         self.stage: Stage = stage
         self.base = base
-        self.spec = _spec(base, language, vision, projector, template, lora if stage == "tune" else None, seed)
+        adapters = lora if stage == "tune" else None
+        self.spec = _spec(base, language, vision, projector, template, adapters, quantise, seed)
         if stage == "align" and self.spec.vision is None:
             raise UserError("--model.stage align: there is no projector to align without a tower; give --model.vision")
+        if stage == "tune" and self.spec.quantise and not self.spec.lora:
+            raise UserError(
+                f"--model.quantise {self.spec.quantise}: quantised weights cannot be trained; give --model.lora"
+            )
         kind = "align" if stage == "align" else "lora" if self.spec.lora else "full"
         self.learning_rate = learning_rate if learning_rate is not None else _DEFAULT_LEARNING_RATE[kind]
         self.projector_learning_rate = projector_learning_rate
@@ -236,6 +243,7 @@ def _spec(
     projector: ProjectorKind,
     template: str | None,
     lora: LoraOptions | None,
+    quantise: Quantisation | None,
     seed: int,
 ) -> ModelSpec:
     """The model to train, from a saved one or from its parts."""
@@ -244,7 +252,7 @@ def _spec(
     if base is None:
         if language is None:
             raise UserError("no model: give --model.base (a run or saved model) or --model.language")
-        return ModelSpec(language, vision, projector, template or "vicuna_v1", lora, seed=seed)
+        return ModelSpec(language, vision, projector, template or "vicuna_v1", lora, quantise, seed=seed)
     if language is not None or vision is not None:
         raise UserError("--model.base says what the model is made of; leave out --model.language and --model.vision")
     spec = saving.read_spec(base)
@@ -253,7 +261,13 @@ def _spec(
             f"--model.base {base} has adapters already; leave out --model.lora to go on training them, "
             "or start from a merged model"
         )
-    return dataclasses.replace(spec, template=template or spec.template, lora=lora or spec.lora, seed=seed)
+    return dataclasses.replace(
+        spec,
+        template=template or spec.template,
+        lora=lora or spec.lora,
+        quantise=quantise or spec.quantise,
+        seed=seed,
+    )
 
 
 def _exchanged(keys: tuple[int, ...]) -> list[int]:

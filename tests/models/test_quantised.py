@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmtune.errors import UserError
 from mmtune.models import language
@@ -21,20 +19,10 @@ pytest.importorskip("bitsandbytes")
 KINDS = ("nf4", "int8")
 
 
-@pytest.fixture(scope="module")
-def llama(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of sizes that blocks of 64 weights divide."""
-    folder = tmp_path_factory.mktemp("llama_64")
-    shutil.copytree(llama, folder, dirs_exist_ok=True)
-    config = LlamaConfig.from_pretrained(llama, intermediate_size=128, initializer_range=0.1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def quantised(llama: Path, kind: Quantisation | None, lora: LoraOptions | None = None) -> VisionLanguageModel:
-    return VisionLanguageModel.assemble(ModelSpec(str(llama), template="chatml", lora=lora, quantise=kind)).eval()
+def quantised(llama_of_64s: Path, kind: Quantisation | None, lora: LoraOptions | None = None) -> VisionLanguageModel:
+    return VisionLanguageModel.assemble(
+        ModelSpec(str(llama_of_64s), template="chatml", lora=lora, quantise=kind)
+    ).eval()
 
 
 def answer_likelihood(model: VisionLanguageModel) -> float:
@@ -42,8 +30,8 @@ def answer_likelihood(model: VisionLanguageModel) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_blocks_are_small_and_nearly_the_same(llama: Path, kind: Quantisation) -> None:
-    exact, small = quantised(llama, None), quantised(llama, kind)
+def test_the_blocks_are_small_and_nearly_the_same(llama_of_64s: Path, kind: Quantisation) -> None:
+    exact, small = quantised(llama_of_64s, None), quantised(llama_of_64s, kind)
 
     def size(model: VisionLanguageModel) -> int:
         return sum(p.numel() * p.element_size() for p in model.base_language.base_model.layers.parameters())
@@ -56,8 +44,8 @@ def test_the_blocks_are_small_and_nearly_the_same(llama: Path, kind: Quantisatio
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_adapters_learn_on_frozen_bits(llama: Path, kind: Quantisation, example: Any, packed: Any) -> None:
-    model = quantised(llama, kind, LoraOptions(r=4, alpha=8, dropout=0.0))
+def test_adapters_learn_on_frozen_bits(llama_of_64s: Path, kind: Quantisation, example: Any, packed: Any) -> None:
+    model = quantised(llama_of_64s, kind, LoraOptions(r=4, alpha=8, dropout=0.0))
     model.set_stage("tune")
     model.train()
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
@@ -76,8 +64,8 @@ def test_adapters_learn_on_frozen_bits(llama: Path, kind: Quantisation, example:
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
 
 
-def test_a_saved_run_says_how_it_was_quantised(llama: Path, tmp_path: Path) -> None:
-    model = quantised(llama, "nf4", LoraOptions(r=4, alpha=8, dropout=0.0))
+def test_a_saved_run_says_how_it_was_quantised(llama_of_64s: Path, tmp_path: Path) -> None:
+    model = quantised(llama_of_64s, "nf4", LoraOptions(r=4, alpha=8, dropout=0.0))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
@@ -89,7 +77,7 @@ def test_a_saved_run_says_how_it_was_quantised(llama: Path, tmp_path: Path) -> N
         again.merge_adapters()
 
 
-def test_bitsandbytes_that_is_missing_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bitsandbytes_that_is_missing_is_named(llama_of_64s: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(language.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install bitsandbytes"):
-        quantised(llama, "int8")
+        quantised(llama_of_64s, "int8")

@@ -232,6 +232,23 @@ def test_gradient_checkpointing_gives_the_same_run(
     assert 1.2 < flops[1] / flops[0] < 1.6
 
 
+def test_adapters_are_trained_on_quantised_weights(
+    fit: Fit, llama_of_64s: Path, text_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    flags = [f"--model.language={llama_of_64s}", f"--data.train.text=[{text_rows}]", "--data.pack_rows=4"]
+    flags += ["--model.quantise=nf4", "--trainer.max_epochs=6"]
+    assert fit(tmp_path / "run", *flags, "--model.lora.r=4", "--model.lora.dropout=0") == 0
+    with (tmp_path / "run" / "metrics.csv").open() as stream:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(stream)]
+    assert losses[-1] < losses[0] - 1
+    model = VisionLanguageModel.from_pretrained(tmp_path / "run")
+    assert model.spec.quantise == "nf4"
+    assert model.generate(["What comes after 3?"], max_new_tokens=4)
+    assert fit(tmp_path / "full", *flags) == 2
+    assert "--model.quantise nf4: quantised weights cannot be trained; give --model.lora" in capsys.readouterr().err
+
+
 def test_the_checkpoint_holds_what_is_trained_and_is_plain_tensors(tuned: Path) -> None:
     checkpoint = torch.load(tuned / "checkpoints" / "last.ckpt", weights_only=True)
     names = set(checkpoint["state_dict"])
