@@ -110,8 +110,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 def write_json(target: Path, value: Any) -> None:
     """Write JSON under a temporary name, then rename."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with atomic_path(target) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # half of a surrogate pair, which UTF-8 cannot write, becomes JSON's own escape of it
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from mmtune.cli.main import main
 from mmtune.errors import UserError
-from mmtune.files import claim_folder, locate
+from mmtune.files import claim_folder, locate, read_json, write_json
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "a.b", "no_such_package_at_all.x", "a b"])
@@ -37,3 +37,14 @@ def test_a_folder_is_made_where_it_can_be_written_to(tmp_path: Path, capsys: pyt
             claim_folder(place, "--out")
         assert main(["quickstart", "--out", str(place)]) == 2
         assert f"--out {place}: " in capsys.readouterr().err
+
+
+def test_text_that_utf8_cannot_write_is_written_as_json_escapes(tmp_path: Path) -> None:
+    value = {"ok": "é 😀", "half": "a\ud83d", "escape": "\\ud83d"}
+    write_json(tmp_path / "value.json", value)
+    assert read_json(tmp_path / "value.json") == value
+
+
+def test_a_message_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "no\x1b[2Jfile.json"]) == 2
+    assert "no␛[2Jfile.json" in capsys.readouterr().err

@@ -62,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"mmtune: error: {' '.join(str(error).split())}", file=sys.stderr)
+        from mmtune.analysis.untrusted import visible  # it may quote data, which must not act on the terminal
+
+        print(f"mmtune: error: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # the reader of our output (head, less) has seen enough; Python's own flush at exit must not complain again

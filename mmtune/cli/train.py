@@ -73,6 +73,12 @@ class TrainingCLI(LightningCLI):
         """Parse without Lightning's warning about arguments that do not come from sys.argv."""
         self.config = parser.parse_args(args)
 
+    def before_fit(self) -> None:
+        """Look at the model's parts before the data is read."""
+        self.model.check_parts()
+
+    before_validate = before_fit
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: checkpoints hold no flags, and one that cannot be read is named where it is read."""
 
@@ -197,7 +203,10 @@ def _report(cli: TrainingCLI) -> None:
     run = cli.trainer.default_root_dir
     sources = record["sources"].values()
     text, visual = sum(s["text"] for s in sources), sum(s["visual"] for s in sources)
-    print(f"Trained on {text} text and {visual} visual rows ({record['tokens']['supervised']:,} tokens learnt); {run}/")
+    print(
+        f"{cli.trainer.global_step} steps on {text} text and {visual} visual rows "
+        f"({record['tokens']['supervised']:,} tokens to learn from); {run}/"
+    )
     markers = record["rows_spelling_markers"]
     if markers["count"]:
         print(

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmtune.errors import UserError
 from mmtune.evaluation.results import Results, TaskResult
-from mmtune.files import atomic_path, read_json
+from mmtune.files import atomic_path, claim_folder, read_json
 
 # half of a character, which UTF-8 cannot write; and what would break a line or command a terminal that shows the file
 _AWKWARD = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -26,13 +26,11 @@ class Store:
         """Make the folder.
 
         Raises:
-            UserError: it cannot be made.
+            UserError: it cannot be made, or not be written to.
         """
         self.folder = folder
-        try:
-            (folder / "samples").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {folder}: cannot be a folder for results: {error.strerror}") from None
+        claim_folder(folder, "--out")
+        claim_folder(folder / "samples", "--out")
 
     @property
     def results_path(self) -> Path:

@@ -19,7 +19,13 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import cached_file
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 
 from mmtune.data.sentencepiece import build_tokenizer
 from mmtune.errors import UserError
@@ -69,6 +75,23 @@ def empty_language(reference: str, *, dtype: torch.dtype = torch.float32) -> Any
         return AutoModelForCausalLM.from_config(load_config(reference), dtype=dtype, attn_implementation="sdpa")
 
 
+def check_language(reference: str, lora: LoraOptions | None) -> None:
+    """Make sure, before anything long begins, that the weights are there and that the adapters have layers to sit on.
+
+    Raises:
+        UserError: there are no weights, or a target matches no linear layer.
+    """
+    name = _transformers_name(reference)
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+    try:
+        if not any(_file(name, file) for file in names):
+            raise OSError(f"there is none of {', '.join(names)}")
+    except (OSError, ValueError) as error:
+        raise _not_loadable(reference, error) from None
+    if lora is not None:
+        _adapted_layers(empty_language(reference), lora)
+
+
 def load_tokenizer(reference: str) -> Any:
     """The fast tokenizer of a language model.
 
@@ -104,22 +127,26 @@ def add_adapters(language: Any, options: LoraOptions) -> Any:
     options.check()
     from peft import LoraConfig, get_peft_model
 
+    config = LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=_adapted_layers(language, options),
+        use_dora=options.dora,
+        use_rslora=options.rslora,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(language, config)
+
+
+def _adapted_layers(language: Any, options: LoraOptions) -> list[str]:
     available = linear_layers(language)
     for target in options.targets or []:
         if target not in available:
             raise UserError(
                 f"--model.lora.targets {target}: no linear layer of that name; there are {', '.join(sorted(available))}"
             )
-    config = LoraConfig(
-        r=options.r,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=sorted(options.targets or available),
-        use_dora=options.dora,
-        use_rslora=options.rslora,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(language, config)
+    return sorted(options.targets or available)
 
 
 def _quantisation(kind: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -18,8 +18,9 @@ from mmtune.data.encoding import ModelInputs
 from mmtune.data.templates import get_template
 from mmtune.errors import UserError
 from mmtune.models import saving
-from mmtune.models.language import load_tokenizer
+from mmtune.models.language import check_language, load_tokenizer
 from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
+from mmtune.models.vision import build_tower
 from mmtune.models.vlm import Stage, VisionLanguageModel, model_inputs
 from mmtune.training.loss import supervised_loss
 
@@ -102,6 +103,16 @@ class InstructionTuning(pl.LightningModule):
     def strict_loading(self) -> bool:
         """Checkpoints hold what is trained, and nothing else is expected of them."""
         return False
+
+    def check_parts(self) -> None:
+        """Make sure that every part is there, before the data is read and the run directory is written to.
+
+        Raises:
+            UserError: weights are missing, or an adapter has no layer to sit on.
+        """
+        if self.spec.vision is not None:
+            build_tower(self.spec.vision)
+        check_language(self.spec.language, self.spec.lora)
 
     def configure_model(self) -> None:
         """Load the weights; Lightning calls this after the data is known to be good."""

@@ -365,7 +365,7 @@ def test_bad_arguments(suite: Path, data: Path, options: dict[str, Any], complai
 
 def test_bad_folders(suite: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out .*file: cannot be a folder"):
+    with pytest.raises(UserError, match=r"--out .*file: is a file"):
         run(Scripted(oracle), suite, data, out=tmp_path / "file")
     out = tmp_path / "out"
     out.mkdir()

@@ -418,6 +418,31 @@ def test_a_mistake_is_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model.lora.targets=[query]", "--model.lora.targets query"),
+        ("--model.vision.weights=gone.pth", "gone.pth: no such file"),
+        ("--model.language={folder}", "there is none of model.safetensors"),
+    ],
+)
+def test_a_missing_part_is_found_before_the_rows_are_read(
+    fit: Fit,
+    llama: Path,
+    vision_flags: list[str],
+    tmp_path: Path,
+    flag: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "language"
+    shutil.copytree(llama, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    rows = "--data.train.text=[no_rows.jsonl]"
+    assert fit(tmp_path / "run", *vision_flags, rows, "--model.lora.r=2", flag.format(folder=folder)) == 2
+    assert message in capsys.readouterr().err
+    assert not any((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"model: [", "not valid YAML"),
