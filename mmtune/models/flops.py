@@ -189,7 +189,8 @@ def matrix_product_peak(device: torch.device | str = "cpu", dtype: torch.dtype =
     on_cuda = torch.device(device).type == "cuda"
     size = 8192 if on_cuda else 1024
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds, begun = [], time.perf_counter()
+    seconds: list[float] = []
+    begun = time.perf_counter()
     while len(seconds) < 3 or time.perf_counter() - begun < 0.5:
         start = time.perf_counter()
         a @ b
