@@ -30,7 +30,13 @@ def supervised_loss(
         A scalar in float32.
     """
     learnt = targets != IGNORED
-    states, wanted = hidden[learnt], targets[learnt]
+    return chunked_loss(hidden[learnt], targets[learnt], output_layer, chunk=chunk)
+
+
+def chunked_loss(
+    states: torch.Tensor, wanted: torch.Tensor, output_layer: nn.Module, *, chunk: int = CHUNK
+) -> torch.Tensor:
+    """The same where all positions are learnt: `states` [positions, hidden], `wanted` [positions]."""
 
     def summed(some_states: torch.Tensor, some_wanted: torch.Tensor) -> torch.Tensor:
         return cross_entropy(output_layer(some_states).float(), some_wanted, reduction="sum")

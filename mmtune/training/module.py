@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 import warnings
@@ -90,14 +91,21 @@ class InstructionTuning(pl.LightningModule):
         self.warmup, self.weight_decay = warmup, weight_decay
         self.dtype_of_frozen: torch.dtype = getattr(torch, dtype)
         self.gradient_checkpointing = gradient_checkpointing
-        self.tokenizer = load_tokenizer(self.spec.language)
-        training_name = training_template or ("plain" if stage == "align" else self.spec.template)
-        self.inputs: ModelInputs = dataclasses.replace(
-            model_inputs(self.spec, self.tokenizer), template=get_template(training_name, self.tokenizer)
-        )
+        self.training_template = training_template or ("plain" if stage == "align" else self.spec.template)
         self.model: VisionLanguageModel | None = None
         self._step_started = time.perf_counter()
         self._wrong_photo = torch.zeros(2, dtype=torch.float64)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The language model's; loaded when data is to be read."""
+        return load_tokenizer(self.spec.language)
+
+    @functools.cached_property
+    def inputs(self) -> ModelInputs:
+        """What the data must know of the model."""
+        template = get_template(self.training_template, self.tokenizer)
+        return dataclasses.replace(model_inputs(self.spec, self.tokenizer), template=template)
 
     @property
     def strict_loading(self) -> bool:
@@ -121,6 +129,15 @@ class InstructionTuning(pl.LightningModule):
         model = VisionLanguageModel.assemble(self.spec, dtype=self.dtype_of_frozen, tokenizer=self.tokenizer)
         if self.base is not None and (folder := saving.model_folder(self.base)) is not None:
             saving.load_trained(model, folder)
+        self.prepare(model)
+        # transformers loads in evaluation mode, in which gradient checkpointing does nothing; the tower stays in it,
+        # as it should, and Lightning need not warn of that
+        model.train()
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        self.model = model
+
+    def prepare(self, model: VisionLanguageModel) -> None:
+        """Say which of its weights are trained, and make those float32."""
         model.set_stage(self.stage)
         if self.stage == "tune" and model.projector is not None and not self.projector_learning_rate:
             model.projector.requires_grad_(False)
@@ -129,11 +146,6 @@ class InstructionTuning(pl.LightningModule):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        # transformers loads in evaluation mode, in which gradient checkpointing does nothing; the tower stays in it,
-        # as it should, and Lightning need not warn of that
-        model.train()
-        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-        self.model = model
 
     def on_fit_start(self) -> None:
         """Measure the features' mean and deviation at the start of an alignment, not when one is resumed."""
