@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,21 @@ import torch
 from PIL import Image
 
 import mmtune.torchvision_ops  # noqa: F401  # before a test imports lightning or transformers
+from mmtune.files import cache_dir
 
 torch.set_num_threads(1)  # the models are tiny; threads that wait for each other cost more than they bring
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own. Converted language models, which take a minute, are those of the user's cache."""
+    own = tmp_path_factory.mktemp("cache")
+    converted = cache_dir() / "gguf"
+    converted.mkdir(parents=True, exist_ok=True)
+    (own / "gguf").symlink_to(converted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMTUNE_CACHE", str(own))
+        yield own
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,9 @@ class PackedBatch:
         targets: int64 [tokens], the token to predict at each position; IGNORED where nothing is learnt.
         position_ids: int64 [tokens], counted from 0 in every document.
         document_ids: int64 [tokens], which document a token belongs to.
-        pixels: float32 [photos, 3, height, width] in the order of their tokens, or None in a text-only batch.
+        pixels: float32 [photos, 3, height, width] in the order of their tokens; None in a text-only batch, and where
+            there are features.
+        features: [photos, tokens, width], what the tower said of the photos before; None where there are pixels.
         photo_keys: an int per photo, equal for equal photos.
         where: file and row of each document.
         step_supervised: how many positions are learnt from in the whole optimizer step; 0 where there is none.
@@ -35,6 +37,7 @@ class PackedBatch:
     position_ids: torch.Tensor
     document_ids: torch.Tensor
     pixels: torch.Tensor | None
+    features: torch.Tensor | None
     photo_keys: tuple[int, ...]
     where: tuple[str, ...]
     step_supervised: int = 0
@@ -54,6 +57,14 @@ class PackedBatch:
         """Tokens of each document."""
         return [int(n) for n in torch.bincount(self.document_ids)]
 
+    def with_photos(self, order: Sequence[int]) -> PackedBatch:
+        """The batch with the photo of number `order[i]` in the place of photo i."""
+
+        def reordered(photos: torch.Tensor | None) -> torch.Tensor | None:
+            return None if photos is None else photos[list(order)]
+
+        return replace(self, pixels=reordered(self.pixels), features=reordered(self.features))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
         """The batch with its tensors on another device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -69,15 +80,17 @@ class PackedBatch:
 
 
 def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
-    """Lay examples end to end, and decode and preprocess their photos.
+    """Lay examples end to end, with what the tower said of their photos, or the photos decoded and preprocessed.
 
     Raises:
         RowError: a photo cannot be decoded.
     """
     ids = [torch.from_numpy(example.input_ids.astype(np.int64)) for example in examples]
     photos = [(photo, example.where) for example in examples for photo in example.images]
-    pixels = None
-    if photos:
+    pixels = features = None
+    if photos and inputs.features is not None:
+        features = torch.stack([inputs.features(photo) for photo, _ in photos])
+    elif photos:
         assert inputs.preprocess is not None, "encode() lets no photo through without a tower"
         pixels = torch.stack([inputs.preprocess(open_photo(photo, where)) for photo, where in photos])
     return PackedBatch(
@@ -86,6 +99,7 @@ def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
         position_ids=torch.cat([torch.arange(len(one)) for one in ids]),
         document_ids=torch.repeat_interleave(torch.tensor([len(one) for one in ids])),
         pixels=pixels,
+        features=features,
         photo_keys=tuple(_photo_key(photo) for photo, _ in photos),
         where=tuple(example.where for example in examples),
     )

@@ -6,15 +6,17 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from mmtune.data.conversation import Conversation, Photo, RowError, open_photo, photo_fault
+from mmtune.data.conversation import Conversation, Photo, RowError, photo_fault
 from mmtune.data.encoding import Example, ModelInputs, encode, spelled_markers
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
@@ -118,7 +120,7 @@ class InstructionData(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What tells these training packs from others, for the checkpoint."""
-        return {"packs": self._fingerprint()}
+        return {"packs": self._fingerprint(), "measures": self._measures()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to go on in other data than the run began with.
@@ -127,9 +129,12 @@ class InstructionData(pl.LightningDataModule):
             UserError: the packs are not those of the checkpoint.
         """
         if state_dict["packs"] != self._fingerprint():
+            then = state_dict.get("measures", {})
+            changed = [f"{k} {then[k]} then and {v} now" for k, v in self._measures().items() if then.get(k, v) != v]
             raise UserError(
-                "the run to resume was trained on other rows, or with other --data options or another template; "
-                "give what it began with, or another --out"
+                "the run to resume was trained on other rows, or with other --data options or another template "
+                f"({', '.join(changed) or 'as many rows and tokens, but not the same'}); give what it began with, or "
+                "another --out"
             )
 
     def train_dataloader(self) -> PackLoader:
@@ -153,18 +158,16 @@ class InstructionData(pl.LightningDataModule):
         """The validation packs in a fixed order; nothing where there is no validation set."""
         return self._loader(self._validation, shuffle=False) if self._validation else []
 
-    def sample_pixels(self, count: int) -> Any:
-        """Up to `count` preprocessed training photos, float32 [count, 3, height, width]; or None."""
-        import torch
+    def photos(self) -> dict[Photo, str]:
+        """Every photo with a row that shows it, those of the training set first."""
+        sets = [dataset for dataset in (self._train, self._validation) if dataset is not None]
+        return {photo: e.where for dataset in sets for e in dataset.examples for photo in e.images}
 
-        assert self._train is not None
-        assert self.inputs is not None
-        photos = {p: e.where for e in self._train.examples for p in e.images}
-        preprocess = self.inputs.preprocess
-        if not photos or preprocess is None:
-            return None
-        chosen = list(photos.items())[:count]
-        return torch.stack([preprocess(open_photo(photo, where)) for photo, where in chosen])
+    def use_features(self, features: Callable[[Photo], torch.Tensor]) -> None:
+        """Let batches hold what the tower said of their photos before, in place of the photos."""
+        for dataset in (self._train, self._validation):
+            if dataset is not None:
+                dataset.inputs = replace(dataset.inputs, features=features)
 
     def _loader(self, dataset: PackDataset, *, shuffle: bool) -> PackLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -178,6 +181,13 @@ class InstructionData(pl.LightningDataModule):
         for example in self._train.examples:
             digest.update(example.input_ids.tobytes())
         return digest.hexdigest()
+
+    def _measures(self) -> dict[str, int]:
+        """The numbers that most often differ where the training packs do."""
+        assert self._train is not None
+        examples, packs = self._train.examples, self._train.packs
+        tokens = sum(len(example) for example in examples)
+        return {"rows": len(examples), "tokens": tokens, "packs": len(packs), "seed": self.mixture.seed}
 
     def _hold_out(self, conversations: Sequence[Conversation]) -> list[bool]:
         """Which conversations are for validation. All that show a photo go the same way."""

@@ -28,12 +28,14 @@ class ModelInputs:
         template: how conversations are written down.
         tokens_per_photo: positions one photo takes; 0 for a text-only model.
         preprocess: turns a decoded photo into the tower's input, float32 [3, height, width].
+        features: what the tower said of a photo before, [tokens_per_photo, width]; None where it is to be asked.
     """
 
     tokenizer: Any
     template: Template
     tokens_per_photo: int = 0
     preprocess: Callable[[Image.Image], torch.Tensor] | None = None
+    features: Callable[[Photo], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

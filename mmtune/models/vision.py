@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,18 +65,26 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode photos."""
+        """Encode photos, and standardise."""
+        return self.standardised(self.encode(pixels))
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the trunk says of photos, not standardised."""
         self.photos_encoded += len(pixels)
-        features = self._raw(pixels)
+        maps = _intermediates(self.trunk, pixels.to(next(self.trunk.parameters()).dtype), self.options.blocks)
+        return _tokens(maps, self.options.grid)
+
+    def standardised(self, features: torch.Tensor) -> torch.Tensor:
+        """Features [photos, num_tokens, width] as the projector takes them."""
         return (features - self.feature_mean) / self.feature_std
 
     @torch.no_grad()
-    def measure_standardisation(self, pixels: torch.Tensor) -> None:
-        """Set the mean and deviation that features are standardised with, from sample photos."""
-        self.photos_encoded += len(pixels)
-        features = torch.cat([self._raw(part) for part in pixels.split(32)]).flatten(0, 1).float()
-        self.feature_mean.copy_(features.mean(dim=0))
-        self.feature_std.copy_(features.std(dim=0).clamp_min(1e-3))
+    def measure_standardisation(self, features: torch.Tensor) -> None:
+        """Set the mean and deviation to standardise with, from features [photos, num_tokens, width] of `encode`."""
+        channels = features.flatten(0, 1).float()
+        self.feature_mean.copy_(channels.mean(dim=0))
+        self.feature_std.copy_(channels.std(dim=0).clamp_min(1e-3))
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """A decoded photo as float32 [3, size, size], made square and normalised."""
@@ -86,10 +94,6 @@ class VisionTower(nn.Module):
         )
         values = torch.from_numpy(np.asarray(square, dtype=np.float32)) / 255
         return ((values - torch.tensor(shape.mean)) / torch.tensor(shape.std)).permute(2, 0, 1).contiguous()
-
-    def _raw(self, pixels: torch.Tensor) -> torch.Tensor:
-        maps = _intermediates(self.trunk, pixels.to(next(self.trunk.parameters()).dtype), self.options.blocks)
-        return _tokens(maps, self.options.grid)
 
 
 def tower_shape(options: VisionOptions) -> TowerShape:
@@ -103,6 +107,11 @@ def tower_shape(options: VisionOptions) -> TowerShape:
     if not options.blocks:
         raise UserError("--model.vision.blocks: names no block; -2 is the last but one")
     return _tower_shape(options.tower, tuple(options.blocks), options.grid)
+
+
+def preprocessing(options: VisionOptions, shape: TowerShape) -> Callable[[Image.Image], torch.Tensor]:
+    """A tower's `preprocess`, without the weights that it does not need: it goes to other processes."""
+    return VisionTower(nn.Identity(), options, shape).preprocess
 
 
 @functools.lru_cache(maxsize=16)

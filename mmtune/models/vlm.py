@@ -25,7 +25,7 @@ from mmtune.models.language import add_adapters, empty_language, load_language, 
 from mmtune.models.options import ModelSpec
 from mmtune.models.projector import build_projector
 from mmtune.models.prompts import PromptEncoder
-from mmtune.models.vision import VisionTower, build_tower, tower_shape
+from mmtune.models.vision import VisionTower, build_tower, preprocessing, tower_shape
 
 Stage = Literal["align", "tune"]
 T = TypeVar("T")
@@ -204,12 +204,12 @@ class VisionLanguageModel(nn.Module):
     # ---------------------------------------------------------------- computing
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """The last hidden states [tokens, hidden] of a pack. The tower runs only if the pack has photos.
+        """The last hidden states [tokens, hidden] of a pack. The tower runs only if the pack has photos to encode.
 
         Raises:
             ValueError: photos and placeholders differ in number.
         """
-        embeddings = self.embed(batch.input_ids, batch.pixels, where=", ".join(batch.where))
+        embeddings = self.embed(batch)
         hidden: torch.Tensor = self.base_language.base_model(
             inputs_embeds=embeddings[None],
             attention_mask=pack_mask(batch.document_ids, embeddings.dtype),
@@ -219,22 +219,29 @@ class VisionLanguageModel(nn.Module):
         ).last_hidden_state
         return hidden[0]
 
-    def embed(self, input_ids: torch.Tensor, pixels: torch.Tensor | None, *, where: str) -> torch.Tensor:
-        """Word embeddings [tokens, hidden], the photos' features in the places marked IMAGE_TOKEN."""
-        photo_positions = input_ids == IMAGE_TOKEN
-        embeddings: torch.Tensor = self.base_language.get_input_embeddings()(input_ids.masked_fill(photo_positions, 0))
-        if pixels is None:
-            if bool(photo_positions.any()):
-                raise ValueError(f"{where}: {int(photo_positions.sum())} photo positions and no photos")
-            return embeddings
+    def embed(self, batch: PackedBatch) -> torch.Tensor:
+        """Word embeddings [tokens, hidden], what the projector makes of photos in the places marked IMAGE_TOKEN.
+
+        Raises:
+            ValueError: photos and placeholders differ in number.
+        """
+        photo_positions = batch.input_ids == IMAGE_TOKEN
+        words: torch.Tensor = self.base_language.get_input_embeddings()(batch.input_ids.masked_fill(photo_positions, 0))
+        seen, marked = self._seen(batch), int(photo_positions.sum())
+        if marked != (0 if seen is None else len(seen)):
+            found = "no photos" if seen is None else f"{len(seen)} photo features"
+            raise ValueError(f"{', '.join(batch.where)}: {marked} photo positions for {found}")
+        return words if seen is None else words.masked_scatter(photo_positions[:, None], seen.to(words.dtype))
+
+    def _seen(self, batch: PackedBatch) -> torch.Tensor | None:
+        """The photos of a pack as the language model takes them: [positions, hidden]."""
+        if batch.pixels is None and batch.features is None:
+            return None
         if self.tower is None or self.projector is None:
-            raise ValueError(f"{where}: photos for a model without a vision tower")
-        features = self.projector(self.tower(pixels).to(next(self.projector.parameters()).dtype)).flatten(0, 1)
-        if len(features) != int(photo_positions.sum()):
-            raise ValueError(
-                f"{where}: {int(photo_positions.sum())} photo positions for {len(features)} photo features"
-            )
-        return embeddings.masked_scatter(photo_positions[:, None], features.to(embeddings.dtype))
+            raise ValueError(f"{', '.join(batch.where)}: photos for a model without a vision tower")
+        features = self.tower(batch.pixels) if batch.features is None else self.tower.standardised(batch.features)
+        projected: torch.Tensor = self.projector(features.to(next(self.projector.parameters()).dtype))
+        return projected.flatten(0, 1)
 
     @torch.inference_mode()
     def generate(
@@ -389,5 +396,4 @@ def model_inputs(spec: ModelSpec, tokenizer: Any) -> ModelInputs:
     if spec.vision is None:
         return ModelInputs(tokenizer, template)
     shape = tower_shape(spec.vision)
-    blank = VisionTower(nn.Identity(), spec.vision, shape)  # preprocessing needs no weights
-    return ModelInputs(tokenizer, template, shape.num_tokens, blank.preprocess)
+    return ModelInputs(tokenizer, template, shape.num_tokens, preprocessing(spec.vision, shape))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,17 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mmtune.errors import UserError
 
+LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"
+_LISTED = 3
+
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it, so that a run killed in between keeps the one before.
 
     Lightning writes to the system's folder for temporary files and moves from there, which between file systems is a
     copy: a kill in the middle of it leaves half a checkpoint in the place of the last whole one.
+
+    The last checkpoint but one is kept as previous.ckpt, for disks damage files too.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -33,6 +41,8 @@ class WholeCheckpoints(TorchCheckpointIO):
             torch.save(checkpoint, stream)
             stream.flush()
             os.fsync(stream.fileno())  # else the name may reach the disk before the content
+        if target.name == LAST and target.is_file():
+            target.replace(target.with_name(_PREVIOUS))  # killed here, a run goes on from that one
         part.replace(target)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -54,3 +64,47 @@ class WholeCheckpoints(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
             raise UserError(f"{path}: not the checkpoint of a training run; give RUN/checkpoints/last.ckpt")
         return checkpoint
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The checkpoint to resume a run from: the last, or the one before if that is damaged or missing.
+
+    Every byte is read and checked, for torch would not notice a changed one in the middle of the weights. Where neither
+    is whole, it is the last, whose reading says what is wrong. A folder, where a strategy writes a checkpoint in parts,
+    is not looked into.
+    """
+    last, previous = folder / LAST, folder / _PREVIOUS
+    if last.is_dir() or _is_whole(last):
+        return last
+    if _is_whole(previous):
+        return previous
+    return last if last.exists() else None
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        return False
+
+
+def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """What differs between a checkpoint and a run, in words: the first few names, and how many more there are."""
+    changed = [
+        f"{name} ({_shown(saved[name])} in the checkpoint, {_shown(own[name])} here)"
+        for name in saved
+        if name in own and saved[name] != own[name]
+    ]
+    parts = [("", changed)]
+    parts += [("only in the checkpoint: ", [f"{name} ({_shown(saved[name])})" for name in saved if name not in own])]
+    parts += [("only here: ", [f"{name} ({_shown(own[name])})" for name in own if name not in saved])]
+    return "; ".join(
+        start + ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+        for start, names in parts
+        if names
+    )
+
+
+def _shown(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, torch.Size) else str(value)

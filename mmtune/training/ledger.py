@@ -54,12 +54,16 @@ class Ledger(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._begun = time.perf_counter()
+        self._tower_before = _photos_encoded(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the shapes that operations are counted from."""
+        """Read the shapes that operations are counted from; count the photos that were encoded to be stored."""
         assert isinstance(pl_module, InstructionTuning)
         assert pl_module.model is not None
         self._flops = FlopsCounter(pl_module.model)
+        encoded = _photos_encoded(pl_module) - self._tower_before
+        self.counts["photos"] += encoded
+        self.counts["tower"] += self._flops.step(documents=[], supervised=0, image_tokens=0, photos=encoded).tower
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 

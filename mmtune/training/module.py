@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
 import warnings
@@ -23,7 +24,9 @@ from mmtune.models.language import check_language, load_tokenizer
 from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
 from mmtune.models.vision import build_tower
 from mmtune.models.vlm import Stage, VisionLanguageModel, model_inputs
+from mmtune.training.checkpoint_io import differences
 from mmtune.training.loss import supervised_loss
+from mmtune.training.photo_features import encoded, stored_features
 
 _MEASURED = (".feature_mean", ".feature_std")  # not trained, and yet kept
 _DEFAULT_LEARNING_RATE = {"align": 1e-3, "lora": 2e-4, "full": 2e-5}
@@ -51,6 +54,8 @@ class InstructionTuning(pl.LightningModule):
         weight_decay: of AdamW.
         dtype: of the frozen weights; what is trained stays float32.
         gradient_checkpointing: compute activations twice rather than keep them.
+        stored_features_gib: GiB of the cache that the tower's features may take, which are computed once for each photo
+            and read by all later epochs and runs; where the photos need more, and with 0, the tower runs in every step.
         seed: of the projector's and adapters' first weights.
     """
 
@@ -71,6 +76,7 @@ class InstructionTuning(pl.LightningModule):
         weight_decay: float = 0.0,
         dtype: Literal["float32", "bfloat16"] = "float32",
         gradient_checkpointing: bool = False,
+        stored_features_gib: float = 20.0,
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -90,7 +96,7 @@ class InstructionTuning(pl.LightningModule):
         self.projector_learning_rate = projector_learning_rate
         self.warmup, self.weight_decay = warmup, weight_decay
         self.dtype_of_frozen: torch.dtype = getattr(torch, dtype)
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.stored_features_gib = gradient_checkpointing, stored_features_gib
         self.training_template = training_template or ("plain" if stage == "align" else self.spec.template)
         self.model: VisionLanguageModel | None = None
         self._step_started = time.perf_counter()
@@ -148,15 +154,23 @@ class InstructionTuning(pl.LightningModule):
                 parameter.data = parameter.data.float()
 
     def on_fit_start(self) -> None:
-        """Measure the features' mean and deviation at the start of an alignment, not when one is resumed."""
-        model, vision = self.model, self.spec.vision
-        if self.base is not None or vision is None or not vision.standardise or self.trainer.ckpt_path:
+        """Have the photos' features stored; standardise them at the start of an alignment, not when one is resumed."""
+        assert self.model is not None
+        tower, data = self.model.tower, self.trainer.datamodule  # type: ignore[attr-defined]
+        photos = data.photos()
+        if tower is None or not photos:
             return
-        assert model is not None
-        assert model.tower is not None
-        pixels = self.trainer.datamodule.sample_pixels(256)  # type: ignore[attr-defined]
-        if pixels is not None:
-            model.tower.measure_standardisation(pixels.to(self.device))
+        stored = None
+        if self.stored_features_gib:
+            stored = stored_features(
+                self.trainer, tower, photos, limit=self.stored_features_gib, num_workers=data.num_workers
+            )
+        if stored is not None:
+            data.use_features(stored)
+        if tower.options.standardise and self.base is None and not self.trainer.ckpt_path:
+            sample = dict(itertools.islice(photos.items(), 256))
+            features = encoded(tower, sample) if stored is None else map(stored, sample)
+            tower.measure_standardisation(torch.stack(list(features)).to(self.device))
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
         """A pack's share of the loss of its optimizer step, the mean over all tokens that the step learns from.
@@ -174,8 +188,8 @@ class InstructionTuning(pl.LightningModule):
         """The loss of a held-out pack; where it has photos, also with every photo exchanged for another."""
         learnt = batch.supervised_tokens
         self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=learnt, sync_dist=True)
-        if batch.pixels is not None and len(set(batch.photo_keys)) > 1:
-            wrong = dataclasses.replace(batch, pixels=batch.pixels[_exchanged(batch.photo_keys)])
+        if len(set(batch.photo_keys)) > 1:
+            wrong = batch.with_photos(_exchanged(batch.photo_keys))
             self._wrong_photo += torch.tensor([float(self._loss(wrong)) * learnt, learnt], dtype=torch.float64)
 
     def on_validation_epoch_start(self) -> None:
@@ -232,15 +246,15 @@ class InstructionTuning(pl.LightningModule):
         saved = {name: t.shape for name, t in checkpoint["state_dict"].items() if not name.endswith(_MEASURED)}
         if own != saved:
             raise UserError(
-                "the run to resume trained another model, or other parts of it; give the --model options that it "
-                "began with, or another --out"
+                f"the run to resume trained another model, or other parts of it: {differences(saved, own)}; give the "
+                "--model options that it began with, or another --out"
             )
 
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         assert self.model is not None
         hidden = self.model(batch)
         loss = supervised_loss(hidden, batch.targets, self.model.output_layer)
-        if self.training and batch.pixels is None and self.model.projector is not None:
+        if self.training and not batch.photo_keys and self.model.projector is not None:
             # a pack without photos still gives the projector a gradient (of zero), so that processes which see photos
             # and processes which do not agree on what to exchange; the tower stays out of it
             loss = loss + sum(0.0 * p.sum() for p in self.model.projector.parameters() if p.requires_grad)

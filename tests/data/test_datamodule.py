@@ -162,14 +162,27 @@ def test_validation_files_and_loaders(write_lines: Any, text_inputs: ModelInputs
     without = InstructionData(Mixture([train]), max_length=64, inputs=text_inputs)
     without.setup()
     assert without.val_dataloader() == []
-    assert without.sample_pixels(3) is None
+    assert without.photos() == {}
 
 
-def test_sample_pixels(captions: Any, photo_inputs: ModelInputs) -> None:
-    data = InstructionData(Mixture([], [captions([["a.png"], ["a.png"], ["b.png"]])]), inputs=photo_inputs)
+def test_batches_hold_features_where_they_are_known(captions: Any, photo_inputs: ModelInputs) -> None:
+    file = captions([["a.png"], ["a.png"], ["b.png"]])
+    data = InstructionData(Mixture([], [file]), [file], inputs=photo_inputs)
     data.setup()
-    assert data.sample_pixels(5).shape == (2, 3, 8, 8)
-    assert data.sample_pixels(1).shape == (1, 3, 8, 8)
+    photos = data.photos()
+    assert {Path(str(photo)).name: where for photo, where in photos.items()}.keys() == {"a.png", "b.png"}
+    assert all(str(file) in where for where in photos.values())
+    features = {photo: torch.full((4, 6), float(number)) for number, photo in enumerate(photos)}
+    data.use_features(features.__getitem__)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        (batch,) = loader
+        assert batch.pixels is None
+        assert batch.features.shape == (3, 4, 6)
+        seen = batch.features[:, 0, 0].tolist()
+        shown = dict(zip(batch.where, seen, strict=True))
+        assert shown[f"{file}, row 1"] == shown[f"{file}, row 2"] != shown[f"{file}, row 3"]
+        turned = batch.with_photos([1, 2, 0])
+        assert torch.equal(turned.features, batch.features[[1, 2, 0]])
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,11 @@ Build = Callable[..., VisionLanguageModel]
 IN_ANOTHER_PROCESS = """
 import sys, torch
 from mmtune import VisionLanguageModel
+from mmtune.data.collate import PackedBatch
 model = VisionLanguageModel.from_pretrained(sys.argv[1])
-given = torch.load(sys.argv[2], weights_only=True)
+batch = PackedBatch(**torch.load(sys.argv[2], weights_only=True))
 with torch.no_grad():
-    embeddings = model.embed(given["input_ids"], given["pixels"], where="here")
+    embeddings = model.embed(batch)
     logits = model.language(inputs_embeds=embeddings[None]).logits
 torch.save({"logits": logits, "fingerprint": model.fingerprint}, sys.argv[3])
 """
@@ -34,7 +35,7 @@ torch.save({"logits": logits, "fingerprint": model.fingerprint}, sys.argv[3])
 
 def logits(model: VisionLanguageModel, batch: PackedBatch) -> torch.Tensor:
     with torch.no_grad():
-        embeddings = model.embed(batch.input_ids, batch.pixels, where="here")
+        embeddings = model.embed(batch)
         result: torch.Tensor = model.language(inputs_embeds=embeddings[None]).logits
     return result
 
@@ -75,7 +76,7 @@ def test_another_process_gives_the_same_logits_bit_for_bit(
 ) -> None:
     model = changed(build(vision=True, lora=lora))
     model.save_pretrained(tmp_path / "run" / "model")
-    torch.save({"input_ids": batch.input_ids, "pixels": batch.pixels}, tmp_path / "given.pt")
+    torch.save(vars(batch), tmp_path / "given.pt")
     paths = [str(tmp_path / name) for name in ("run", "given.pt", "result.pt")]
     subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS, *paths], check=True, capture_output=True)
     result = torch.load(tmp_path / "result.pt", weights_only=True)
@@ -112,7 +113,7 @@ def test_plain_peft_loads_the_adapter(saved: tuple[VisionLanguageModel, Path], l
     base = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
     plain = PeftModel.from_pretrained(base, run / "model" / "adapter").eval()
     with torch.no_grad():
-        embeddings = model.embed(batch.input_ids, batch.pixels, where="here")
+        embeddings = model.embed(batch)
         assert torch.equal(plain(inputs_embeds=embeddings[None]).logits, logits(model, batch))
 
 

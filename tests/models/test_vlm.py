@@ -59,7 +59,7 @@ def test_features_land_in_their_places_in_order(seeing_model: VisionLanguageMode
     )
     assert batch.pixels is not None
     with torch.no_grad():
-        embedded = model.embed(batch.input_ids, batch.pixels, where="here")
+        embedded = model.embed(batch)
         alone = torch.cat([model.projector(model.tower(one[None]))[0] for one in batch.pixels])
     marked = batch.input_ids == IMAGE_TOKEN
     assert int(marked.sum()) == 3 * 4
@@ -76,7 +76,7 @@ def test_photos_and_places_that_differ_name_the_sample(
     assert batch.pixels is not None
     with pytest.raises(ValueError, match=r"rows, row 17: 8 photo positions for 4 photo features"):
         seeing_model(dataclasses.replace(batch, pixels=batch.pixels[:1]))
-    with pytest.raises(ValueError, match=r"rows, row 17: 8 photo positions and no photos"):
+    with pytest.raises(ValueError, match=r"rows, row 17: 8 photo positions for no photos"):
         seeing_model(dataclasses.replace(batch, pixels=None))
 
 
@@ -110,7 +110,7 @@ def test_no_document_sees_another(seeing_model: VisionLanguageModel, example: Ma
 def padded_reference(model: VisionLanguageModel, examples: list[Example], packed: Pack) -> torch.Tensor:
     """The loss as transformers computes it, on rows padded to the longest."""
     batches = [packed(model, [one]) for one in examples]
-    rows = [model.embed(b.input_ids, b.pixels, where="") for b in batches]
+    rows = [model.embed(b) for b in batches]
     longest = max(len(row) for row in rows)
     embeddings = torch.stack([torch.nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
     mask, labels = torch.zeros(2, len(rows), longest, dtype=torch.long)

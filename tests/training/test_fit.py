@@ -99,7 +99,8 @@ def test_aligning_trains_the_projector_alone(
         assert not torch.equal(saved[f"model/projector.safetensors:projector.{name}"], tensor)
     ledger = read_run(aligned, "ledger.json")
     assert ledger["params"]["trainable"] == sum(p.numel() for p in first.projector.parameters())  # type: ignore[union-attr]
-    assert ledger["tower_passes"] == ledger["samples"] == 3 * 6
+    assert ledger["samples"] == 3 * 6
+    assert ledger["tower_passes"] == 6  # each photo once, for all epochs
     assert ledger["tokens"]["image"] == 3 * 6 * 4
     assert ledger["flops"]["tower"] > 0
 
@@ -128,7 +129,8 @@ def test_an_aligned_model_is_tuned_on_a_mixture(
         change = float((after[name] - tensor).abs().max())
         assert (0 < change < 1e-3) if "projector." in name.split(":")[1] else change == 0
     ledger = read_run(tmp_path / "run", "ledger.json")
-    assert ledger["tokens"]["image"] == 4 * ledger["tower_passes"] > 0
+    assert ledger["tokens"]["image"] > 0
+    assert ledger["tower_passes"] == 0  # the alignment has stored the photos' features
     assert ledger["params"]["trainable"] < ledger["params"]["total"]
     with (tmp_path / "run" / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
@@ -439,7 +441,7 @@ def test_a_missing_part_is_found_before_the_rows_are_read(
     rows = "--data.train.text=[no_rows.jsonl]"
     assert fit(tmp_path / "run", *vision_flags, rows, "--model.lora.r=2", flag.format(folder=folder)) == 2
     assert message in capsys.readouterr().err
-    assert not any((tmp_path / "run").iterdir())
+    assert not list(tmp_path.glob("run/*"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""What a frozen tower says of each photo, stored once and read from a memory-mapped file.
+
+FOLDER/features.bin   a row for each photo: [num_tokens, width] in the tower's dtype, as the tower gave it
+FOLDER/photos.bin     the photos' digests, in the same order
+
+A row counts once its digest is there, and the digest is written last: what a kill cuts off is written over by the next
+writer. Several processes may write at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmtune.data.conversation import Photo
+from mmtune.files import cache_dir, sha256_file
+from mmtune.models.vision import VisionTower
+
+_DIGEST_BYTES = 32
+
+
+class FeatureStore:
+    """The stored features of one tower; see the module for the files.
+
+    Attributes:
+        row_shape: num_tokens and width.
+        row_bytes: of a photo's features on the disk.
+    """
+
+    def __init__(self, tower: VisionTower) -> None:
+        """The store of a tower: towers that differ in weights, blocks, grid, dtype or kind of device share none."""
+        weight = next(tower.trunk.parameters())
+        self.folder = cache_dir() / "features" / _tower_key(tower)
+        self.row_shape, self.dtype = (tower.shape.num_tokens, tower.shape.width), weight.dtype
+        self.row_bytes = tower.shape.num_tokens * tower.shape.width * self.dtype.itemsize
+        self._features, self._photos = self.folder / "features.bin", self.folder / "photos.bin"
+
+    def rows(self) -> dict[bytes, int]:
+        """The row of each stored photo, by its digest."""
+        if not self._photos.is_file() or not self._features.is_file():
+            return {}
+        digests = self._photos.read_bytes()
+        count = min(len(digests) // _DIGEST_BYTES, self._features.stat().st_size // self.row_bytes)
+        return {digests[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]: i for i in range(count)}
+
+    def add(self, features: Mapping[bytes, torch.Tensor]) -> None:
+        """Store photos' features [num_tokens, width] by digest; those that are there already are left as they are.
+
+        Raises:
+            OSError: the folder cannot be written to, or the disk is full.
+        """
+        with self._locked():
+            stored = self.rows()
+            new = {digest: tensor for digest, tensor in features.items() if digest not in stored}
+            _append(self._features, len(stored) * self.row_bytes, b"".join(map(_bytes, new.values())))
+            _append(self._photos, len(stored) * _DIGEST_BYTES, b"".join(new))
+
+    def reader(self, digests: Mapping[Photo, bytes]) -> StoredFeatures:
+        """The features of these photos, all of them stored."""
+        stored = self.rows()
+        rows = {photo: stored[digest] for photo, digest in digests.items()}
+        return StoredFeatures(self._features, self.row_shape, self.dtype, rows)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+class StoredFeatures:
+    """Looks up photos' features in a store; loader processes open the file for themselves."""
+
+    def __init__(self, file: Path, row_shape: tuple[int, int], dtype: torch.dtype, rows: dict[Photo, int]) -> None:
+        self._file, self._row_shape, self._dtype, self._rows = file, row_shape, dtype, rows
+
+    def __call__(self, photo: Photo) -> torch.Tensor:
+        """The features [num_tokens, width] of a photo, as the tower gave them."""
+        return self._mapped[self._rows[photo]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_mapped"}
+
+    @functools.cached_property
+    def _mapped(self) -> torch.Tensor:
+        shape = (max(self._rows.values()) + 1, *self._row_shape)
+        return torch.from_file(str(self._file), shared=False, size=math.prod(shape), dtype=self._dtype).view(shape)
+
+
+def photo_digest(photo: Photo) -> bytes:
+    """The SHA-256 of a photo's bytes.
+
+    Raises:
+        OSError: its file cannot be read.
+    """
+    return hashlib.sha256(photo).digest() if isinstance(photo, bytes) else bytes.fromhex(sha256_file(photo))
+
+
+def _tower_key(tower: VisionTower) -> str:
+    """Changes with all that a tower's features depend on, standardisation left out, which is applied to them later."""
+    options = asdict(tower.options) | {"standardise": None, "weights": None}
+    device = next(tower.trunk.parameters()).device.type
+    digest = hashlib.sha256(json.dumps([options, asdict(tower.shape), device], sort_keys=True).encode())
+    for name, tensor in sorted(tower.trunk.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()[:32]
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _append(file: Path, at: int, content: bytes) -> None:
+    """Write at a place, cut off what stood behind it, and have it on the disk before anything is written elsewhere."""
+    with file.open("r+b" if file.exists() else "wb") as stream:
+        stream.truncate(at)
+        stream.seek(at)
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())

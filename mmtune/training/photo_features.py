@@ -1,0 +1,131 @@
+"""Before the first step: the tower's features of every photo, taken from the store or computed for it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import lightning.pytorch as pl
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Dataset
+
+from mmtune.data.conversation import Photo, open_photo
+from mmtune.models.features import FeatureStore, StoredFeatures, photo_digest
+from mmtune.models.vision import VisionTower, preprocessing
+
+_PHOTOS_AT_ONCE = 32  # through the tower, and to the disk
+_GIB = 2**30
+
+
+def stored_features(
+    trainer: pl.Trainer,
+    tower: VisionTower,
+    photos: Mapping[Photo, str],
+    *,
+    limit: float,
+    num_workers: int = 0,
+) -> StoredFeatures | None:
+    """Store the features of photos that no run has stored yet, each process its share, and give access to all.
+
+    Args:
+        trainer: whose processes take part.
+        tower: on the device that is to compute.
+        photos: with the file and row to name where one cannot be decoded.
+        limit: GiB that this tower's features may take on the disk.
+        num_workers: processes that decode photos; 0 decodes them in this one.
+
+    Returns:
+        None where the features would take more than the limit or than half of what is free, or cannot be written; a
+        line says so, and the tower is to run in every step.
+
+    Raises:
+        RowError: a photo cannot be decoded.
+    """
+    store = FeatureStore(tower)
+    digests = {photo: _digest(photo, where) for photo, where in photos.items()}
+
+    def encode_missing(rank: int, world: int) -> None:
+        stored = store.rows()
+        missing = [photo for photo, digest in digests.items() if digest not in stored][rank::world]
+        features = encoded(tower, {photo: photos[photo] for photo in missing}, num_workers=num_workers)
+        with _progress(len(missing), shown=trainer.is_global_zero) as advance:
+            for start in range(0, len(missing), _PHOTOS_AT_ONCE):
+                some = missing[start : start + _PHOTOS_AT_ONCE]
+                store.add({digests[photo]: next(features) for photo in some})
+                advance(len(some))
+
+    obstacle = _no_room(store, set(digests.values()), limit)
+    try:
+        if not obstacle:
+            encode_missing(trainer.global_rank, trainer.world_size)
+    except OSError as error:
+        obstacle = f"{store.folder}: {error.strerror}"
+    # all or none: processes that read features and processes that run the tower would not round alike
+    if not trainer.strategy.reduce_boolean_decision(not obstacle):
+        if trainer.is_global_zero:
+            reason = obstacle or "another process cannot"
+            print(f"The photos' features are not stored ({reason}); the tower runs in every step.", file=sys.stderr)
+        return None
+    encode_missing(0, 1)  # what processes on other machines have stored, on disks of their own
+    return store.reader(digests)
+
+
+def encoded(tower: VisionTower, photos: Mapping[Photo, str], *, num_workers: int = 0) -> Iterator[torch.Tensor]:
+    """What the tower says of photos, [num_tokens, width] each and not standardised, in their order.
+
+    Raises:
+        RowError: a photo cannot be decoded; names the file and row given with it.
+    """
+    pixels = _Pixels(list(photos.items()), preprocessing(tower.options, tower.shape))
+    device = next(tower.trunk.parameters()).device
+    for batch in DataLoader(pixels, batch_size=_PHOTOS_AT_ONCE, num_workers=num_workers):
+        yield from tower.encode(batch.to(device))
+
+
+class _Pixels(Dataset[torch.Tensor]):
+    """Photos by number, decoded and preprocessed."""
+
+    def __init__(self, photos: Sequence[tuple[Photo, str]], preprocess: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.photos, self.preprocess = photos, preprocess
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return self.preprocess(open_photo(*self.photos[number]))
+
+
+def _digest(photo: Photo, where: str) -> bytes:
+    try:
+        return photo_digest(photo)
+    except OSError:
+        open_photo(photo, where)  # says what is wrong with it
+        raise
+
+
+def _no_room(store: FeatureStore, digests: set[bytes], limit: float) -> str:
+    """Why the features of photos that are not stored yet may not be; empty where they may."""
+    stored = store.rows()
+    needed = len(digests - stored.keys()) * store.row_bytes
+    total = needed + len(stored) * store.row_bytes
+    free = shutil.disk_usage(next(folder for folder in store.folder.parents if folder.is_dir())).free
+    if total > limit * _GIB:
+        return f"they would take {total / _GIB:.3g} GiB; --model.stored_features_gib {limit:g} allows no more"
+    if needed > free / 2:
+        return f"they would take {needed / _GIB:.3g} GiB, and {store.folder.parent} has {free / _GIB:.3g} GiB left"
+    return ""
+
+
+@contextmanager
+def _progress(count: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; what it gives is told how many photos are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not (shown and count and sys.stderr.isatty())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
+        task = progress.add_task("photos through the tower", total=count)
+        yield lambda done: progress.advance(task, done)
