@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mmtune.torchvision_ops  # noqa: F401  # before lightning
 
@@ -67,6 +67,10 @@ class TrainingCLI(LightningCLI):
             default=100,
             help="Steps between checkpoints to resume from; 0 for none.",
         )
+        self.link_data(parser)
+
+    def link_data(self, parser: LightningArgumentParser) -> None:
+        """Tell the data of the model."""
         parser.link_arguments("model.inputs", "data.inputs", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -146,6 +150,9 @@ class TrainingCLI(LightningCLI):
         return trainer
 
 
+CLI = TypeVar("CLI", bound=TrainingCLI)
+
+
 def main(argv: list[str]) -> int:
     """Run `fit` or `validate` with the given arguments.
 
@@ -154,22 +161,28 @@ def main(argv: list[str]) -> int:
     """
     _quieten()
     try:
-        cli = TrainingCLI(
-            InstructionTuning,
-            InstructionData,
-            args=_with_config_paths(argv),
-            save_config_callback=SaveConfig,
-            trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "use_distributed_sampler": False},
-            seed_everything_default=42,
-            parser_kwargs={"prog": "mmtune"},
-            parser_class=TrainingParser,
-            auto_configure_optimizers=False,
-        )
+        cli = command_line(TrainingCLI, argv)
     except MisconfigurationException as error:  # options of Lightning's trainer that do not go together
         raise UserError(f"--trainer: {error}") from error
     if cli.subcommand == "fit":
         _report(cli)
     return 0
+
+
+def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
+    """A command line over mmtune's module and data; making it runs the command."""
+    return kind(
+        InstructionTuning,
+        InstructionData,
+        args=_with_config_paths(argv),
+        save_config_callback=SaveConfig,
+        trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "use_distributed_sampler": False},
+        seed_everything_default=42,
+        parser_kwargs={"prog": "mmtune"},
+        parser_class=TrainingParser,
+        auto_configure_optimizers=False,
+        **options,
+    )
 
 
 def _with_config_paths(argv: list[str]) -> list[str]:
