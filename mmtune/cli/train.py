@@ -159,7 +159,6 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: anything the user can mend.
     """
-    _quieten()
     try:
         cli = command_line(TrainingCLI, argv)
     except MisconfigurationException as error:  # options of Lightning's trainer that do not go together
@@ -171,6 +170,7 @@ def main(argv: list[str]) -> int:
 
 def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
     """A command line over mmtune's module and data; making it runs the command."""
+    _quieten()
     return kind(
         InstructionTuning,
         InstructionData,
