@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -15,16 +16,19 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
 from mmtune.files import atomic_path, claim_folder, find_resource
+from mmtune.models.inference import is_out_of_memory
 from mmtune.training.callbacks import RandomStates, SaveModel
-from mmtune.training.checkpoint_io import WholeCheckpoints
+from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
 from mmtune.training.ledger import Ledger
 from mmtune.training.metrics_log import MetricsCsv
 from mmtune.training.module import InstructionTuning
+from mmtune.training.stopping import SoundLoss, StopOnSigterm
 
 
 class TrainingParser(LightningArgumentParser):
@@ -100,10 +104,10 @@ class TrainingCLI(LightningCLI):
             raise UserError(
                 f"--out {run}: holds a finished run; choose another folder, or delete that one to train again"
             )
-        last = run / "checkpoints" / "last.ckpt"
-        if arguments.get("ckpt_path") is None and last.exists():  # a folder where a strategy writes it in parts
-            print(f"Resuming {run} from its last checkpoint.", file=sys.stderr)
-            arguments["ckpt_path"] = str(last)
+        if arguments.get("ckpt_path") is None and (found := newest_whole(run / "checkpoints")) is not None:
+            which = "its last checkpoint" if found.name == LAST else f"{found.name}, for {LAST} is damaged or missing"
+            rank_zero_only(print)(f"Resuming {run} from {which}.", file=sys.stderr)
+            arguments["ckpt_path"] = str(found)
         return arguments
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -120,7 +124,7 @@ class TrainingCLI(LightningCLI):
         loggers = options.get("logger")
         loggers = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]
         if self.subcommand == "fit":
-            callbacks += [Ledger(run), RandomStates(), SaveModel(run)]
+            callbacks += [Ledger(run), RandomStates(), SoundLoss(), SaveModel(run), StopOnSigterm(run)]
             every = self._get(self.config_init, "checkpoint_every")
             if every:
                 callbacks.append(
@@ -156,6 +160,9 @@ CLI = TypeVar("CLI", bound=TrainingCLI)
 def main(argv: list[str]) -> int:
     """Run `fit` or `validate` with the given arguments.
 
+    Returns:
+        0, or 143 where SIGTERM ended the training.
+
     Raises:
         UserError: anything the user can mend.
     """
@@ -163,7 +170,18 @@ def main(argv: list[str]) -> int:
         cli = command_line(TrainingCLI, argv)
     except MisconfigurationException as error:  # options of Lightning's trainer that do not go together
         raise UserError(f"--trainer: {error}") from error
-    if cli.subcommand == "fit":
+    except SIGTERMException:
+        print("mmtune: stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "out of memory; make the packs smaller (--data.pack_tokens, and --data.max_length above it), give "
+            "--model.gradient_checkpointing true, or keep the frozen weights in 4 bits with --model.quantise nf4 and "
+            "--model.lora"
+        ) from error
+    if cli.subcommand == "fit" and cli.trainer.is_global_zero:
         _report(cli)
     return 0
 

@@ -128,7 +128,7 @@ class PrefixSharing:
             try:
                 run(batch)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
                     raise UserError(
@@ -251,5 +251,6 @@ def _groups(nodes: Sequence[Node], tokens: int) -> Iterator[list[Node]]:
         yield group
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's memory or the host's ran out; torch has no class of its own for the latter."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -13,6 +13,7 @@ import torch
 from mmtune.files import write_json
 from mmtune.training.metrics_log import MetricsCsv
 from mmtune.training.module import InstructionTuning
+from mmtune.training.processes import of_every_process, process_number
 
 
 class RandomStates(pl.Callback):
@@ -57,18 +58,20 @@ class RandomStates(pl.Callback):
             self._place = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators' states."""
+        """The generators' states in every process, for each has drawn as many numbers as its own packs asked for."""
         python, (name, keys, position, has_gauss, gauss) = random.getstate(), np.random.get_state()
-        return {
+        own = {
             "python": [python[0], list(python[1]), python[2]],
             "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss],
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
+        return {"processes": of_every_process(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Hold the states until the first step: what happens before it draws numbers too."""
-        self._restored = state_dict
+        states = state_dict["processes"]
+        self._restored = states[process_number() % len(states)]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -82,8 +85,8 @@ class RandomStates(pl.Callback):
         name, keys, position, has_gauss, gauss = state["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
         torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
 class SaveModel(pl.Callback):

@@ -19,7 +19,9 @@ from mmtune.files import write_json
 from mmtune.models.flops import FlopsCounter
 from mmtune.training.loss import CHUNK
 from mmtune.training.module import InstructionTuning
+from mmtune.training.processes import of_every_process, process_number
 
+_TIMES = ("wall_s", "train_s")
 _LIBRARIES = ("mmtune", "torch", "transformers", "peft", "lightning", "open_clip_torch", "timm", "datasets")
 
 
@@ -114,12 +116,17 @@ class Ledger(pl.Callback):
             write_json(self.file, entries)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts so far, for the checkpoint."""
-        return {**self.counts, "wall_s": self._wall()}
+        """The counts of every process so far, for the checkpoint."""
+        return {"processes": of_every_process({**self.counts, "wall_s": self._wall()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's counts."""
-        self.counts.update(state_dict)
+        """Go on from a checkpoint's counts: the first process from all that were summed, as there may be fewer now."""
+        processes = state_dict["processes"]
+        for name in self.counts:
+            if name in _TIMES:
+                self.counts[name] = processes[0][name]
+            elif process_number() == 0:
+                self.counts[name] = sum(counts[name] for counts in processes)
 
     def _wall(self) -> float:
         return self.counts["wall_s"] + time.perf_counter() - self._begun

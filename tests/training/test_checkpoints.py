@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mmtune.errors import UserError
-from mmtune.training.checkpoint_io import WholeCheckpoints
+from mmtune.training.checkpoint_io import WholeCheckpoints, newest_whole
 
 Fit = Callable[..., int]
 CHECKPOINT = {"pytorch-lightning_version": pl.__version__, "state_dict": {"a": torch.arange(1000)}}
@@ -57,10 +57,36 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
         patched.setattr({"save": torch, "fsync": os, "replace": Path}[moment], moment, killed)
         with pytest.raises(KilledError):
             files.save_checkpoint({**CHECKPOINT, "step": 2}, target)
-    assert files.load_checkpoint(target)["step"] == 1
+    found = newest_whole(target.parent)
+    assert found is not None
+    assert files.load_checkpoint(found)["step"] == 1
     files.save_checkpoint({**CHECKPOINT, "step": 3}, target)
     assert files.load_checkpoint(target)["step"] == 3
-    assert [p.name for p in target.parent.iterdir()] == ["last.ckpt"]
+    assert {p.name for p in target.parent.iterdir()} <= {"last.ckpt", "previous.ckpt"}
+
+
+def test_a_kill_between_the_two_renames_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, target, replace = WholeCheckpoints(), tmp_path / "last.ckpt", Path.replace
+    renamed: list[Path] = []
+    files.save_checkpoint({**CHECKPOINT, "step": 1}, target)
+
+    def killed_the_second_time(path: Path, new: Path) -> Path:
+        if renamed:
+            raise KilledError
+        renamed.append(path)
+        return replace(path, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed_the_second_time)
+        with pytest.raises(KilledError):
+            files.save_checkpoint({**CHECKPOINT, "step": 2}, target)
+    assert newest_whole(tmp_path) == tmp_path / "previous.ckpt"
+    assert files.load_checkpoint(tmp_path / "previous.ckpt")["step"] == 1
+    for step in (3, 4):
+        files.save_checkpoint({**CHECKPOINT, "step": step}, target)
+    assert newest_whole(tmp_path) == target
+    assert files.load_checkpoint(tmp_path / "previous.ckpt")["step"] == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 def test_nothing_is_written_outside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,19 +129,44 @@ def test_a_strategy_that_brings_its_own_files_keeps_them(
 def test_a_damaged_checkpoint_stops_the_run_with_one_line(
     fit: Fit, flags: list[str], unfinished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = unfinished / "checkpoints" / "last.ckpt"
-    file.write_bytes(file.read_bytes()[:500])
+    for name in ("previous.ckpt", "last.ckpt"):
+        file = unfinished / "checkpoints" / name
+        file.write_bytes(file.read_bytes()[:500])
     capsys.readouterr()
     assert fit(unfinished, *flags) == 2
     assert f"{file}: a damaged checkpoint" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    damage: str, fit: Fit, flags: list[str], unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    same_weights: Callable[[Path, Path], None],
+) -> None:  # fmt: skip
+    last = unfinished / "checkpoints" / "last.ckpt"
+    content = last.read_bytes()
+    middle = len(content) // 2
+    if damage == "gone":
+        last.unlink()
+    else:
+        other = bytes([content[middle] ^ 1])
+        last.write_bytes(content[:middle] + (b"" if damage == "cut" else other + content[middle + 1 :]))
+    if damage == "cut":
+        assert fit(unfinished, *flags, f"--ckpt_path={last}") == 2
+        assert f"{last}: a damaged checkpoint" in capsys.readouterr().err.splitlines()[-1]
+    assert fit(unfinished, *flags) == 0
+    assert "from previous.ckpt, for last.ckpt is damaged or missing" in capsys.readouterr().err
+    assert fit(tmp_path / "whole", *flags) == 0
+    same_weights(unfinished, tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ("--model.lora.r=8", "trained another model"),
-        ("--model.lora.targets=[q_proj]", "trained another model"),
+        ("--model.lora.r=8", "q_proj.lora_A.default.weight (4x64 in the checkpoint, 8x64 here)"),
+        ("--model.lora.targets=[q_proj]", "other parts of it: only in the checkpoint: model.language."),
         ("--data.train.total=20", "trained on other rows"),
+        ("--data.train.total=20", "(rows 40 then and 20 now, tokens "),
+        ("--data.train.seed=7", "seed 42 then and 7 now"),
         ("--model.template=vicuna_v1", "trained on other rows"),
     ],
 )
@@ -133,7 +184,7 @@ def test_a_run_that_was_moved_goes_on_in_its_new_place(
     moved = unfinished.rename(tmp_path / "moved")
     flags = [*flags, "--trainer.max_epochs=2", "--checkpoint_every=2"]
     assert fit(moved, *flags) == 0
-    assert [p.name for p in (moved / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in (moved / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
     assert torch.load(moved / "checkpoints" / "last.ckpt")["global_step"] == 20
     with (moved / "metrics.csv").open() as stream:
         assert [int(row["step"]) for row in csv.DictReader(stream)] == list(range(20))

@@ -1,0 +1,27 @@
+"""What the processes of a run tell each other, where no trainer is at hand to ask."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def process_number() -> int:
+    """This process's number; 0 where there is only one."""
+    return torch.distributed.get_rank() if _several() else 0
+
+
+def of_every_process(value: T) -> list[T]:
+    """The value of each process, in the order of their numbers; all of them must ask."""
+    if not _several():
+        return [value]
+    values: list[T | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
