@@ -113,8 +113,6 @@ def _photo_key(photo: Photo) -> int:
 
 def _targets(example: Example) -> torch.Tensor:
     """The next token where that token is supervised; the last position of a document predicts nothing."""
-    targets = torch.full((len(example),), IGNORED, dtype=torch.int64)
-    following = torch.from_numpy(example.input_ids[1:].astype(np.int64))
-    learnt = torch.from_numpy(example.supervised[1:])
-    targets[:-1][learnt] = following[learnt]
-    return targets
+    targets = np.full(len(example), IGNORED, dtype=np.int64)
+    targets[:-1] = np.where(example.supervised[1:], example.input_ids[1:], IGNORED)
+    return torch.from_numpy(targets)

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmtune.data.conversation import Conversation, Photo, RowError, photo_fault
-from mmtune.data.encoding import Example, ModelInputs, encode, spelled_markers
+from mmtune.data.encoding import Example, ModelInputs, Tokens, as_example, spelled_markers
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
 from mmtune.data.packing import plan_packs
 from mmtune.data.readers import BadRows, OnBadRow, read_conversations
+from mmtune.data.token_cache import cached_tokens
 from mmtune.errors import UserError
 from mmtune.files import locate, sha256_file
 
@@ -39,6 +40,7 @@ class InstructionData(pl.LightningDataModule):
         pack_rows: rows a pack may hold; None fills it by tokens alone.
         on_bad_row: `error` stops at the first row that cannot be used, `skip` leaves them out and lists them.
         check_photos: decode every photo before training, so that a damaged one is known at once.
+        cache_tokens: keep the tokens of rows on disk (below $MMTUNE_CACHE), so that later runs need not make them.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
         inputs: what the data must know of the model; the command line fills it in.
     """
@@ -53,6 +55,7 @@ class InstructionData(pl.LightningDataModule):
         pack_rows: int | None = None,
         on_bad_row: OnBadRow = "error",
         check_photos: bool = True,
+        cache_tokens: bool = True,
         num_workers: int = 0,
         inputs: ModelInputs | None = None,
     ) -> None:
@@ -75,7 +78,7 @@ class InstructionData(pl.LightningDataModule):
         self.mixture, self.validation, self.validation_fraction = train, validation or [], validation_fraction
         self.max_length, self.pack_rows = max_length, pack_rows
         self.bad_rows = BadRows(on_bad_row)
-        self.check_photos, self.num_workers = check_photos, num_workers
+        self.check_photos, self.cache_tokens, self.num_workers = check_photos, cache_tokens, num_workers
         self.inputs = inputs
         self.record: dict[str, Any] = {}
         self.markers: list[str] = []
@@ -94,12 +97,13 @@ class InstructionData(pl.LightningDataModule):
         if stage == "validate" and not (self.validation or self.validation_fraction):
             raise UserError("nothing to measure the loss on; give --data.validation or --data.validation_fraction")
         training = stage != "validate" or not self.validation
+        assert self.inputs is not None, "InstructionData needs `inputs` (VisionLanguageModel.inputs())"
         examples: dict[int, Example] = {}
-        with self._progress() as advance:
+        with cached_tokens(self.inputs, use=self.cache_tokens) as tokens, self._progress() as advance:
 
             def usable(conversation: Conversation) -> bool:
                 advance()
-                example = self._encoded(conversation)
+                example = self._encoded(conversation, tokens)
                 if example is not None:
                     examples[id(conversation)] = example
                 return example is not None
@@ -171,7 +175,9 @@ class InstructionData(pl.LightningDataModule):
 
     def _loader(self, dataset: PackDataset, *, shuffle: bool) -> PackLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = EpochOrder(len(dataset), seed=self.mixture.seed, shuffle=shuffle, rank=rank, world=world)
+        order = EpochOrder(
+            len(dataset), seed=self.mixture.seed, shuffle=shuffle, rank=rank, world=world, longest=dataset.longest
+        )
         rounds = self.trainer.accumulate_grad_batches if self.trainer else 1
         return PackLoader(dataset, order, num_workers=self.num_workers, rounds_per_step=rounds)
 
@@ -197,11 +203,11 @@ class InstructionData(pl.LightningDataModule):
         held = {distinct[i] for i in chosen[: round(len(distinct) * self.validation_fraction)]}
         return [group in held for group in groups]
 
-    def _encoded(self, conversation: Conversation) -> Example | None:
+    def _encoded(self, conversation: Conversation, tokens: Callable[[Conversation], Tokens]) -> Example | None:
         """The conversation as tokens, or None where it cannot be used."""
-        assert self.inputs is not None, "InstructionData needs `inputs` (VisionLanguageModel.inputs())"
+        assert self.inputs is not None
         try:
-            example = encode(conversation, self.inputs, self.max_length)
+            example = as_example(conversation, tokens(conversation), self.max_length)
             if self.check_photos:
                 self._check_photos(conversation)
         except RowError as error:

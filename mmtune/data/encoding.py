@@ -17,6 +17,7 @@ from mmtune.data.templates import Rendered, Template, adds_bos
 
 IMAGE_TOKEN = -200  # stands in `input_ids` wherever a photo's feature goes; LLaVA's number
 IGNORED = -100  # a target that is not learnt from; torch's cross entropy skips it
+Tokens = tuple[np.ndarray, np.ndarray]  # input_ids int32 [length] and supervised bool [length]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Example:
         return len(self.input_ids)
 
 
-def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_photo: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_photo: int = 1) -> Tokens:
     """Tokenise rendered text; each `<image>` becomes `tokens_per_photo` times IMAGE_TOKEN.
 
     The text is tokenised once. A token is supervised if it covers a character of an answer, so a label never
@@ -117,13 +118,31 @@ def encode(conversation: Conversation, inputs: ModelInputs, max_length: int) -> 
     """Tokenise a conversation.
 
     Raises:
-        RowError: it has photos and the model no tower, it is longer than `max_length` (its answer would be
-            cut off), or no token of an answer is left to learn from.
+        RowError: see `tokenise` and `as_example`.
+    """
+    return as_example(conversation, tokenise(conversation, inputs), max_length)
+
+
+def tokenise(conversation: Conversation, inputs: ModelInputs) -> Tokens:
+    """The conversation's tokens, however many: what `token_cache` keeps.
+
+    Raises:
+        RowError: it has photos and the model no tower, or the template cannot write it.
     """
     if conversation.images and not inputs.tokens_per_photo:
         raise RowError(f"{conversation.where}: has a photo, but the model has no vision tower")
     rendered = inputs.template.render(conversation)
-    ids, supervised = encode_text(rendered, inputs.tokenizer, tokens_per_photo=inputs.tokens_per_photo)
+    return encode_text(rendered, inputs.tokenizer, tokens_per_photo=inputs.tokens_per_photo)
+
+
+def as_example(conversation: Conversation, tokens: Tokens, max_length: int) -> Example:
+    """The conversation and what `tokenise` makes of it as something to learn from.
+
+    Raises:
+        RowError: it is longer than `max_length` (its answer would be cut off), or no token of an answer is left to
+            learn from.
+    """
+    ids, supervised = tokens
     if len(ids) > max_length:
         raise RowError(
             f"{conversation.where}: {len(ids)} tokens, and the answer would be cut off at "

@@ -1,0 +1,233 @@
+"""Rows are tokenised once: their tokens are kept on disk and memory-mapped by every later run.
+
+Below `cache_dir()/tokens` every way of making tokens (tokenizer, template, tokens per photo, this code) has a folder.
+Each run that meets new rows leaves one Arrow IPC file there, with the columns of `_schema`. The name of a file is the
+SHA-256 of its bytes: processes that write the same rows at once write the same file, and what is damaged gives itself
+away. The folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+
+from mmtune.data import conversation as conversation_module
+from mmtune.data import encoding, templates
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, RowError, Turn
+from mmtune.data.encoding import ModelInputs, Tokens, tokenise
+from mmtune.files import cache_dir, sha256_file, sha256_json
+
+_BATCH = 4096  # rows laid out at a time, so that writing needs little memory
+
+
+@contextmanager
+def cached_tokens(inputs: ModelInputs, *, use: bool = True) -> Iterator[Callable[[Conversation], Tokens]]:
+    """A function from a conversation to its tokens, the same as `tokenise` gives; new ones are kept on leaving.
+
+    Args:
+        inputs: tokenizer, template and tokens per photo.
+        use: False makes all tokens afresh and keeps none.
+    """
+    # a template that is not of this package is code whose changes go unseen here
+    if not use or inputs.template.write.__module__ != templates.__name__:
+        yield functools.partial(tokenise, inputs=inputs)
+        return
+    cache = TokenCache(inputs)
+    try:
+        yield cache.tokens
+    finally:  # also when a row stops the run: the rows before it need not be tokenised again
+        cache.save()
+
+
+class TokenCache:
+    """The tokens of one way of making them.
+
+    A folder that cannot be written to is no error; `save` says so on stderr.
+    """
+
+    def __init__(self, inputs: ModelInputs) -> None:
+        self.inputs = inputs
+        self.new: dict[bytes, Tokens] = {}
+        self.folder: Path | None = None
+        with suppress(RuntimeError):  # there is no home folder
+            self.folder = cache_dir() / "tokens" / fingerprint(inputs)
+        self._batches = list(_batches(self.folder)) if self.folder else []
+        # sorted, for 16 bytes a row where a dict would take 150
+        starts = [batch.key_starts for batch in self._batches] or [np.empty(0, dtype=np.int64)]
+        places = [(n << 32) + np.arange(len(one), dtype=np.int64) for n, one in enumerate(starts)]
+        order = np.argsort(np.concatenate(starts), kind="stable")
+        self._key_starts, self._places = np.concatenate(starts)[order], np.concatenate(places)[order]
+
+    def tokens(self, conversation: Conversation) -> Tokens:
+        """The conversation's tokens: read-only views of a memory-mapped file, or made now.
+
+        Raises:
+            RowError: see `tokenise`.
+        """
+        key = row_key(conversation)
+        found = self.new.get(key) or self._stored(key)
+        if found is None:
+            found = self.new[key] = tokenise(conversation, self.inputs)
+        return found
+
+    def save(self) -> None:
+        """Write the new rows to one file, whole or not at all."""
+        if not self.new:
+            return
+        try:
+            if self.folder is None:
+                raise OSError("there is no home folder")
+            _write(self.folder, self.new)
+        except OSError as error:
+            print(
+                f"The tokens are not kept for later runs: {self.folder or 'cache'}: {error.strerror or error}; "
+                "MMTUNE_CACHE names another folder, --data.cache_tokens false does without.",
+                file=sys.stderr,
+            )
+
+    def _stored(self, key: bytes) -> Tokens | None:
+        start = np.frombuffer(key, dtype="<i8", count=1)[0]
+        for at in range(int(self._key_starts.searchsorted(start)), len(self._key_starts)):
+            if self._key_starts[at] != start:
+                break
+            batch, row = divmod(int(self._places[at]), 1 << 32)
+            if (found := self._batches[batch].row(row, key)) is not None:
+                return found
+        return None
+
+
+def fingerprint(inputs: ModelInputs) -> str:
+    """A name for all that decides a conversation's tokens but the conversation."""
+    # what a template writes may depend on more than its text: some write today's date
+    probe = Conversation((Turn("user", f"{IMAGE_PLACEHOLDER}\na"), Turn("assistant", "b")), (b"",), "probe", 1)
+    try:
+        rendered = inputs.template.render(probe).text
+    except RowError as error:
+        rendered = str(error)
+    tokenizer, template = inputs.tokenizer, inputs.template
+    # made before the backend is written down, for it rids the backend of what a caller's padding left there
+    probed = tokenizer(rendered)["input_ids"]
+    return sha256_json(
+        [
+            [inspect.getsource(m) for m in (conversation_module, encoding, templates, sys.modules[__name__])],
+            [tokenizers.__version__, transformers.__version__],
+            [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map],
+            [tokenizer.chat_template if template.name == templates.TOKENIZER_TEMPLATE else template.default_system],
+            [template.name, inputs.tokens_per_photo, rendered, probed],
+        ]
+    )[:32]
+
+
+def row_key(conversation: Conversation) -> bytes:
+    """16 bytes that stand for what is said. Photos do not count: their marks in the text take their places."""
+    digest = hashlib.blake2b(digest_size=16)
+    for turn in conversation.turns:
+        text = turn.text.encode()
+        digest.update(f"{turn.role} {len(text)} ".encode())
+        digest.update(text)
+    return digest.digest()
+
+
+class _File:
+    """A memory-mapped file, which is checked when its first row is wanted."""
+
+    def __init__(self, path: Path, content: Any) -> None:
+        self.path, self.content = path, content
+
+    @functools.cached_property
+    def sound(self) -> bool:
+        """Whether the content is what was written; a damaged file is deleted, for its rows will be written again."""
+        if hashlib.sha256(self.content).hexdigest() == self.path.stem:
+            return True
+        with suppress(OSError):
+            self.path.unlink()
+        return False
+
+
+class _Batch:
+    """Some rows of a file."""
+
+    def __init__(self, file: _File, batch: Any) -> None:
+        batch.validate()  # that no column reaches beyond its file; what it says is known when the file is sound
+        keys, self._ids, self._learnt = batch.columns
+        self._file, self._offsets = file, self._ids.offsets.to_numpy()
+        self._keys = np.frombuffer(keys.buffers()[1], dtype="<i8", count=2 * len(keys)).reshape(-1, 2)
+        self.key_starts: np.ndarray = self._keys[:, 0]
+
+    @functools.cached_property
+    def _values(self) -> Tokens:
+        ids: np.ndarray = self._ids.values.to_numpy()
+        return ids, self._learnt.values.to_numpy().view(bool)
+
+    def row(self, number: int, key: bytes) -> Tokens | None:
+        """The tokens of a row, if it is this key's and its file is sound."""
+        if not self._file.sound or self._keys[number].tobytes() != key:
+            return None
+        ids, learnt = self._values
+        span = slice(self._offsets[number], self._offsets[number + 1])
+        return ids[span], learnt[span]
+
+
+def _batches(folder: Path) -> Iterator[_Batch]:
+    """What lies in the folder, but for files that are none of ours."""
+    import pyarrow as pa
+
+    for path in sorted(folder.glob("*.arrow")):
+        try:
+            content = pa.memory_map(str(path)).read_buffer()
+            file, reader = _File(path, content), pa.ipc.open_file(content)
+            if reader.schema == _schema():
+                batches = [_Batch(file, reader.get_batch(i)) for i in range(reader.num_record_batches)]
+            else:
+                batches = []
+        except (pa.ArrowException, OSError, ValueError):
+            with suppress(OSError):
+                path.unlink()
+        else:
+            yield from batches
+
+
+def _write(folder: Path, rows: dict[bytes, Tokens]) -> None:
+    import pyarrow as pa
+
+    folder.mkdir(parents=True, exist_ok=True)
+    items = list(rows.items())
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        path = Path(temporary) / "rows"
+        with pa.ipc.new_file(str(path), _schema()) as writer:
+            for first in range(0, len(items), _BATCH):
+                writer.write_batch(_columns(items[first : first + _BATCH]))
+        path.replace(folder / f"{sha256_file(path)}.arrow")
+
+
+def _columns(items: Sequence[tuple[bytes, Tokens]]) -> Any:
+    import pyarrow as pa
+
+    ids, learnt = zip(*(tokens for _, tokens in items), strict=True)
+    offsets = pa.array(np.cumsum([0, *map(len, ids)]), pa.int64())
+    columns = [
+        pa.array([key for key, _ in items], pa.binary(16)),
+        pa.LargeListArray.from_arrays(offsets, np.concatenate(ids)),
+        pa.LargeListArray.from_arrays(offsets, np.concatenate(learnt).view(np.uint8)),
+    ]
+    return pa.record_batch(columns, schema=_schema())
+
+
+def _schema() -> Any:
+    """The columns; what is learnt takes a byte a token, since Arrow's booleans are bits, which numpy cannot view."""
+    import pyarrow as pa
+
+    return pa.schema(
+        {"key": pa.binary(16), "input_ids": pa.large_list(pa.int32()), "supervised": pa.large_list(pa.uint8())}
+    )
