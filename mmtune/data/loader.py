@@ -33,15 +33,25 @@ class PackDataset(Dataset[PackedBatch]):
         each = [int(example.supervised[1:].sum()) for example in self.examples]
         return np.asarray([sum(each[i] for i in pack) for pack in self.packs], dtype=np.int64)
 
+    @property
+    def longest(self) -> int:
+        """The pack with most tokens; of several, the one with most to learn."""
+        tokens = [sum(len(self.examples[i]) for i in pack) for pack in self.packs]
+        return max(range(len(self)), key=lambda number: (tokens[number], self.learnt[number]))
+
 
 class EpochOrder:
     """The order of packs in an epoch, for one of several processes; the same packs in a new order each epoch.
 
-    Every process gets equally many: the first packs of the order fill up the last round.
+    Every process gets equally many: the first packs of the order fill up the last round. Shuffled, the very first
+    epoch begins with the pack `longest`, so that memory that does not suffice is known at the first step.
     """
 
-    def __init__(self, packs: int, *, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, packs: int, *, seed: int, shuffle: bool, rank: int = 0, world: int = 1, longest: int | None = None
+    ) -> None:
         self.packs, self.seed, self.shuffle, self.rank, self.world = packs, seed, shuffle, rank, world
+        self.longest = longest
         self.epoch = 0
         self.start = 0
         self.announced: int | None = None
@@ -61,6 +71,9 @@ class EpochOrder:
         order = np.arange(self.packs)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+            if self.longest is not None and self.epoch == 0:
+                place = int(np.flatnonzero(order == self.longest)[0])
+                order[[0, place]] = order[[place, 0]]
         return np.resize(order, (len(self), self.world))
 
 

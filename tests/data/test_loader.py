@@ -84,6 +84,29 @@ def test_ranks_share_the_packs(packs: int, world: int, epoch: int) -> None:
     assert sum(map(len, shares)) - packs < world
 
 
+@given(packs=st.integers(1, 40), world=st.integers(1, 8), longest=st.integers(0, 39))
+def test_the_longest_pack_is_in_the_first_round_of_the_first_epoch_alone(packs: int, world: int, longest: int) -> None:
+    longest %= packs
+    order = EpochOrder(packs, seed=1, shuffle=True, world=world, longest=longest)
+    first = order.everyones()
+    assert first[0, 0] == longest
+    assert set(first.flat) == set(range(packs))
+    order.epoch = 1
+    usual = EpochOrder(packs, seed=1, shuffle=True, world=world)
+    usual.epoch = 1
+    assert (order.everyones() == usual.everyones()).all()
+
+
+def test_the_longest_pack_has_most_tokens_then_most_to_learn() -> None:
+    def document(length: int, learnt: int) -> Example:
+        supervised = np.arange(length) >= length - learnt
+        return Example(np.zeros(length, dtype=np.int32), supervised, (), "r")
+
+    examples = [document(4, 2), document(5, 1), document(9, 2), document(9, 4), document(8, 7)]
+    packs = [[0, 1], [2], [3], [4]]
+    assert PackDataset(examples, packs, ModelInputs(None, None)).longest == 2  # type: ignore[arg-type]
+
+
 def test_loading_draws_nothing_from_the_trainings_random_numbers() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
