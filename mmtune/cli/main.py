@@ -16,6 +16,7 @@ COMMANDS = {
     "validate": ("mmtune.cli.train", "measure the loss of a saved model on a validation set (Lightning CLI)"),
     "eval": ("mmtune.cli.evaluate", "score a model zero-shot on a suite of language and vision sets"),
     "compare": ("mmtune.cli.compare", "compare evaluations sample by sample: differences, intervals, what flipped"),
+    "plan": ("mmtune.cli.plan", "what a run will take, before it is begun: tokens, operations, memory, time"),
     "data": ("mmtune.cli.data", "show what training will see of your files"),
 }
 

@@ -1,0 +1,252 @@
+"""Memory of a training step, found without spending any: the step is run on tensors that have shapes and no values.
+
+The model's own code runs under torch's FakeTensorMode, forward and backward, and every storage that comes and goes is
+counted, so that adapters, DoRA, gradient checkpointing, autocast's copies and the chunks of the loss cost here what
+they cost there. What stays from step to step (weights, gradients, AdamW's moments) is arithmetic, also where it is
+spread over devices. Not counted: what a kernel takes for itself, an allocator's gaps, a GPU's own context.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mmtune.models.vlm import VisionLanguageModel
+
+# bytes a weight; NF4 has an 8-bit scale per 64 weights and a float32 per 256 scales (arXiv 2305.14314, section 3)
+QUANTISED_BYTES = {"nf4": (4 + 8 / 64 + 32 / (64 * 256)) / 8, "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a strategy keeps what stays in memory between steps, in bytes a trained weight.
+
+    Attributes:
+        everywhere: that every device holds.
+        divided: that the devices share.
+        gathers: weights are divided, too, and a block's are put together when it is computed.
+    """
+
+    everywhere: int
+    divided: int = 0
+    gathers: bool = False
+
+
+# Four bytes each: the weight, AdamW's two moments, the gradient. Where gradients are not divided, the step meets them.
+ONE_DEVICE = Sharding(12)
+DDP = Sharding(12 + 4)  # gradients are exchanged through buckets, together as large as they
+FSDP = Sharding(0, 12 + 4, gathers=True)
+# DeepSpeed keeps 16-bit weights and gradients beside the float32 ones (arXiv 1910.02054, section 3.1)
+ZERO_2 = Sharding(2, 12 + 2)
+ZERO_3 = Sharding(0, 2 + 12 + 2, gathers=True)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes on each device when most are in use, in one training step.
+
+    Attributes:
+        frozen: weights that are not trained.
+        trained: weights that are, AdamW's moments of them, and what else a strategy keeps of them.
+        working: activations, temporaries, and the gradients that are not divided among devices.
+    """
+
+    frozen: int
+    trained: int
+    working: int
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return self.frozen + self.trained + self.working
+
+
+@dataclass(frozen=True)
+class PackShape:
+    """What a pack's memory and operations depend on.
+
+    Attributes:
+        documents: tokens of each document, its photos' included.
+        supervised: tokens learnt from.
+        photos: how many there are.
+        tokens_per_photo: of the documents' tokens.
+    """
+
+    documents: tuple[int, ...]
+    supervised: int
+    photos: int = 0
+    tokens_per_photo: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of all documents."""
+        return sum(self.documents)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens that are photo features."""
+        return self.photos * self.tokens_per_photo
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor, nn.Module], torch.Tensor]
+
+
+def step_memory(
+    model: VisionLanguageModel, working: int, *, sharding: Sharding = ONE_DEVICE, devices: int = 1, on_gpu: bool = True
+) -> StepMemory:
+    """Memory of a training step on each device.
+
+    Args:
+        model: on the meta device, its stage set.
+        working: bytes that come and go, from `working_bytes`; with `keep_gradients` where the sharding divides nothing.
+        sharding: what is divided among the devices.
+        devices: how many share it.
+        on_gpu: AdamW updates all weights at once there, and one after the other on a CPU.
+    """
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    frozen = sum(_bytes(p) for p in model.parameters() if not p.requires_grad)
+    if model.spec.quantise is not None:
+        quantised = _frozen_linear_weights(model)
+        frozen -= sum(_bytes(w) - round(w.numel() * QUANTISED_BYTES[model.spec.quantise]) for w in quantised)
+        working += max(map(_bytes, quantised))  # one layer's weights, unpacked while it is computed
+    if sharding.gathers:
+        # the block that is computed and the one that is fetched meanwhile
+        blocks = model.base_language.base_model.layers
+        working += 2 * max(sum(p.numel() for p in b.parameters()) for b in blocks) * model.base_language.dtype.itemsize
+    # the update has the gradients, and the roots of the second moments
+    if sharding.divided:
+        update = 4 * sum(trained) // devices
+    else:
+        update = 4 * (sum(trained) + (sum(trained) if on_gpu else max(trained, default=0)))
+    return StepMemory(
+        frozen=frozen // (devices if sharding.gathers else 1),
+        trained=sharding.everywhere * sum(trained) + sharding.divided * sum(trained) // devices,
+        working=max(working, update),
+    )
+
+
+def working_bytes(
+    model: VisionLanguageModel,
+    pack: PackShape,
+    loss: Loss,
+    *,
+    autocast: torch.dtype | None = None,
+    accumulates: bool = False,
+    tower_runs: bool = True,
+    keep_gradients: bool = True,
+) -> int:
+    """Bytes beyond the weights' when most are in use, in a forward and backward pass.
+
+    Args:
+        model: on the meta device, its stage set; it stays as it is.
+        pack: what the pass computes.
+        loss: from hidden states [supervised, hidden], targets [supervised] and the output layer to a scalar.
+        autocast: the type that products are computed in, where it is not that of the weights.
+        accumulates: an optimizer step is made of several packs.
+        tower_runs: photos are encoded in the step; otherwise their features are read.
+        keep_gradients: otherwise they leave as soon as they are there, as where they are divided among devices, and the
+            weights that are trained are in the type that products are computed in.
+    """
+    model = copy.deepcopy(model)
+    with FakeTensorMode():
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        model.base_language.tie_weights()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if not keep_gradients:
+            for parameter in trained:
+                parameter.data = parameter.data.to(autocast or parameter.dtype)
+                parameter.register_post_accumulate_grad_hook(_forget)
+        with _LiveBytes([*model.parameters(), *model.buffers()]) as live:
+            if keep_gradients:  # those of the step before are there until the backward pass begins
+                for parameter in trained:
+                    parameter.grad = torch.empty_like(parameter)
+            with torch.autocast("cpu", autocast, enabled=autocast is not None):
+                total = _forward(model, pack, loss, tower_runs=tower_runs)
+            if keep_gradients and not accumulates:
+                model.zero_grad()
+            if total.requires_grad:
+                total.backward()
+    return live.peak
+
+
+def _forward(model: VisionLanguageModel, pack: PackShape, loss: Loss, *, tower_runs: bool) -> torch.Tensor:
+    """As `VisionLanguageModel.forward` and the loss do it, without looking at any value."""
+    base = model.base_language
+    embeddings = base.get_input_embeddings()(torch.empty(pack.tokens, dtype=torch.int64))
+    if pack.photos:
+        assert model.tower is not None
+        assert model.projector is not None
+        shape = model.tower.shape
+        features = (
+            model.tower(torch.empty(pack.photos, 3, shape.size, shape.size))
+            if tower_runs
+            else torch.empty(pack.photos, shape.num_tokens, shape.width)
+        )
+        seen = model.projector(features.to(next(model.projector.parameters()).dtype)).flatten(0, 1)
+        embeddings = torch.cat([seen.to(embeddings.dtype), embeddings[len(seen) :]])
+    hidden = base.base_model(
+        inputs_embeds=embeddings[None],
+        attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool),  # documents are computed apart
+        position_ids=torch.empty(1, pack.tokens, dtype=torch.int64),
+        document_lengths=list(pack.documents),
+        use_cache=False,
+    ).last_hidden_state
+    targets = torch.empty(pack.supervised, dtype=torch.int64)
+    # a copy, as picking the supervised positions makes one
+    return loss(hidden[0, : pack.supervised].clone(), targets, model.output_layer)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that are alive.
+
+    Attributes:
+        peak: the most there ever were.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compute, and count what is new in the result."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._alive:
+            self._alive.add(key)
+            self._now += size
+            self.peak = max(self.peak, self._now)
+            weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self._now -= size
+
+
+def _forget(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _frozen_linear_weights(model: VisionLanguageModel) -> list[torch.Tensor]:
+    """Weights of the blocks' linear layers: what quantisation packs."""
+    layers = [m for m in model.base_language.base_model.modules() if isinstance(m, nn.Linear)]
+    return [layer.weight for layer in layers if not layer.weight.requires_grad]
