@@ -83,7 +83,9 @@ def encoded(tower: VisionTower, photos: Mapping[Photo, str], *, num_workers: int
     """
     pixels = _Pixels(list(photos.items()), preprocessing(tower.options, tower.shape))
     device = next(tower.trunk.parameters()).device
-    for batch in DataLoader(pixels, batch_size=_PHOTOS_AT_ONCE, num_workers=num_workers):
+    # a generator of its own: whether photos had to be encoded must not change the numbers that training draws
+    generator = torch.Generator().manual_seed(0)
+    for batch in DataLoader(pixels, batch_size=_PHOTOS_AT_ONCE, num_workers=num_workers, generator=generator):
         yield from tower.encode(batch.to(device))
 
 

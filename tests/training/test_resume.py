@@ -42,6 +42,7 @@ def flags(text_rows: Path, visual_rows: Path, vision_flags: list[str], lora_flag
         "--data.pack_rows=1",
         "--trainer.accumulate_grad_batches=2",
         "--trainer.gradient_clip_val=1.0",
+        "--model.stored_features_gib=0",  # else the first run encodes the photos of all
         *vision_flags,
         *lora_flags,
     ]
