@@ -28,6 +28,7 @@ from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
 from mmtune.training.ledger import Ledger
 from mmtune.training.metrics_log import MetricsCsv
 from mmtune.training.module import InstructionTuning
+from mmtune.training.optimizers import check_optimizer
 from mmtune.training.stopping import SoundLoss, StopOnSigterm
 
 
@@ -82,10 +83,13 @@ class TrainingCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_fit(self) -> None:
+        """Look at the model's parts and at what trains them before the data is read."""
+        self.model.check_parts()
+        check_optimizer(self.model.optimizer_name, self.trainer.strategy.root_device)
+
+    def before_validate(self) -> None:
         """Look at the model's parts before the data is read."""
         self.model.check_parts()
-
-    before_validate = before_fit
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: checkpoints hold no flags, and one that cannot be read is named where it is read."""

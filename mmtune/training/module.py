@@ -26,6 +26,7 @@ from mmtune.models.vision import build_tower
 from mmtune.models.vlm import Stage, VisionLanguageModel, model_inputs
 from mmtune.training.checkpoint_io import differences
 from mmtune.training.loss import supervised_loss
+from mmtune.training.optimizers import OptimizerName, build_optimizer
 from mmtune.training.photo_features import encoded, stored_features
 
 _MEASURED = (".feature_mean", ".feature_std")  # not trained, and yet kept
@@ -52,6 +53,8 @@ class InstructionTuning(pl.LightningModule):
         projector_learning_rate: of the projector in the tune stage; 0 freezes it.
         warmup: share of the steps in which the learning rate rises; then it falls along a cosine.
         weight_decay: of AdamW.
+        optimizer: `adamw`; `adamw_8bit`, whose states take a quarter of the memory (bitsandbytes); or
+            `paged_adamw_8bit`, which moves them to the host's memory where a GPU's runs short.
         dtype: of the frozen weights; what is trained stays float32.
         gradient_checkpointing: compute activations twice rather than keep them.
         stored_features_gib: GiB of the cache that the tower's features may take, which are computed once for each photo
@@ -74,6 +77,7 @@ class InstructionTuning(pl.LightningModule):
         projector_learning_rate: float = 2e-5,
         warmup: float = 0.03,
         weight_decay: float = 0.0,
+        optimizer: OptimizerName = "adamw",
         dtype: Literal["float32", "bfloat16"] = "float32",
         gradient_checkpointing: bool = False,
         stored_features_gib: float = 20.0,
@@ -95,6 +99,7 @@ class InstructionTuning(pl.LightningModule):
         self.learning_rate = learning_rate if learning_rate is not None else _DEFAULT_LEARNING_RATE[kind]
         self.projector_learning_rate = projector_learning_rate
         self.warmup, self.weight_decay = warmup, weight_decay
+        self.optimizer_name: OptimizerName = optimizer
         self.dtype_of_frozen: torch.dtype = getattr(torch, dtype)
         self.gradient_checkpointing, self.stored_features_gib = gradient_checkpointing, stored_features_gib
         self.training_template = training_template or ("plain" if stage == "align" else self.spec.template)
@@ -216,7 +221,7 @@ class InstructionTuning(pl.LightningModule):
             )
             if parameters
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        optimizer = build_optimizer(self.optimizer_name, groups, self.weight_decay)
         if math.isinf(self.trainer.estimated_stepping_batches):
             raise UserError(
                 "--trainer.max_epochs -1: the learning rate falls to the run's end; give epochs or max_steps"
@@ -226,7 +231,8 @@ class InstructionTuning(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained: a 7B model's adapters, not its 13 GB."""
+        """Keep only what is trained: a 7B model's adapters, not its 13 GB. Say whose the optimizer's states are."""
+        checkpoint["optimizer"] = self.optimizer_name
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {
             name: tensor
@@ -238,8 +244,12 @@ class InstructionTuning(pl.LightningModule):
         """Refuse a checkpoint of another model; without this, what is missing from it would go unnoticed.
 
         Raises:
-            UserError: the parts that are trained differ.
+            UserError: the parts that are trained differ, or the optimizer whose states it holds.
         """
+        if (used := checkpoint["optimizer"]) != self.optimizer_name:
+            raise UserError(
+                f"the run to resume began with --model.optimizer {used}, not {self.optimizer_name}; give that"
+            )
         if type(self.trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
             return  # the others hold the weights in parts, and compare them themselves
         own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
