@@ -101,7 +101,13 @@ Loss = Callable[[torch.Tensor, torch.Tensor, nn.Module], torch.Tensor]
 
 
 def step_memory(
-    model: VisionLanguageModel, working: int, *, sharding: Sharding = ONE_DEVICE, devices: int = 1, on_gpu: bool = True
+    model: VisionLanguageModel,
+    working: int,
+    *,
+    sharding: Sharding = ONE_DEVICE,
+    devices: int = 1,
+    autocast: torch.dtype | None = None,
+    on_gpu: bool = True,
 ) -> StepMemory:
     """Memory of a training step on each device.
 
@@ -110,6 +116,7 @@ def step_memory(
         working: bytes that come and go, from `working_bytes`; with `keep_gradients` where the sharding divides nothing.
         sharding: what is divided among the devices.
         devices: how many share it.
+        autocast: the type that products are computed in, where it is not that of the weights.
         on_gpu: AdamW updates all weights at once there, and one after the other on a CPU.
     """
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
@@ -120,8 +127,8 @@ def step_memory(
         working += max(map(_bytes, quantised))  # one layer's weights, unpacked while it is computed
     if sharding.gathers:
         # the block that is computed and the one that is fetched meanwhile
-        blocks = model.base_language.base_model.layers
-        working += 2 * max(sum(p.numel() for p in b.parameters()) for b in blocks) * model.base_language.dtype.itemsize
+        largest = max(sum(p.numel() for p in block.parameters()) for block in model.base_language.base_model.layers)
+        working += 2 * largest * (autocast or model.base_language.dtype).itemsize
     # the update has the gradients, and the roots of the second moments
     if sharding.divided:
         update = 4 * sum(trained) // devices
@@ -154,7 +161,7 @@ def working_bytes(
         accumulates: an optimizer step is made of several packs.
         tower_runs: photos are encoded in the step; otherwise their features are read.
         keep_gradients: otherwise they leave as soon as they are there, as where they are divided among devices, and the
-            weights that are trained are in the type that products are computed in.
+            weights are in the type that products are computed in.
     """
     model = copy.deepcopy(model)
     with FakeTensorMode():
@@ -162,8 +169,9 @@ def working_bytes(
         model.base_language.tie_weights()
         trained = [p for p in model.parameters() if p.requires_grad]
         if not keep_gradients:
-            for parameter in trained:
+            for parameter in model.parameters():
                 parameter.data = parameter.data.to(autocast or parameter.dtype)
+            for parameter in trained:
                 parameter.register_post_accumulate_grad_hook(_forget)
         with _LiveBytes([*model.parameters(), *model.buffers()]) as live:
             if keep_gradients:  # those of the step before are there until the backward pass begins

@@ -235,7 +235,7 @@ def estimates(module: InstructionTuning, workloads: Sequence[Workload], schedule
             trainable=sum(p.numel() for p in parameters if p.requires_grad),
             total=sum(p.numel() for p in parameters),
             flops=operations(model, work, tower_once=bool(module.stored_features_gib)),
-            gpu=step_memory(model, there, sharding=sharding, devices=schedule.devices),
+            gpu=step_memory(model, there, sharding=sharding, devices=schedule.devices, autocast=schedule.autocast),
             cpu=step_memory(model, here, on_gpu=False),
         )
 
