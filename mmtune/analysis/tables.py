@@ -132,8 +132,12 @@ def p_text(value: float) -> str:
 def cost_lines(ledger: dict[str, Any]) -> list[str]:
     """A ledger in a few sentences."""
     tokens, flops = ledger["tokens"], ledger["flops"]
+    speed = ""
+    if "tokens_per_s" in ledger:  # not in the contract, so another tool's ledger may be without
+        rate, used = sum(ledger["tokens_per_s"].values()), ledger["model_flop_utilisation"]
+        speed = f": {rate:,.0f} tokens a second, at {used:.0%} of the machine's matrix-product peak"
     return [
-        f"{ledger['samples']:,} rows in {ledger['steps']:,} steps, {ledger['train_s']:.0f} s of training",
+        f"{ledger['samples']:,} rows in {ledger['steps']:,} steps, {ledger['train_s']:.0f} s of training{speed}",
         f"{tokens['text']:,} text tokens ({tokens['supervised']:,} learnt), {tokens['image']:,} image tokens, "
         f"{tokens['pad']:,} padding",
         f"{sum(flops.values()) / 1e12:.1f} TFLOP; {ledger['tower_passes']:,} photos through the vision tower",

@@ -188,7 +188,8 @@ def matrix_product_peak(device: torch.device | str = "cpu", dtype: torch.dtype =
     """
     on_cuda = torch.device(device).type == "cuda"
     size = 8192 if on_cuda else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # of its own: measuring must not change what training draws
+    a, b = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))
     seconds: list[float] = []
     begun = time.perf_counter()
     while len(seconds) < 3 or time.perf_counter() - begun < 0.5:

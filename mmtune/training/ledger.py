@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import resource
@@ -16,7 +17,9 @@ import torch
 
 from mmtune.data.collate import PackedBatch
 from mmtune.files import write_json
-from mmtune.models.flops import FlopsCounter
+from mmtune.models.flops import FlopsCounter, matrix_product_peak
+from mmtune.models.vlm import VisionLanguageModel
+from mmtune.training.energy import EnergyMeter
 from mmtune.training.loss import CHUNK
 from mmtune.training.module import InstructionTuning
 from mmtune.training.processes import of_every_process, process_number
@@ -28,8 +31,9 @@ _LIBRARIES = ("mmtune", "torch", "transformers", "peft", "lightning", "open_clip
 class Ledger(pl.Callback):
     """Counts what a run computes and writes it down; the counts go on where a resumed run goes on.
 
-    Times are seconds of this and all earlier parts of the run; tokens, samples and operations are summed over
-    processes; memory is the largest of any process.
+    Times are seconds of this and all earlier parts of the run; tokens, samples, operations and energy are summed over
+    processes; memory is the largest of any process. The peak that utilisation refers to is the last part's, summed over
+    processes.
     """
 
     def __init__(self, run: Path) -> None:
@@ -46,9 +50,13 @@ class Ledger(pl.Callback):
                 "projector",
                 "tower",
                 "photos",
+                "flops_in_steps",
+                "energy_kwh",
             ),
             0,
         )
+        self._peak = 0.0
+        self._energy, self._energy_here = EnergyMeter(), False
         self._flops: FlopsCounter | None = None
         self._begun = self._step_begun = time.perf_counter()
         self._tower_before = 0
@@ -57,15 +65,22 @@ class Ledger(pl.Callback):
         """Start the clock."""
         self._begun = time.perf_counter()
         self._tower_before = _photos_encoded(pl_module)
+        self._energy_here = trainer.local_rank == 0  # one of a machine's processes measures all of it
+        if self._energy_here:
+            self._energy.start()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the shapes that operations are counted from; count the photos that were encoded to be stored."""
+        """Read the shapes that operations are counted from; count the photos that were encoded to be stored.
+
+        And measure what the device does at best, while nothing else runs on it.
+        """
         assert isinstance(pl_module, InstructionTuning)
         assert pl_module.model is not None
         self._flops = FlopsCounter(pl_module.model)
         encoded = _photos_encoded(pl_module) - self._tower_before
         self.counts["photos"] += encoded
         self.counts["tower"] += self._flops.step(documents=[], supervised=0, image_tokens=0, photos=encoded).tower
+        self._peak = matrix_product_peak(pl_module.device, _product_dtype(trainer, pl_module.model))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -106,18 +121,24 @@ class Ledger(pl.Callback):
             "projector": flops.projector,
             "tower": flops.tower,
             "photos": photos,
+            "flops_in_steps": flops.language + flops.projector + flops.tower,
         }.items():
             self.counts[name] += amount
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the ledger."""
         entries = self._entries(trainer, pl_module)
+        self._energy.stop()
         if trainer.is_global_zero:
             write_json(self.file, entries)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """End the energy meter's thread, which the process would wait for."""
+        self._energy.stop()
+
     def state_dict(self) -> dict[str, Any]:
         """The counts of every process so far, for the checkpoint."""
-        return {"processes": of_every_process({**self.counts, "wall_s": self._wall()})}
+        return {"processes": of_every_process({**self.counts, "wall_s": self._wall(), "energy_kwh": self._kwh()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's counts: the first process from all that were summed, as there may be fewer now."""
@@ -131,17 +152,22 @@ class Ledger(pl.Callback):
     def _wall(self) -> float:
         return self.counts["wall_s"] + time.perf_counter() - self._begun
 
+    def _kwh(self) -> float:
+        """Energy of this and all earlier parts; not a number where one of them was not measured."""
+        return self.counts["energy_kwh"] + (self._energy.read() if self._energy_here else 0)
+
     def _entries(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        def reduced(value: float, how: str) -> int:
-            return int(
-                trainer.strategy.reduce(
-                    torch.tensor(float(value), dtype=torch.float64, device=pl_module.device), reduce_op=how
-                )
-            )
+        def reduced(value: float, how: str) -> float:
+            tensor = torch.tensor(float(value), dtype=torch.float64, device=pl_module.device)
+            return float(trainer.strategy.reduce(tensor, reduce_op=how))
 
         def total(name: str) -> int:
-            return reduced(self.counts[name], "sum")
+            return int(reduced(self.counts[name], "sum"))
 
+        def per_second(amount: float) -> float:
+            return round(amount / self.counts["train_s"], 1) if self.counts["train_s"] else 0.0
+
+        peak, energy = reduced(self._peak, "sum"), reduced(self._kwh(), "sum")
         parameters = list(pl_module.parameters())
         return {
             "wall_s": round(self._wall(), 3),
@@ -154,13 +180,16 @@ class Ledger(pl.Callback):
                 "pad": 0,
                 "supervised": total("supervised"),
             },
+            "tokens_per_s": {"text": per_second(total("text")), "image": per_second(total("image"))},
             "flops": {name: total(name) for name in ("language", "projector", "tower")},
+            "peak_flops_per_s": round(peak),
+            "model_flop_utilisation": round(per_second(total("flops_in_steps")) / peak, 4),
             "tower_passes": total("photos"),
             "peak_memory_bytes": {
-                "host": reduced(_peak_host_memory(), "max"),
-                "device": reduced(torch.cuda.max_memory_allocated(), "max") if torch.cuda.is_available() else None,
+                "host": int(reduced(_peak_host_memory(), "max")),
+                "device": int(reduced(torch.cuda.max_memory_allocated(), "max")) if torch.cuda.is_available() else None,
             },
-            "energy_kwh": None,
+            "energy_kwh": None if math.isnan(energy) else energy,
             "params": {
                 "trainable": sum(p.numel() for p in parameters if p.requires_grad),
                 "total": sum(p.numel() for p in parameters),
@@ -168,6 +197,18 @@ class Ledger(pl.Callback):
             "hardware": hardware(trainer.world_size),
             "versions": versions(),
         }
+
+
+def _product_dtype(trainer: pl.Trainer, model: VisionLanguageModel) -> torch.dtype:
+    """What most products of the run are computed in: the mixed precision's, else the type of most weights."""
+    for start, dtype in (("bf16", torch.bfloat16), ("16", torch.float16)):
+        if str(trainer.precision).startswith(start):
+            return dtype
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in model.language.parameters():
+        if parameter.is_floating_point():  # quantised weights are not, and are computed in the others' type
+            sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def hardware(processes: int = 1) -> dict[str, Any]:
