@@ -25,6 +25,7 @@ _VISIBLE |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 # messages of the readers name the flags of `mmtune fit`
 _FLAGS = {
     "--data.image_root": "--image-root",
+    "--data.max_length": "--max-length",
     "--model.template": "--template",
     " (--data.on_bad_row skip leaves such rows out)": "",
 }
@@ -40,7 +41,7 @@ class DataOptions:
             tokenizer's own.
         tokenizer: the language model whose tokens are counted: hub id, folder or .gguf file.
         image_root: the folder photo paths are relative to; without it, the file's own folder or its `images`.
-        max_length: tokens a row may have in training; longer ones are counted.
+        max_length: tokens a row may have in training; longer ones are counted and listed.
         tokens_per_photo: positions one photo takes; 0 for a text-only model.
         check_photos: decode every photo.
         show: how many rows to print as they will be learnt, from the first on.
@@ -87,9 +88,7 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         raise UserError(_own_flags(str(error))) from None
     if options.json:
-        files = [
-            one.summary(options.max_length) | {"samples": [_sample_values(s) for s in one.samples]} for one in surveys
-        ]
+        files = [one.summary() | {"samples": [_sample_values(s) for s in one.samples]} for one in surveys]
         values = dataclasses.asdict(options)
         settings = {key: values[key] for key in ("template", "tokenizer", "max_length", "tokens_per_photo")}
         print(json.dumps({**settings, "files": files}, indent=2, ensure_ascii=False))
@@ -115,12 +114,14 @@ def _surveys(options: DataOptions) -> list[Survey]:
             found = survey(
                 source,
                 inputs,
+                max_length=options.max_length,
                 image_root=options.image_root,
                 check_photos=options.check_photos,
                 samples=options.show,
                 sample_row=options.row,
             )
-        found.bad_rows[:] = [_own_flags(message) for message in found.bad_rows]
+        for messages in (found.bad_rows, found.long_rows):
+            messages[:] = map(_own_flags, messages)
         surveys.append(found)
     if options.row is not None and not any(one.samples for one in surveys):
         reasons = [m for one in surveys for m in one.bad_rows if f", row {options.row}: " in m]
@@ -176,13 +177,14 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
         line("with photos", f"{one.with_photos} ({one.with_photos / one.conversations:.0%})")
         line("tokens", _figures(one.tokens))
         line("learnt tokens", _figures(one.supervised))
-        too_long = one.too_long(options.max_length)
+        too_long = len(one.long_rows)
         line(f"over {options.max_length} tokens", f"{too_long} ({too_long / one.conversations:.1%})")
     if one.markers:
         line("special tokens", f"{len(one.markers)} with some spelled in the text, read as those tokens")
     line("rows with faults", str(len(one.bad_rows)))
     console.print(Text(_visible(one.source), style="bold"))
     console.print(table)
+    _print_list(console, one.long_rows, "yellow")
     _print_list(console, one.markers, "yellow")
     _print_list(console, one.bad_rows, "red")
     console.print()

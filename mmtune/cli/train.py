@@ -248,6 +248,9 @@ def _report(cli: TrainingCLI) -> None:
             f"Rows with special tokens spelled in their text, which was read as those tokens: {markers['count']} "
             f"(all in {run}/data.json); the first: {markers['rows'][0]}"
         )
+    cut = record["cut_rows"]
+    if cut["count"]:
+        print(f"Rows cut at --data.max_length: {cut['count']} (all in {run}/data.json); the first: {cut['rows'][0]}")
     skipped = record["bad_rows"]
     if skipped["count"]:
         print(f"Left out {skipped['count']} rows that could not be used (all in {run}/data.json):")

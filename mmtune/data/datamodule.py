@@ -36,6 +36,7 @@ class InstructionData(pl.LightningDataModule):
         validation_fraction: the share of the training set to hold out instead; rows about the same photo stay
             together.
         max_length: tokens a row may have; a longer one is a bad row.
+        truncate: cut the end off a longer row instead, and count it; what it has left must hold part of an answer.
         pack_tokens: tokens a pack may hold; None takes max_length.
         pack_rows: rows a pack may hold; None fills it by tokens alone.
         on_bad_row: `error` stops at the first row that cannot be used, `skip` leaves them out and lists them.
@@ -51,6 +52,7 @@ class InstructionData(pl.LightningDataModule):
         validation: list[str] | None = None,
         validation_fraction: float = 0.0,
         max_length: int = 2048,
+        truncate: bool = False,
         pack_tokens: int | None = None,
         pack_rows: int | None = None,
         on_bad_row: OnBadRow = "error",
@@ -76,7 +78,7 @@ class InstructionData(pl.LightningDataModule):
         if pack_rows is not None and pack_rows < 1:
             raise UserError(f"--data.pack_rows {pack_rows}: must be at least 1")
         self.mixture, self.validation, self.validation_fraction = train, validation or [], validation_fraction
-        self.max_length, self.pack_rows = max_length, pack_rows
+        self.max_length, self.truncate, self.pack_rows = max_length, truncate, pack_rows
         self.bad_rows = BadRows(on_bad_row)
         self.check_photos, self.cache_tokens, self.num_workers = check_photos, cache_tokens, num_workers
         self.inputs = inputs
@@ -207,7 +209,9 @@ class InstructionData(pl.LightningDataModule):
         """The conversation as tokens, or None where it cannot be used."""
         assert self.inputs is not None
         try:
-            example = as_example(conversation, tokens(conversation), self.max_length)
+            example = as_example(
+                conversation, tokens(conversation), self.inputs, self.max_length, truncate=self.truncate
+            )
             if self.check_photos:
                 self._check_photos(conversation)
         except RowError as error:
@@ -246,6 +250,7 @@ class InstructionData(pl.LightningDataModule):
         assert self._train is not None
         examples, packs = self._train.examples, self._train.packs
         tokens = sum(len(e) for e in examples)
+        cut = [f"{e.where}: {e.cut} of {len(e) + e.cut} tokens" for e in examples if e.cut]
         return {
             "rows": {"train": len(examples), "validation": len(validation)},
             "sources": composition(train),
@@ -265,6 +270,7 @@ class InstructionData(pl.LightningDataModule):
                 "filled": tokens / (len(packs) * self.budget),
             },
             "bad_rows": {"count": len(self.bad_rows.skipped), "messages": self.bad_rows.skipped[:1000]},
+            "cut_rows": {"count": len(cut), "rows": cut[:1000]},
             "rows_spelling_markers": {"count": len(self.markers), "rows": self.markers[:1000]},
             "folder_of_photos": str(Path(self.mixture.image_root)) if self.mixture.image_root else None,
         }

@@ -48,12 +48,14 @@ class Example:
         supervised: bool [length], the tokens the assistant said.
         images: the photos, in order.
         where: file and row, for messages.
+        cut: how many tokens were cut off its end.
     """
 
     input_ids: np.ndarray
     supervised: np.ndarray
     images: tuple[Photo, ...]
     where: str
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -120,7 +122,7 @@ def encode(conversation: Conversation, inputs: ModelInputs, max_length: int) -> 
     Raises:
         RowError: see `tokenise` and `as_example`.
     """
-    return as_example(conversation, tokenise(conversation, inputs), max_length)
+    return as_example(conversation, tokenise(conversation, inputs), inputs, max_length)
 
 
 def tokenise(conversation: Conversation, inputs: ModelInputs) -> Tokens:
@@ -135,22 +137,41 @@ def tokenise(conversation: Conversation, inputs: ModelInputs) -> Tokens:
     return encode_text(rendered, inputs.tokenizer, tokens_per_photo=inputs.tokens_per_photo)
 
 
-def as_example(conversation: Conversation, tokens: Tokens, max_length: int) -> Example:
+def as_example(
+    conversation: Conversation, tokens: Tokens, inputs: ModelInputs, max_length: int, *, truncate: bool = False
+) -> Example:
     """The conversation and what `tokenise` makes of it as something to learn from.
 
+    Args:
+        conversation: the row.
+        tokens: its tokens.
+        inputs: how many of them a photo takes.
+        max_length: tokens a row may have.
+        truncate: cut the end off a longer row, with the photos there, as LLaVA does.
+
     Raises:
-        RowError: it is longer than `max_length` (its answer would be cut off), or no token of an answer is left to
-            learn from.
+        RowError: it is longer than `max_length` and may not be cut or would be cut inside a photo, or no token of an
+            answer is left to learn from.
     """
-    ids, supervised = tokens
-    if len(ids) > max_length:
-        raise RowError(
-            f"{conversation.where}: {len(ids)} tokens, and the answer would be cut off at "
-            f"--data.max_length {max_length}; raise it or shorten the row"
-        )
+    (ids, supervised), images, where = tokens, conversation.images, conversation.where
+    cut = max(0, len(ids) - max_length)
+    if cut:
+        limit = f"--data.max_length {max_length}"
+        if not truncate:
+            raise RowError(
+                f"{where}: {len(ids)} tokens, and the answer would be cut off at {limit}; raise it, or let "
+                "such rows be cut with --data.truncate true"
+            )
+        ids, supervised = ids[:max_length], supervised[:max_length]
+        whole, part = divmod(int((ids == IMAGE_TOKEN).sum()), inputs.tokens_per_photo) if images else (0, 0)
+        if part:
+            raise RowError(f"{where}: {limit} would cut through a photo; raise it")
+        images = images[:whole]
+        if not supervised[1:].any():
+            raise RowError(f"{where}: cut at {limit}, it would have no answer left; raise it")
     if not supervised[1:].any():
-        raise RowError(f"{conversation.where}: the answer is empty once tokenised")
-    return Example(ids, supervised, conversation.images, conversation.where)
+        raise RowError(f"{where}: the answer is empty once tokenised")
+    return Example(ids, supervised, images, where, cut)
 
 
 def spelled_markers(conversation: Conversation, tokenizer: Any) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmtune.data.conversation import Conversation, Photo, RowError, photo_fault
-from mmtune.data.encoding import Example, ModelInputs, encode, spelled_markers
+from mmtune.data.encoding import Example, ModelInputs, as_example, encode, spelled_markers
 from mmtune.data.readers import BadRows, read_rows
 from mmtune.data.templates import Rendered
 
@@ -38,6 +38,7 @@ class Survey:
         tokens: length of each conversation, the positions of its photos included.
         supervised: tokens learnt in each conversation.
         bad_rows: why rows cannot be used, each with file and row.
+        long_rows: what training says of each conversation that is too long for it, unless told to cut or skip such.
         markers: the rows whose text spells special tokens of the tokenizer, and which.
         samples: the conversations asked for.
     """
@@ -50,6 +51,7 @@ class Survey:
     tokens: list[int] = field(default_factory=list)
     supervised: list[int] = field(default_factory=list)
     bad_rows: list[str] = field(default_factory=list)
+    long_rows: list[str] = field(default_factory=list)
     markers: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
 
@@ -58,11 +60,7 @@ class Survey:
         """How many conversations can be used; a row may hold several."""
         return len(self.tokens)
 
-    def too_long(self, max_length: int) -> int:
-        """How many conversations have more tokens than that."""
-        return sum(length > max_length for length in self.tokens)
-
-    def summary(self, max_length: int) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """All figures, as JSON can hold them."""
         return {
             "source": self.source,
@@ -73,7 +71,8 @@ class Survey:
             "with_photos": self.with_photos,
             "tokens": figures(self.tokens),
             "supervised": figures(self.supervised),
-            "too_long": self.too_long(max_length),
+            "too_long": len(self.long_rows),
+            "too_long_rows": self.long_rows,
             "bad_rows": {"count": len(self.bad_rows), "messages": self.bad_rows},
             "rows_spelling_markers": {"count": len(self.markers), "rows": self.markers},
         }
@@ -83,6 +82,7 @@ def survey(
     source: str,
     inputs: ModelInputs,
     *,
+    max_length: int,
     image_root: str | None = None,
     check_photos: bool = True,
     samples: int = 0,
@@ -93,6 +93,7 @@ def survey(
     Args:
         source: as for `read_conversations`.
         inputs: tokenizer, template and tokens per photo.
+        max_length: tokens a row may have in training; a longer one is counted like all others, and listed.
         image_root: the folder photo paths are relative to.
         check_photos: decode every photo, each once.
         samples: how many conversations to keep, from the first on.
@@ -121,6 +122,10 @@ def survey(
         result.with_photos += bool(conversation.images)
         result.tokens.append(len(example))
         result.supervised.append(int(example.supervised.sum()))
+        try:
+            as_example(conversation, (example.input_ids, example.supervised), inputs, max_length)
+        except RowError as error:
+            result.long_rows.append(str(error))
         if markers := spelled_markers(conversation, inputs.tokenizer):
             result.markers.append(f"{conversation.where}: {', '.join(markers)}")
         if conversation.row == sample_row or (sample_row is None and len(result.samples) < samples):

@@ -84,6 +84,7 @@ def test_figures_of_several_files(run: Run, tmp_path: Path) -> None:
     }  # fmt: skip
     assert first["supervised"]["min"] == len("That.") + 1
     assert (first["too_long"], first["with_photos"], first["turns"]["mean"]) == (1, 0, 2)
+    assert [message.split(": ")[0] for message in first["too_long_rows"]] == [f"{text}, row 2"]
     assert second["formats"] == {"prompt/completion": 1, "self-instruct": 2}
     assert (second["rows"], second["conversations"], second["with_photos"]) == (2, 3, 1)
     assert second["tokens"]["max"] == short + 30 + len("\n")
@@ -104,6 +105,8 @@ def test_the_text_says_the_same(run: Run, tmp_path: Path) -> None:
     assert "with photos 2 (50%)" in lines
     assert any(line.startswith(f"tokens min {short} · median {short + 4} ·") for line in lines)
     assert "over 38 tokens 2 (50.0%)" in lines
+    too_long = [line for line in lines if "cut off at --max-length 38; raise it, or let such rows be cut with" in line]
+    assert [line.split(": ")[0] for line in too_long] == [f"{source}, row {n}" for n in (1, 2)]
     assert "rows with faults 0" in lines
     assert "[photo ×7]" in lines
     assert "⟦That.<|im_end|>⟧" in lines

@@ -150,6 +150,22 @@ def test_rows_too_long_are_counted_and_not_cut(write_lines: Any, text_inputs: Mo
     assert "--data.max_length 100" in message
 
 
+def test_rows_too_long_are_cut_where_that_is_wanted(write_lines: Any, text_inputs: ModelInputs) -> None:
+    rows = [("a", "b" * 9), ("a", "b" * 500), ("a" * 500, "b")]
+    source = write_lines([{"prompt": ask, "completion": say} for ask, say in rows])
+    options: dict[str, Any] = {"max_length": 100, "truncate": True, "inputs": text_inputs}
+    with pytest.raises(UserError, match=r"row 3: cut at --data\.max_length 100, it would have no answer left"):
+        InstructionData(Mixture([source]), **options).setup()
+    data = InstructionData(Mixture([source]), on_bad_row="skip", **options)
+    data.setup()
+    assert data.record["rows"]["train"] == 2
+    assert data.record["tokens"]["longest_row"] == 100
+    assert data.record["bad_rows"]["count"] == 1
+    [cut] = data.record["cut_rows"]["rows"]
+    assert cut.startswith(f"{source}, row 2: 4")
+    assert data.record["cut_rows"]["count"] == 1
+
+
 def test_validation_files_and_loaders(write_lines: Any, text_inputs: ModelInputs) -> None:
     rows = [{"prompt": f"q{i}", "completion": "a"} for i in range(9)]
     train, held = write_lines(rows, "train.jsonl"), write_lines(rows[:4], "held.jsonl")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.data.conversation import Conversation, RowError, Turn
-from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs, encode, encode_text
+from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs, as_example, encode, encode_text, tokenise
 from mmtune.data.templates import TEMPLATES, Rendered
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: "<" not in text)
@@ -101,6 +101,35 @@ def test_the_longest_row_that_fits_is_kept(text_inputs: ModelInputs) -> None:
     assert len(encode(row, text_inputs, length)) == length
     with pytest.raises(RowError):
         encode(row, text_inputs, length - 1)
+
+
+@given(
+    said=st.lists(st.tuples(TEXT.filter(bool), TEXT.filter(str.strip)), min_size=1, max_size=3),
+    photos=st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    max_length=st.integers(1, 120),
+)
+def test_a_row_is_cut_at_its_end_and_nowhere_else(
+    said: list[tuple[str, str]], photos: list[int], max_length: int, photo_inputs: ModelInputs
+) -> None:
+    texts = [t for (ask, say), n in zip(said, photos, strict=False) for t in ("<image>" * n + ask, say)]
+    row = conversation(*texts, photos=sum(photos[: len(said)]))
+    whole_ids, whole_supervised = tokenise(row, photo_inputs)
+    message = ""
+    if (whole_ids[:max_length] == IMAGE_TOKEN).sum() % 4:
+        message = "would cut through a photo"
+    elif not whole_supervised[1:max_length].any():
+        message = "would have no answer left"
+    if message:
+        with pytest.raises(RowError, match=message):
+            as_example(row, (whole_ids, whole_supervised), photo_inputs, max_length, truncate=True)
+        return
+    cut = as_example(row, (whole_ids, whole_supervised), photo_inputs, max_length, truncate=True)
+    assert cut.input_ids.tolist() == whole_ids[:max_length].tolist()
+    assert cut.supervised.tolist() == whole_supervised[:max_length].tolist()
+    assert cut.supervised[1:].any()
+    assert len(cut) + cut.cut == len(whole_ids)
+    assert int((cut.input_ids == IMAGE_TOKEN).sum()) == 4 * len(cut.images)
+    assert cut.images == row.images[: len(cut.images)]
 
 
 def test_long_text_brings_no_warning(byte_tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
