@@ -50,8 +50,8 @@ def stored_features(
     digests = {photo: _digest(photo, where) for photo, where in photos.items()}
 
     def encode_missing(rank: int, world: int) -> None:
-        stored = store.rows()
-        missing = [photo for photo, digest in digests.items() if digest not in stored][rank::world]
+        stored = store.rows()  # shares are of all photos: what is missing changes while others store theirs
+        missing = [photo for photo in list(digests)[rank::world] if digests[photo] not in stored]
         features = encoded(tower, {photo: photos[photo] for photo in missing}, num_workers=num_workers)
         with _progress(len(missing), shown=trainer.is_global_zero) as advance:
             for start in range(0, len(missing), _PHOTOS_AT_ONCE):
