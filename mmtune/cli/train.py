@@ -13,7 +13,7 @@ import mmtune.torchvision_ops  # noqa: F401  # before lightning
 
 import lightning.pytorch as pl  # isort: skip
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -29,6 +29,7 @@ from mmtune.training.ledger import Ledger
 from mmtune.training.metrics_log import MetricsCsv
 from mmtune.training.module import InstructionTuning
 from mmtune.training.optimizers import check_optimizer
+from mmtune.training.progress import TrainingProgress
 from mmtune.training.stopping import SoundLoss, StopOnSigterm
 
 
@@ -129,6 +130,9 @@ class TrainingCLI(LightningCLI):
         loggers = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]
         if self.subcommand == "fit":
             callbacks += [Ledger(run), RandomStates(), SoundLoss(), SaveModel(run), StopOnSigterm(run)]
+            own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+            if options.get("enable_progress_bar") is not False and not own_bar:
+                callbacks.append(TrainingProgress())
             every = self._get(self.config_init, "checkpoint_every")
             if every:
                 callbacks.append(
@@ -198,7 +202,12 @@ def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
         InstructionData,
         args=_with_config_paths(argv),
         save_config_callback=SaveConfig,
-        trainer_defaults={"max_epochs": 1, "log_every_n_steps": 1, "use_distributed_sampler": False},
+        trainer_defaults={
+            "max_epochs": 1,
+            "log_every_n_steps": 1,
+            "use_distributed_sampler": False,
+            "enable_model_summary": False,  # the progress bar says how much is trained
+        },
         seed_everything_default=42,
         parser_kwargs={"prog": "mmtune"},
         parser_class=TrainingParser,
