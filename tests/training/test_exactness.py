@@ -69,6 +69,7 @@ def test_two_processes_are_one(
     tmp_path: Path,
     weights_of: Weights,
     kind: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Mixed: six rows with photos among fourteen, so that in some rounds one process has photos and the other none."""
     flags = [*lora_flags, *vision_flags, "--model.lora.dropout=0", "--data.pack_rows=1", "--model.learning_rate=1e-3"]
@@ -79,9 +80,12 @@ def test_two_processes_are_one(
         flags += [f"--data.train.visual=[{visual_rows}]"]
     if kind == "mixed":
         flags += [f"--data.train.text_fraction={8 / 14}"]
+    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache_of_one"))
     assert fit(tmp_path / "one", *flags, "--trainer.accumulate_grad_batches=2") == 0
-    command = [sys.executable, "-m", "mmtune.cli.main", "fit", *base_flags, *flags, f"--out={tmp_path / 'two'}"]
-    command += ["--trainer.strategy=ddp", "--trainer.devices=2"]
+    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache_of_two"))  # where the two store the photos between them
+    # the config for several GPUs, on as many processes of a CPU
+    command = [sys.executable, "-m", "mmtune.cli.main", "fit", "--config", "ddp", *base_flags, *flags]
+    command += [f"--out={tmp_path / 'two'}", "--trainer.devices=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
