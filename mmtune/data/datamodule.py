@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from mmtune.data.conversation import Conversation, Photo, RowError, photo_fault
 from mmtune.data.encoding import Example, ModelInputs, Tokens, as_example, spelled_markers
+from mmtune.data.holdout import hold_out
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
 from mmtune.data.packing import plan_packs
@@ -111,7 +111,7 @@ class InstructionData(pl.LightningDataModule):
                 return example is not None
 
             conversations = self.mixture.draw(self.bad_rows, usable) if training else []
-            held_out = self._hold_out(conversations)
+            held_out = hold_out(conversations, self.validation_fraction, self.mixture.seed)
             train = [c for c, out in zip(conversations, held_out, strict=True) if not out]
             validation = [c for c, out in zip(conversations, held_out, strict=True) if out]
             for source in self.validation:
@@ -197,14 +197,6 @@ class InstructionData(pl.LightningDataModule):
         tokens = sum(len(example) for example in examples)
         return {"rows": len(examples), "tokens": tokens, "packs": len(packs), "seed": self.mixture.seed}
 
-    def _hold_out(self, conversations: Sequence[Conversation]) -> list[bool]:
-        """Which conversations are for validation. All that show a photo go the same way."""
-        groups = _photo_groups(conversations)
-        distinct = list(dict.fromkeys(groups))
-        chosen = np.random.default_rng(self.mixture.seed).permutation(len(distinct))
-        held = {distinct[i] for i in chosen[: round(len(distinct) * self.validation_fraction)]}
-        return [group in held for group in groups]
-
     def _encoded(self, conversation: Conversation, tokens: Callable[[Conversation], Tokens]) -> Example | None:
         """The conversation as tokens, or None where it cannot be used."""
         assert self.inputs is not None
@@ -274,19 +266,3 @@ class InstructionData(pl.LightningDataModule):
             "rows_spelling_markers": {"count": len(self.markers), "rows": self.markers[:1000]},
             "folder_of_photos": str(Path(self.mixture.image_root)) if self.mixture.image_root else None,
         }
-
-
-def _photo_groups(conversations: Sequence[Conversation]) -> list[int]:
-    """A number per conversation, equal where two share a photo, be it by way of a third."""
-    parents = list(range(len(conversations)))
-
-    def root(number: int) -> int:
-        while parents[number] != number:
-            parents[number] = number = parents[parents[number]]
-        return number
-
-    first_with: dict[Photo, int] = {}
-    for number, conversation in enumerate(conversations):
-        for photo in conversation.images:
-            parents[root(number)] = root(first_with.setdefault(photo, number))
-    return [root(number) for number in range(len(conversations))]
