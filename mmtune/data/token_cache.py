@@ -1,7 +1,7 @@
 """Rows are tokenised once: their tokens are kept on disk and memory-mapped by every later run.
 
 Below `cache_dir()/tokens` every way of making tokens (tokenizer, template, tokens per photo, this code) has a folder.
-Each run that meets new rows leaves one Arrow IPC file there, with the columns of `_schema`. The name of a file is the
+A run that meets new rows leaves Arrow IPC files there, with the columns of `_schema`. The name of a file is the
 SHA-256 of its bytes: processes that write the same rows at once write the same file, and what is damaged gives itself
 away. The folder may be deleted at any time.
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, RowError, 
 from mmtune.data.encoding import ModelInputs, Tokens, tokenise
 from mmtune.files import cache_dir, sha256_file, sha256_json
 
-_BATCH = 4096  # rows laid out at a time, so that writing needs little memory
+_FILE = 2**16  # rows that are kept in memory until they are written; none is lost but by a kill
+_BATCH = 2**12  # rows laid out at a time, so that writing needs little memory
 
 
 @contextmanager
@@ -59,6 +61,7 @@ class TokenCache:
     def __init__(self, inputs: ModelInputs) -> None:
         self.inputs = inputs
         self.new: dict[bytes, Tokens] = {}
+        self._keeps = True
         self.folder: Path | None = None
         with suppress(RuntimeError):  # there is no home folder
             self.folder = cache_dir() / "tokens" / fingerprint(inputs)
@@ -78,11 +81,15 @@ class TokenCache:
         key = row_key(conversation)
         found = self.new.get(key) or self._stored(key)
         if found is None:
-            found = self.new[key] = tokenise(conversation, self.inputs)
+            found = tokenise(conversation, self.inputs)
+            if self._keeps:
+                self.new[key] = found
+            if len(self.new) == _FILE:
+                self.save()
         return found
 
     def save(self) -> None:
-        """Write the new rows to one file, whole or not at all."""
+        """Write the new rows to one file, whole or not at all, and forget them."""
         if not self.new:
             return
         try:
@@ -90,11 +97,13 @@ class TokenCache:
                 raise OSError("there is no home folder")
             _write(self.folder, self.new)
         except OSError as error:
+            self._keeps = False
             print(
                 f"The tokens are not kept for later runs: {self.folder or 'cache'}: {error.strerror or error}; "
                 "MMTUNE_CACHE names another folder, --data.cache_tokens false does without.",
                 file=sys.stderr,
             )
+        self.new.clear()
 
     def _stored(self, key: bytes) -> Tokens | None:
         start = np.frombuffer(key, dtype="<i8", count=1)[0]
@@ -202,12 +211,12 @@ def _write(folder: Path, rows: dict[bytes, Tokens]) -> None:
     import pyarrow as pa
 
     folder.mkdir(parents=True, exist_ok=True)
-    items = list(rows.items())
+    items = iter(rows.items())
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
         path = Path(temporary) / "rows"
         with pa.ipc.new_file(str(path), _schema()) as writer:
-            for first in range(0, len(items), _BATCH):
-                writer.write_batch(_columns(items[first : first + _BATCH]))
+            while some := list(islice(items, _BATCH)):
+                writer.write_batch(_columns(some))
         path.replace(folder / f"{sha256_file(path)}.arrow")
 
 

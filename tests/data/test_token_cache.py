@@ -107,6 +107,18 @@ def test_a_second_run_tokenises_only_what_is_new(
     assert len(files(folder)) == 2
 
 
+def test_many_rows_are_written_as_they_come(
+    text_inputs: ModelInputs, made: list[Conversation], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_cache, "_FILE", 10)
+    monkeypatch.setattr(token_cache, "_BATCH", 3)
+    use(text_inputs)
+    assert len(files(folder)) == 4
+    made.clear()
+    use(text_inputs)
+    assert made == []
+
+
 def test_tokens_are_views_of_the_mapped_file(text_inputs: ModelInputs) -> None:
     use(text_inputs)
     with cached_tokens(text_inputs) as tokens:
@@ -230,6 +242,7 @@ def test_what_cannot_be_kept_stops_nothing(
         folder.write_text("")
     else:
         monkeypatch.setattr(token_cache, "sha256_file" if obstacle == "a full disk" else "cache_dir", refuse)
+    monkeypatch.setattr(token_cache, "_FILE", 10)
     use(text_inputs)
     said = capsys.readouterr().err
     assert said.startswith("The tokens are not kept for later runs: ")
