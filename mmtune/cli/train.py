@@ -185,11 +185,11 @@ def main(argv: list[str]) -> int:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            "out of memory; make the packs smaller (--data.pack_tokens, and --data.max_length above it), give "
+            "out of memory; lower --data.pack_tokens (and --data.max_length, which it must hold), give "
             "--model.gradient_checkpointing true, or keep the frozen weights in 4 bits with --model.quantise nf4 and "
             "--model.lora"
         ) from error
-    if cli.subcommand == "fit" and cli.trainer.is_global_zero:
+    if cli.subcommand == "fit":
         _report(cli)
     return 0
 
@@ -242,7 +242,9 @@ def _config(name: str) -> Path:
 
 
 def _report(cli: TrainingCLI) -> None:
-    """Say what the run was and where it lies."""
+    """Say what the run was and where it lies; the first of several processes does."""
+    if not cli.trainer.is_global_zero:
+        return
     record = cli.datamodule.record
     run = cli.trainer.default_root_dir
     sources = record["sources"].values()
