@@ -16,6 +16,7 @@ from mmtune.models.saving import FORMAT
 from mmtune.models.vlm import VisionLanguageModel
 
 CONFIGS = sorted(p.stem for p in resource_folder("configs").glob("*.yaml"))
+STRATEGIES = sorted(p.stem for p in resource_folder("configs").glob("strategies/*.yaml"))
 RECIPES = [name for name in CONFIGS if name.startswith(("llama2_7b_", "vicuna_7b_"))]
 TUNING = [name for name in RECIPES if not name.endswith("_align")]
 LANGUAGE, TOWER, PROJECTOR, ADAPTERS = 6_738_415_616, 304_293_888, 20_979_712, 319_815_680
@@ -100,6 +101,21 @@ def test_a_config_begins_with_its_command_and_parses(name: str) -> None:
     assert text.splitlines()[0] == f"# {command}"
     config = parse_training(command.split()[1:]).config.fit
     assert config.out.startswith("runs/")
+
+
+@pytest.mark.parametrize("recipe", ["vicuna_7b_lora", "vicuna_7b_full"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_is_laid_over_a_recipe(name: str, recipe: str) -> None:
+    text = (resource_folder("configs") / "strategies" / f"{name}.yaml").read_text()
+    assert text.splitlines()[0].startswith("# mmtune fit --config ")
+    assert text.splitlines()[0].endswith(f" --config {name}")
+    alone = parse_training(["fit", "--config", recipe]).config.fit
+    config = parse_training(["fit", "--config", recipe, "--config", name, "--trainer.num_nodes", "2"]).config.fit
+    strategy = config.trainer.strategy
+    assert name in (strategy if isinstance(strategy, str) else strategy.class_path.lower())
+    assert config.trainer.devices * config.trainer.accumulate_grad_batches * config.data.pack_rows == 64
+    assert config.trainer.num_nodes == 2
+    assert (config.out, config.model, config.data) == (alone.out, alone.model, alone.data)
 
 
 @pytest.mark.parametrize("name", RECIPES)
