@@ -53,7 +53,7 @@ class VisionTower(nn.Module):
     def __init__(self, trunk: nn.Module, options: VisionOptions, shape: TowerShape) -> None:
         super().__init__()
         # channels last: a convolutional tower took half the time for a batch of photos on a CPU
-        self.trunk = trunk.to(memory_format=torch.channels_last)
+        self.trunk: nn.Module = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
         self.options, self.shape = options, shape
         self.register_buffer("feature_mean", torch.zeros(shape.width))
         self.register_buffer("feature_std", torch.ones(shape.width))
