@@ -131,7 +131,8 @@ def _assumptions(plan: Plan) -> list[str]:
         f"this CPU's, measured now: {cpu.peak[plan.dtype] / 1e9:.0f} GFLOP/s. Loading and saving are not in it.",
         "Memory is an estimate of what tensors take at the worst moment of the longest pack's step. A GPU's own "
         "context and an allocator's gaps come on top; the CPU's figure includes "
-        f"{_bytes(plan.libraries)} for the libraries.",
+        f"{_bytes(plan.libraries)} for the libraries. On Linux the gaps may be half as much again; with "
+        "MALLOC_MMAP_THRESHOLD_=1048576 in the environment there are few.",
     ]
 
 

@@ -107,6 +107,7 @@ def step_memory(
     sharding: Sharding = ONE_DEVICE,
     devices: int = 1,
     autocast: torch.dtype | None = None,
+    moments: float = 8,
     on_gpu: bool = True,
 ) -> StepMemory:
     """Memory of a training step on each device.
@@ -117,6 +118,7 @@ def step_memory(
         sharding: what is divided among the devices.
         devices: how many share it.
         autocast: the type that products are computed in, where it is not that of the weights.
+        moments: bytes that the optimizer's take, a trained weight; AdamW's own are 8.
         on_gpu: AdamW updates all weights at once there, and one after the other on a CPU.
     """
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
@@ -133,10 +135,12 @@ def step_memory(
     if sharding.divided:
         update = 4 * sum(trained) // devices
     else:
-        update = 4 * (sum(trained) + (sum(trained) if on_gpu else max(trained, default=0)))
+        at_once = on_gpu and moments == 8
+        update = 4 * (sum(trained) + (sum(trained) if at_once else max(trained, default=0)))
+    spared = round((8 - moments) * sum(trained)) // (devices if sharding.divided else 1)
     return StepMemory(
         frozen=frozen // (devices if sharding.gathers else 1),
-        trained=sharding.everywhere * sum(trained) + sharding.divided * sum(trained) // devices,
+        trained=sharding.everywhere * sum(trained) + sharding.divided * sum(trained) // devices - spared,
         working=max(working, update),
     )
 

@@ -19,6 +19,9 @@ from mmtune.models.vlm import VisionLanguageModel
 from mmtune.training.loss import CHUNK, chunked_loss
 from mmtune.training.module import InstructionTuning
 
+# bytes a weight: two moments in float32, or in 8 bits with a float32 per 256 of them (arXiv 2110.02861, section 2)
+MOMENTS: dict[str, float] = {"adamw": 8, **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit"), 2 * (1 + 4 / 256))}
+
 
 @dataclass(frozen=True)
 class Card:
@@ -224,6 +227,8 @@ def estimates(module: InstructionTuning, workloads: Sequence[Workload], schedule
             )
         return working[key]
 
+    moments = MOMENTS[module.optimizer_name]
+
     def estimate(method: str, model: VisionLanguageModel, work: Workload) -> Estimate:
         parameters = list(model.parameters())
         sharding = schedule.sharding
@@ -235,8 +240,15 @@ def estimates(module: InstructionTuning, workloads: Sequence[Workload], schedule
             trainable=sum(p.numel() for p in parameters if p.requires_grad),
             total=sum(p.numel() for p in parameters),
             flops=operations(model, work, tower_once=bool(module.stored_features_gib)),
-            gpu=step_memory(model, there, sharding=sharding, devices=schedule.devices, autocast=schedule.autocast),
-            cpu=step_memory(model, here, on_gpu=False),
+            gpu=step_memory(
+                model,
+                there,
+                sharding=sharding,
+                devices=schedule.devices,
+                autocast=schedule.autocast,
+                moments=moments,
+            ),
+            cpu=step_memory(model, here, moments=moments, on_gpu=False),
         )
 
     found = []

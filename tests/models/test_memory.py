@@ -84,6 +84,8 @@ def test_what_stays_is_weights_moments_and_what_a_strategy_keeps(llama: Any) -> 
     assert step_memory(model, 7, sharding=DDP, devices=8).trained == 16 * trained
     assert step_memory(model, 7, sharding=ZERO_2, devices=8).trained == 2 * trained + 14 * trained // 8
     assert step_memory(model, 7, sharding=FSDP, devices=8).trained == 2 * trained
+    assert step_memory(model, 7, sharding=ONE_DEVICE, moments=2).trained == 6 * trained
+    assert step_memory(model, 7, sharding=FSDP, devices=8, moments=2).trained == 10 * trained // 8
     # the update has all gradients and, on a GPU, as much again
     assert step_memory(model, 7, sharding=ONE_DEVICE).working == 8 * trained
     assert step_memory(model, 10**9, sharding=ONE_DEVICE).working == 10**9
