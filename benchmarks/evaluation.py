@@ -102,7 +102,9 @@ def ours(data_root: Path, name: str, answering: str, rows: str) -> dict[str, Any
     return {
         "seconds": seconds,
         "peak": max(before, matrix_product_peak()),
-        "operations": operations(model, *_questions(data_root, name, rows), answering),
+        "operations": operations(
+            model, *_questions(data_root, name, rows), answering, int(results.cost["generated_tokens"])
+        ),
         "predictions": [sample.prediction for sample in samples],
     }
 
@@ -196,11 +198,11 @@ def one_by_one(data_root: Path, name: str, rows: str) -> dict[str, Any]:
     return {"seconds": seconds, "peak": max(before, matrix_product_peak()), "predictions": predictions}
 
 
-def operations(model: Any, task: Any, questions: Sequence[Any], answering: str) -> float:
-    """What the distinct tokens and photos need, twice a multiplication and an addition each.
+def operations(model: Any, task: Any, questions: Sequence[Any], answering: str, generated: int) -> float:
+    """What the distinct tokens and photos need, a multiplication and an addition counted as two.
 
     Linear layers once per distinct token, causal attention over what the token sees, the vocabulary where a next token
-    is asked; of generated answers two tokens each, which is what an answer in quotation marks takes.
+    is asked. Of a generated answer the last token need not be read.
     """
     from mmtune.models.flops import tower_flops
     from mmtune.models.prefixes import prefix_tree
@@ -219,7 +221,7 @@ def operations(model: Any, task: Any, questions: Sequence[Any], answering: str) 
                 asked += len(sequences[-1]) + 1 - len(prompt)
         else:
             sequences.append(prompt)
-            asked += 2
+    asked += generated
     nodes = prefix_tree(sequences)
     base = model.base_language
     config, head = base.config, base.get_output_embeddings().weight.numel()
@@ -227,7 +229,9 @@ def operations(model: Any, task: Any, questions: Sequence[Any], answering: str) 
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = config.num_attention_heads * head_size
     seen_by_all = sum((node.end * (node.end + 1) - node.start * (node.start + 1)) / 2 for node in nodes)
-    tokens = sum(len(node.keys) for node in nodes) + (len(questions) if answering == "generate" else 0)
+    read = max(0, generated - len(questions))
+    seen_by_all += read * sum(map(len, sequences)) / len(sequences)
+    tokens = sum(len(node.keys) for node in nodes) + read
     tower = tower_flops(model) * len(opened) if opened else 0
     return 2 * layers * tokens + 4 * width * config.num_hidden_layers * seen_by_all + 2 * head * asked + tower
 

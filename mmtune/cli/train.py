@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -30,6 +31,7 @@ from mmtune.training.metrics_log import MetricsCsv
 from mmtune.training.module import InstructionTuning
 from mmtune.training.optimizers import check_optimizer
 from mmtune.training.progress import TrainingProgress
+from mmtune.training.sharding import check_sharding
 from mmtune.training.stopping import SoundLoss, StopOnSigterm
 
 
@@ -85,6 +87,8 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Look at the model's parts and at what trains them before the data is read."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            check_sharding(self.model.spec, self.model.stage)
         self.model.check_parts()
         check_optimizer(self.model.optimizer_name, self.trainer.strategy.root_device)
 

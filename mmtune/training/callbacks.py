@@ -14,6 +14,7 @@ from mmtune.files import write_json
 from mmtune.training.metrics_log import MetricsCsv
 from mmtune.training.module import InstructionTuning
 from mmtune.training.processes import of_every_process, process_number
+from mmtune.training.sharding import gather_trained
 
 
 class RandomStates(pl.Callback):
@@ -100,9 +101,12 @@ class SaveModel(pl.Callback):
         if trainer.is_global_zero:
             write_json(self.run / "data.json", trainer.datamodule.record)  # type: ignore[attr-defined]
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what was trained."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what was trained, after the last checkpoint, to which the parts of a divided model belong."""
         assert isinstance(pl_module, InstructionTuning)
         assert pl_module.model is not None
-        if trainer.is_global_zero and not trainer.interrupted and not trainer.fast_dev_run:
+        if trainer.interrupted or trainer.fast_dev_run:
+            return
+        gather_trained(pl_module.model)
+        if trainer.is_global_zero:
             pl_module.model.save_pretrained(self.run / "model")

@@ -28,6 +28,7 @@ from mmtune.training.checkpoint_io import differences
 from mmtune.training.loss import supervised_loss
 from mmtune.training.optimizers import OptimizerName, build_optimizer
 from mmtune.training.photo_features import encoded, stored_features
+from mmtune.training.sharding import shard
 
 _MEASURED = (".feature_mean", ".feature_std")  # not trained, and yet kept
 _DEFAULT_LEARNING_RATE = {"align": 1e-3, "lora": 2e-4, "full": 2e-5}
@@ -145,6 +146,8 @@ class InstructionTuning(pl.LightningModule):
         # as it should, and Lightning need not warn of that
         model.train()
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        if self.device_mesh is not None:
+            shard(model, self.device_mesh)
         self.model = model
 
     def prepare(self, model: VisionLanguageModel) -> None:
@@ -193,9 +196,12 @@ class InstructionTuning(pl.LightningModule):
         """The loss of a held-out pack; where it has photos, also with every photo exchanged for another."""
         learnt = batch.supervised_tokens
         self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=learnt, sync_dist=True)
-        if len(set(batch.photo_keys)) > 1:
-            wrong = batch.with_photos(_exchanged(batch.photo_keys))
-            self._wrong_photo += torch.tensor([float(self._loss(wrong)) * learnt, learnt], dtype=torch.float64)
+        several = len(set(batch.photo_keys)) > 1
+        # processes that hold the model in parts compute it together or not at all
+        if self.trainer.strategy.reduce_boolean_decision(several, all=False):
+            loss = self._loss(batch.with_photos(_exchanged(batch.photo_keys)) if several else batch)
+            if several:
+                self._wrong_photo += torch.tensor([float(loss) * learnt, learnt], dtype=torch.float64)
 
     def on_validation_epoch_start(self) -> None:
         """Begin the sum of the losses with exchanged photos."""
@@ -262,13 +268,25 @@ class InstructionTuning(pl.LightningModule):
 
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         assert self.model is not None
+        nothing = self._unseen(batch)  # before the model, where the other processes' projectors run
         hidden = self.model(batch)
         loss = supervised_loss(hidden, batch.targets, self.model.output_layer)
-        if self.training and not batch.photo_keys and self.model.projector is not None:
-            # a pack without photos still gives the projector a gradient (of zero), so that processes which see photos
-            # and processes which do not agree on what to exchange; the tower stays out of it
-            loss = loss + sum(0.0 * p.sum() for p in self.model.projector.parameters() if p.requires_grad)
-        return loss
+        return loss if nothing is None else loss + nothing
+
+    def _unseen(self, batch: PackedBatch) -> torch.Tensor | None:
+        """For a pack without photos, a zero that the projector has a part in; the tower stays out of it.
+
+        The projector gets a gradient (of zero), so that processes which see photos and processes which do not agree on
+        what they exchange.
+        """
+        assert self.model is not None
+        projector, tower = self.model.projector, self.model.tower
+        if batch.photo_keys or projector is None or tower is None:
+            return None
+        if not any(parameter.requires_grad for parameter in projector.parameters()):
+            return None
+        nothing: torch.Tensor = projector(torch.zeros(1, tower.shape.width, device=batch.input_ids.device))
+        return 0.0 * nothing.sum()
 
 
 def _check_rates(

@@ -18,6 +18,7 @@ from mmtune.data.collate import PackedBatch
 from mmtune.errors import UserError
 from mmtune.training.checkpoint_io import LAST
 from mmtune.training.processes import of_every_process
+from mmtune.training.sharding import local_part
 
 _LISTED = 4
 
@@ -136,7 +137,7 @@ def _requeue() -> None:
 
 
 def _finite_gradients(module: torch.nn.Module) -> bool:
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    gradients = [local_part(p.grad) for p in module.parameters() if p.grad is not None]
     return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
 

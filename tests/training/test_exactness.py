@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,7 +59,10 @@ def test_accumulated_packs_are_one_large_pack(
     assert alone[some].norm() > 0
 
 
-@pytest.mark.parametrize("kind", ["text", "visual", "mixed"])
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [("ddp", "text"), ("ddp", "visual"), ("ddp", "mixed"), ("fsdp", "text"), ("fsdp", "mixed")],
+)
 def test_two_processes_are_one(
     fit: Fit,
     base_flags: list[str],
@@ -68,6 +72,7 @@ def test_two_processes_are_one(
     visual_rows: Path,
     tmp_path: Path,
     weights_of: Weights,
+    strategy: str,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -84,12 +89,16 @@ def test_two_processes_are_one(
     assert fit(tmp_path / "one", *flags, "--trainer.accumulate_grad_batches=2") == 0
     monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path / "cache_of_two"))  # where the two store the photos between them
     # the config for several GPUs, on as many processes of a CPU
-    command = [sys.executable, "-m", "mmtune.cli.main", "fit", "--config", "ddp", *base_flags, *flags]
-    command += [f"--out={tmp_path / 'two'}", "--trainer.devices=2"]
+    command = [sys.executable, "-m", "mmtune.cli.main", "fit", "--config", strategy, *base_flags, *flags]
+    command += [f"--out={tmp_path / 'two'}", "--trainer.devices=2", "--checkpoint_every=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+
+    def run() -> dict[str, torch.Tensor]:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return weights_of(tmp_path / "two")
+
+    one, two = weights_of(tmp_path / "one"), run()
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-5, msg=name)
@@ -97,3 +106,7 @@ def test_two_processes_are_one(
     for field in ("samples", "tokens", "flops", "tower_passes"):
         assert ledgers[0][field] == ledgers[1][field], field
     assert bool(ledgers[1]["tower_passes"]) == (kind != "text")
+    if kind == "mixed":  # and it resumes: as if it had been killed after its last checkpoint
+        shutil.rmtree(tmp_path / "two" / "model")
+        again = run()
+        assert all(torch.equal(again[name], tensor) for name, tensor in two.items())

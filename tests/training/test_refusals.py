@@ -196,3 +196,15 @@ def test_data_of_the_wrong_shape_is_named(fit: Fit, tmp_path: Path, capsys: pyte
         file.write_text(content)
         assert fit(tmp_path / "run", f"--data.train.text=[{file}]", "--model.lora.r=2") == 2
         assert "wrong.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [([], "for a full finetune use deepspeed"), (["--model.lora.r=2", "--model.quantise=nf4"], "--model.quantise nf4")],
+)
+def test_what_fsdp_cannot_divide(
+    fit: Fit, text_rows: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = ["--config=fsdp", "--trainer.accelerator=cpu", "--trainer.devices=2"]
+    assert fit(tmp_path / "run", f"--data.train.text=[{text_rows}]", *two, *flags) == 2
+    assert message in capsys.readouterr().err

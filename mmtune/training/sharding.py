@@ -1,0 +1,56 @@
+"""The language model divided among devices, block by block (FSDP2), for a frozen base too large for each of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from mmtune.errors import UserError
+from mmtune.models.options import ModelSpec
+from mmtune.models.vlm import Stage, VisionLanguageModel
+
+
+def check_sharding(spec: ModelSpec, stage: Stage) -> None:
+    """Refuse what cannot be divided so.
+
+    Raises:
+        UserError: the language model is trained in full, or its weights are quantised.
+    """
+    if stage == "tune" and spec.lora is None:
+        raise UserError("--trainer.strategy: fsdp divides a frozen language model; for a full finetune use deepspeed")
+    if spec.quantise is not None:
+        raise UserError(
+            f"--model.quantise {spec.quantise}: quantised weights cannot be divided; use ddp, or no quantise"
+        )
+
+
+def shard(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
+    """Divide each block of the language model, and a projector that is trained, among the devices of a mesh.
+
+    Of a mesh of two dimensions the second divides and the first holds copies, so that blocks are put together within a
+    machine. Word embeddings, output layer and last norm are frozen and stay whole: they are used outside the decoder's
+    own forward pass, at which the parts are put together.
+    """
+    decoder = model.base_language.base_model
+    for block in decoder.layers:
+        fully_shard(block, mesh=mesh)
+    whole = {parameter for name, parameter in decoder.named_parameters() if not name.startswith("layers.")}
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)
+    if model.projector is not None and any(p.requires_grad for p in model.projector.parameters()):
+        fully_shard(model.projector, mesh=mesh)
+
+
+def gather_trained(model: nn.Module) -> None:
+    """Put together what was trained, on every process, so that one can save it; all of them must ask."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.requires_grad and isinstance(parameter, DTensor):
+                module.register_parameter(name, nn.Parameter(parameter.full_tensor()))
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that may be divided."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
