@@ -119,6 +119,8 @@ def _plan(cli: PlanCLI) -> Plan:
     cli.notes += _known_architecture(module)
     per_photo = plan.tokens_per_photo(module)
     schedule, dtype = _schedule(cli.trainer_config), _computed_in(cli)
+    if schedule.sharding is FSDP:
+        cli.notes.append("fsdp divides a frozen base in full precision: fit takes it for LoRA, not for QLoRA or full.")
 
     def packed(name: str, chosen: list[plan.Row], passes: float | None = None) -> plan.Workload:
         longest = max(row.text + row.photos * per_photo for row in chosen)

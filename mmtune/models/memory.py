@@ -34,17 +34,19 @@ class Sharding:
         everywhere: that every device holds.
         divided: that the devices share.
         gathers: weights are divided, too, and a block's are put together when it is computed.
+        blocks_alone: of the weights, only those of the language model's blocks are divided.
     """
 
     everywhere: int
     divided: int = 0
     gathers: bool = False
+    blocks_alone: bool = False
 
 
 # Four bytes each: the weight, AdamW's two moments, the gradient. Where gradients are not divided, the step meets them.
 ONE_DEVICE = Sharding(12)
 DDP = Sharding(12 + 4)  # gradients are exchanged through buckets, together as large as they
-FSDP = Sharding(0, 12 + 4, gathers=True)
+FSDP = Sharding(0, 12 + 4, gathers=True, blocks_alone=True)  # mmtune.training.sharding
 # DeepSpeed keeps 16-bit weights and gradients beside the float32 ones (arXiv 1910.02054, section 3.1)
 ZERO_2 = Sharding(2, 12 + 2)
 ZERO_3 = Sharding(0, 2 + 12 + 2, gathers=True)
@@ -122,14 +124,18 @@ def step_memory(
         on_gpu: AdamW updates all weights at once there, and one after the other on a CPU.
     """
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
-    frozen = sum(_bytes(p) for p in model.parameters() if not p.requires_grad)
+    blocks = model.base_language.base_model.layers
+    frozen, in_blocks = (sum(_bytes(p) for p in m.parameters() if not p.requires_grad) for m in (model, blocks))
     if model.spec.quantise is not None:
         quantised = _frozen_linear_weights(model)
-        frozen -= sum(_bytes(w) - round(w.numel() * QUANTISED_BYTES[model.spec.quantise]) for w in quantised)
+        saved = sum(_bytes(w) - round(w.numel() * QUANTISED_BYTES[model.spec.quantise]) for w in quantised)
+        frozen, in_blocks = frozen - saved, in_blocks - saved
         working += max(map(_bytes, quantised))  # one layer's weights, unpacked while it is computed
     if sharding.gathers:
+        divided = in_blocks if sharding.blocks_alone else frozen
+        frozen += divided // devices - divided
         # the block that is computed and the one that is fetched meanwhile
-        largest = max(sum(p.numel() for p in block.parameters()) for block in model.base_language.base_model.layers)
+        largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
         working += 2 * largest * (autocast or model.base_language.dtype).itemsize
     # the update has the gradients, and the roots of the second moments
     if sharding.divided:
@@ -139,7 +145,7 @@ def step_memory(
         update = 4 * (sum(trained) + (sum(trained) if at_once else max(trained, default=0)))
     spared = round((8 - moments) * sum(trained)) // (devices if sharding.divided else 1)
     return StepMemory(
-        frozen=frozen // (devices if sharding.gathers else 1),
+        frozen=frozen,
         trained=sharding.everywhere * sum(trained) + sharding.divided * sum(trained) // devices - spared,
         working=max(working, update),
     )
