@@ -35,7 +35,7 @@ from mmtune.data.mixture import Mixture
 from mmtune.models.attention import use_attention
 from mmtune.models.flops import matrix_product_peak
 from mmtune.models.options import LoraOptions, VisionOptions
-from mmtune.training.ledger import Ledger
+from mmtune.training.ledger import Ledger, peak_host_memory
 from mmtune.training.metrics_log import MetricsCsv
 from mmtune.training.module import InstructionTuning
 
@@ -137,7 +137,7 @@ def ours(module: InstructionTuning, data: InstructionData) -> dict[str, Any]:
         "tokens": ledger["tokens"]["text"] + ledger["tokens"]["image"],
         "operations": sum(ledger["flops"].values()),
         "peak": matrix_product_peak(),
-        "peak_memory": _peak_memory(),
+        "peak_memory": peak_host_memory(),
         "losses": [float(line.split(",")[column]) for line in lines[1:]],
     }
 
@@ -181,7 +181,7 @@ def released(module: InstructionTuning, data: InstructionData) -> dict[str, Any]
         optimizer.step()
         schedule.step()
         losses.append(float(loss))
-    return {"seconds": time.perf_counter() - start, "peak_memory": _peak_memory(), "losses": losses}
+    return {"seconds": time.perf_counter() - start, "peak_memory": peak_host_memory(), "losses": losses}
 
 
 def trl(module: InstructionTuning, data: InstructionData, *, padding_free: bool) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def trl(module: InstructionTuning, data: InstructionData, *, padding_free: bool)
             callbacks=[watch],
         )
         trainer.train()
-    return {"seconds": watch.seconds, "peak_memory": _peak_memory(), "losses": losses}
+    return {"seconds": watch.seconds, "peak_memory": peak_host_memory(), "losses": losses}
 
 
 def _steps(data: InstructionData) -> Iterator[list[Example]]:
@@ -283,12 +283,6 @@ def _random_tower(file: Path) -> None:
 
     torch.manual_seed(0)
     torch.save(open_clip.create_model(TOWER, load_weights=False).state_dict(), file)
-
-
-def _peak_memory() -> int:
-    """The most resident memory of this process, bytes."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 WAYS: dict[str, Callable[..., dict[str, Any]]] = {

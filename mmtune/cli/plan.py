@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from mmtune.models.memory import DDP, FSDP, ONE_DEVICE, ZERO_2, ZERO_3, Sharding
 from mmtune.models.options import VisionOptions
 from mmtune.models.saving import model_folder
 from mmtune.training import plan
+from mmtune.training.ledger import peak_host_memory
 from mmtune.training.module import InstructionTuning
 
 # hub ids whose architecture `mmtune/assets/architectures` holds; Vicuna 1.5 is tuned from Llama 2
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> int:
 def _plan(cli: PlanCLI) -> Plan:
     module: InstructionTuning = cli.model
     data: InstructionData = cli.datamodule
-    libraries = _resident_memory()  # what the libraries take, before anything is computed
+    libraries = peak_host_memory()  # what the libraries take, before anything is computed
     rows = _rows(cli)
     cli.notes += _known_architecture(module)
     per_photo = plan.tokens_per_photo(module)
@@ -267,11 +267,6 @@ def _computed_in(cli: PlanCLI) -> torch.dtype:
     """The type of the matrix products."""
     narrow = str(cli.trainer_config.precision).startswith("bf16") or cli.model.dtype_of_frozen is torch.bfloat16
     return torch.bfloat16 if narrow else torch.float32
-
-
-def _resident_memory() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _physical_memory() -> int:

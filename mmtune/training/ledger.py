@@ -186,7 +186,7 @@ class Ledger(pl.Callback):
             "model_flop_utilisation": round(per_second(total("flops_in_steps")) / peak, 4),
             "tower_passes": total("photos"),
             "peak_memory_bytes": {
-                "host": int(reduced(_peak_host_memory(), "max")),
+                "host": int(reduced(peak_host_memory(), "max")),
                 "device": int(reduced(torch.cuda.max_memory_allocated(), "max")) if torch.cuda.is_available() else None,
             },
             "energy_kwh": None if math.isnan(energy) else energy,
@@ -239,6 +239,11 @@ def _photos_encoded(pl_module: pl.LightningModule) -> int:
     return tower.photos_encoded if tower else 0
 
 
-def _peak_host_memory() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
+def peak_host_memory() -> int:
+    """The most memory that this process has had resident, bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage's figure includes the process that started this one
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(peak.split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
