@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
     """
     cli = command_line(PlanCLI, ["plan", *argv], trainer_class=PlanTrainer)
     made = _plan(cli)
-    print_plan(made, Console(highlight=False, markup=False, emoji=False))
+    print_plan(made, Console(width=None if sys.stdout.isatty() else 110, highlight=False, markup=False, emoji=False))
     if cli.options.json:
         write_json(Path(cli.options.json), made.to_dict())
         print(f"Written to {cli.options.json}.", file=sys.stderr)
