@@ -1,0 +1,226 @@
+"""What is compared in a report: arms, each a model trained in one way, once or with several seeds."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmtune.analysis.compare import find_evaluation
+from mmtune.analysis.records import read_metrics, read_results
+from mmtune.errors import UserError
+from mmtune.files import locate, read_json
+
+PLAN = "reproduce.json"
+_SEED_KEYS = ("seed", "model.seed", "seed_everything", "data.train.seed")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """One evaluated model, and the run that made it.
+
+    Attributes:
+        evaluation: the folder with results.json and samples/.
+        results: what results.json says.
+        run: the run directory; None of a model that no run made, or whose run is not here.
+        ledger: the run's ledger.json; None without a run.
+        seed: of the run; None where it is not known.
+    """
+
+    evaluation: Path
+    results: dict[str, Any]
+    run: Path | None = None
+    ledger: dict[str, Any] | None = None
+    seed: int | None = None
+
+    @classmethod
+    def read(cls, evaluation: Path, run: Path | None = None, seed: int | None = None) -> TrainedRun:
+        """Read an evaluation, and the ledger of the run that it is of.
+
+        Args:
+            evaluation: a folder with results.json.
+            run: the run directory; looked for where None.
+            seed: of the run; taken from its configuration where None.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        results = read_results(evaluation)
+        run = _run_of(evaluation, str(results.get("model", ""))) if run is None else run
+        ledger = None if run is None else _read_ledger(run)
+        if seed is None and run is not None:
+            settings = read_config(run)
+            seed = next((int(settings[key]) for key in _SEED_KEYS if isinstance(settings.get(key), int)), None)
+        return cls(evaluation, results, run, ledger, seed)
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The run's settings by dotted key; {} without a run."""
+        return {} if self.run is None else read_config(self.run)
+
+    @property
+    def aligned_only(self) -> bool:
+        """Whether the run only aligned the projector: what the tuned arms begin with, not one of them."""
+        return self.config.get("model.stage") == "align"
+
+    @functools.cached_property
+    def losses(self) -> list[tuple[int, float]]:
+        """Step and training loss, as logged; [] where none were."""
+        rows = [] if self.run is None else read_metrics(self.run)
+        return [(int(row["step"]), row["train_loss"]) for row in rows if "step" in row and "train_loss" in row]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: as the report calls it.
+        runs: what is finished.
+        unfinished: runs that are planned and not finished, each by its folder.
+        seen: tasks that are not unseen, and why: their rows or photos are in what the arms were trained on.
+    """
+
+    name: str
+    runs: list[TrainedRun]
+    unfinished: tuple[str, ...] = ()
+    seen: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_arms(paths: Sequence[str | Path]) -> list[Arm]:
+    """The arms that paths stand for.
+
+    A path is a run directory with one evaluation in it or below it, an evaluation's folder, or a folder with
+    `reproduce.json`, which expands to its arms. `LABEL=PATH` names the arm; paths of one label are seeds of one arm.
+    Without a label an arm is called as its folder, or by the whole path where two folders have one name.
+
+    Raises:
+        UserError: a path holds no evaluation, or several; a file is missing or damaged; a path is given twice.
+    """
+    if not paths:
+        raise UserError("give one run or more: folders that mmtune fit or mmtune eval wrote")
+    given = [_labelled(str(path)) for path in paths]
+    names = [path.name or str(path) for label, path in given if label is None]
+    arms: dict[str, Arm] = {}
+    known: dict[Path, str] = {}
+    for label, path in given:
+        name = label or (str(path) if names.count(path.name) > 1 else path.name or str(path))
+        found = _planned(path, label) if (path / PLAN).is_file() else [Arm(name, [_read_run(path)])]
+        for arm in found:
+            for run in arm.runs:
+                place = run.evaluation.resolve()
+                if place in known:
+                    raise UserError(f"{path}: {run.evaluation} is given twice, in {known[place]!r} and {arm.name!r}")
+                known[place] = arm.name
+            arms[arm.name] = _joined(arms[arm.name], arm) if arm.name in arms else arm
+    return list(arms.values())
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's config.yaml, flat, by dotted key; {} where there is none.
+
+    Raises:
+        UserError: it is no YAML mapping.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        return {}
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: holds no settings; it was not written by mmtune fit")
+    return dict(_flat(raw))
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _labelled(text: str) -> tuple[str | None, Path]:
+    """`LABEL=PATH` or a path, which may hold an equals sign itself."""
+    label, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    if not label.strip() or not path:
+        raise UserError(f"{text}: write LABEL=RUN, with a label and a folder")
+    return label.strip(), Path(path)
+
+
+def _read_run(path: Path) -> TrainedRun:
+    return TrainedRun.read(find_evaluation(path))
+
+
+def _planned(folder: Path, label: str | None) -> list[Arm]:
+    """The arms of a folder with `reproduce.json`."""
+    file = folder / PLAN
+    if label is not None:
+        raise UserError(f"{label}={folder}: {file} names its arms itself; give {folder} without a label")
+    plan = read_json(file)
+    try:
+        seen = {str(task): str(why) for task, why in plan.get("seen", {}).items()}
+        arms = [_planned_arm(folder, entry, seen) for entry in plan["arms"]]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{file}: holds no arms; it was not written by mmtune reproduce") from None
+    if not any(arm.runs for arm in arms):
+        raise UserError(f"{file}: no run of it is finished yet; go on with mmtune reproduce --out {folder}")
+    return arms
+
+
+def _planned_arm(folder: Path, entry: dict[str, Any], seen: Mapping[str, str]) -> Arm:
+    runs, unfinished = [], []
+    for one in entry["runs"]:
+        evaluation = folder / one["evaluation"]
+        run = None if one.get("run") is None else folder / one["run"]
+        if (evaluation / "results.json").is_file() and (run is None or (run / "ledger.json").is_file()):
+            runs.append(TrainedRun.read(evaluation, run, one.get("seed")))
+        else:
+            unfinished.append(str(one["evaluation"] if run is None else one["run"]))
+    return Arm(str(entry["name"]), runs, tuple(unfinished), seen)
+
+
+def _joined(one: Arm, other: Arm) -> Arm:
+    runs, unfinished = one.runs + other.runs, one.unfinished + other.unfinished
+    return Arm(one.name, runs, unfinished, {**one.seen, **other.seen})
+
+
+def _run_of(evaluation: Path, model: str) -> Path | None:
+    """The run that made the model: the folder above the evaluation if it is that run, or where the model is."""
+    for folder in (evaluation, *evaluation.absolute().parents):
+        if (folder / "ledger.json").is_file() and _is_model(folder, model):
+            return folder
+    try:
+        place = locate(model)
+    except UserError:
+        return None
+    return place if model and (place / "ledger.json").is_file() else None
+
+
+def _is_model(run: Path, model: str) -> bool:
+    """Whether results that name this model are of the run, which may have been moved since, or written elsewhere."""
+    name = Path(model.removesuffix("/model")).name
+    return bool(name) and ":" not in model and name in (run.resolve().name, Path(str(read_config(run).get("out"))).name)
+
+
+def _read_ledger(run: Path) -> dict[str, Any] | None:
+    file = run / "ledger.json"
+    if not file.is_file():
+        return None
+    ledger = read_json(file)
+    numbers = {"train_s": (), "samples": (), "tower_passes": (), "tokens": ("text", "image"), "flops": ("language",)}
+    for name, inner in numbers.items():
+        values = [ledger.get(name)] if isinstance(ledger, dict) else [None]
+        if inner:
+            values = [values[0].get(key) if isinstance(values[0], dict) else None for key in inner]
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise UserError(f"{file}: {name} is missing or no number; it was not written by mmtune fit")
+    return ledger
