@@ -193,7 +193,10 @@ def tokenizer_template(tokenizer: Any) -> Template:
             f"choose one of {', '.join(TEMPLATES)}"
         )
 
-    def render(messages: list[dict[str, str]], prompt: bool) -> str:
+    in_parts = takes_parts(tokenizer)
+
+    def render(turns: list[dict[str, str]], prompt: bool) -> str:
+        messages = [turn | {"content": content_parts(turn["content"])} for turn in turns] if in_parts else turns
         try:
             text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         except TemplateError as error:  # templates refuse what they cannot write, say a system prompt
@@ -223,6 +226,24 @@ def tokenizer_template(tokenizer: Any) -> Template:
                 out.add(answer[len(learnt) :])
 
     return Template(TOKENIZER_TEMPLATE, write, tokenizer.eos_token or "")
+
+
+def content_parts(text: str) -> list[dict[str, str]]:
+    """A turn's text as transformers' multimodal templates take it: photos, and what is said between them."""
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": piece.strip("\n")}] if piece.strip() else []
+    return parts
+
+
+def takes_parts(tokenizer: Any) -> bool:
+    """Whether the chat template wants each turn as a list of parts: then it writes nothing of a plain string."""
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": "said"}], tokenize=False)
+    except (TemplateError, TypeError):
+        return True
+    return "said" not in text
 
 
 def adds_bos(tokenizer: Any) -> bool:

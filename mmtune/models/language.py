@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ from mmtune.data.sentencepiece import build_tokenizer
 from mmtune.errors import UserError
 from mmtune.files import atomic_path, cache_dir, locate, sha256_file
 from mmtune.hub import go_offline_if_unreachable
+from mmtune.models.interop.chat import chat_template_of
+from mmtune.models.interop.llava_hf import TransformersLlava
+from mmtune.models.interop.sources import load_source_language, open_source
 from mmtune.models.options import LoraOptions, Quantisation
 
 
@@ -40,6 +44,8 @@ def load_config(reference: str) -> Any:
     Raises:
         UserError: it cannot be found, or its architecture is not known.
     """
+    if (source := open_source(reference)) is not None:
+        return source.language_config()
     try:
         return AutoConfig.from_pretrained(_transformers_name(reference))
     except (OSError, ValueError) as error:
@@ -50,7 +56,7 @@ def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantis
     """A causal language model with its weights.
 
     Args:
-        reference: hub id, folder, `.gguf` file or `package:NAME/file`.
+        reference: hub id, folder, `.gguf` file or `package:NAME/file`; of another tool's LLaVA, its language model.
         dtype: of the weights; of what is computed with quantised ones.
         quantise: keep the linear layers of the blocks in 4 or 8 bits. NF4 with double quantisation is that of QLoRA
             (arXiv 2305.14314, section 3), 8 bits that of LLM.int8() (arXiv 2208.07339).
@@ -61,11 +67,13 @@ def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantis
     options: dict[str, Any] = {}
     if quantise is not None:
         options["quantization_config"] = _quantisation(quantise, dtype)
+    if (source := open_source(reference)) is not None:
+        return load_source_language(source, dtype=dtype, attn_implementation="sdpa", **options)
     try:
         return AutoModelForCausalLM.from_pretrained(
             _transformers_name(reference), dtype=dtype, attn_implementation="sdpa", **options
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         raise _not_loadable(reference, error) from None
 
 
@@ -105,7 +113,10 @@ def load_tokenizer(reference: str) -> Any:
     name = _transformers_name(reference)
     try:
         if _file(name, "tokenizer.json"):
-            return PreTrainedTokenizerFast.from_pretrained(name)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+            if isinstance(open_source(reference), TransformersLlava):  # the processor has the chat template
+                tokenizer.chat_template = chat_template_of(reference)
+            return tokenizer
         if model := _file(name, "tokenizer.model"):
             config = _file(name, "tokenizer_config.json")
             settings = json.loads(Path(config).read_text()) if config else {}

@@ -17,14 +17,17 @@ class VisionOptions:
     """The frozen vision tower.
 
     Attributes:
-        tower: `open_clip:NAME` or `timm:NAME`.
-        weights: an open_clip tag (`openai`), `pretrained` (timm's own), a file, or `package:NAME/file`; `random`
-            leaves the tower untrained, for tests.
+        tower: `open_clip:NAME`, `timm:NAME`, or `clip:REFERENCE`: the CLIP tower that the config of a hub id or folder
+            in transformers' format describes, a LLaVA's too.
+        weights: an open_clip tag (`openai`), `pretrained` (timm's own, or those of the tower's REFERENCE), a file, or
+            `package:NAME/file`, for `clip:` another hub id or folder; `random` leaves the tower untrained, for tests.
         blocks: which blocks' features to use, counted as open_clip and timm count them (-2: the last but one);
             several are concatenated.
         grid: pool the features to grid x grid tokens; None keeps every patch.
         standardise: bring every feature to mean 0 and deviation 1, measured on the first photos of the alignment.
-        fit: how a photo becomes square: `pad` with the mean colour (LLaVA 1.5), `crop` the centre, or `squash`.
+        fit: how a photo becomes square: `pad` with the mean colour (LLaVA 1.5), `crop` the centre of what was resized
+            (CLIP), or `squash`.
+        class_token: give the class token's feature too, before the patches'.
     """
 
     tower: str = "open_clip:ViT-L-14-336-quickgelu"
@@ -33,6 +36,7 @@ class VisionOptions:
     grid: int | None = None
     standardise: bool = False
     fit: PhotoFit = "pad"
+    class_token: bool = False
 
 
 @dataclass

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from mmtune.errors import UserError
 from mmtune.files import atomic_path, locate, read_json, write_json
+from mmtune.models.interop.sources import Source, check_vocabulary, open_source
 from mmtune.models.language import load_config
 from mmtune.models.options import ModelSpec
 
@@ -41,8 +42,12 @@ def model_folder(reference: str) -> Path | None:
     return next((p for p in (path, path / "model") if (p / SPEC_FILE).is_file()), None)
 
 
-def read_spec(reference: str) -> ModelSpec:
-    """What a saved model is made of; a plain language model is one without a tower.
+def read_spec(reference: str, *, language: str | None = None) -> ModelSpec:
+    """What a saved model is made of, ours or another tool's; a plain language model is one without a tower.
+
+    Args:
+        reference: a run, a saved model, a LLaVA of another tool, or a language model.
+        language: the language model of another tool's adapter or projector, in place of the one that it names.
 
     Raises:
         UserError: there is no model there.
@@ -55,6 +60,8 @@ def read_spec(reference: str) -> ModelSpec:
             )
         if reference.startswith("runs/") and not locate(reference).exists():
             raise UserError(f"{reference}: no such run; train it first, or name another run, saved model or hub id")
+        if (source := open_source(reference)) is not None:
+            return source.spec(language)
         load_config(reference)
         return ModelSpec(language=reference, template="tokenizer")
     saved = read_json(folder / SPEC_FILE)
@@ -70,35 +77,62 @@ def read_spec(reference: str) -> ModelSpec:
     return spec
 
 
-def load(cls: type[VisionLanguageModel], reference: str, *, dtype: torch.dtype) -> VisionLanguageModel:
+def load(
+    cls: type[VisionLanguageModel],
+    reference: str,
+    *,
+    dtype: torch.dtype,
+    language: str | None = None,
+    template: str | None = None,
+) -> VisionLanguageModel:
     """See `VisionLanguageModel.from_pretrained`."""
-    spec = read_spec(reference)
+    spec = read_spec(reference, language=language)
+    spec.template = template or spec.template
     model = cls.assemble(spec, dtype=dtype)
-    if (folder := model_folder(reference)) is not None:
-        load_trained(model, folder)
+    load_trained(model, reference)
     return model
 
 
-def load_trained(model: VisionLanguageModel, folder: Path) -> None:
-    """Load a saved projector, standardisation and adapters into a model of the same parts.
+def load_trained(model: VisionLanguageModel, reference: str) -> None:
+    """Load the projector, standardisation and adapters that a reference has into a model of the same parts.
 
     A model that was aligned has no adapters yet; those of a model to tune keep their first weights.
 
     Raises:
         UserError: a file is missing, damaged, or of another shape.
     """
+    if (folder := model_folder(reference)) is None:
+        if (source := open_source(reference)) is not None:
+            _load_source(model, source)
+        return
     if model.projector is not None:
-        _load_into(model, _read(folder / PROJECTOR_FILE), folder / PROJECTOR_FILE)
+        _load_into(model, _read(folder / PROJECTOR_FILE), str(folder / PROJECTOR_FILE))
     if model.spec.lora is not None and read_spec(str(folder)).lora is not None:
-        from peft import set_peft_model_state_dict
+        inside = folder / ADAPTER_FOLDER  # an export to peft has the adapter beside the rest
+        file = (inside if inside.is_dir() else folder) / "adapter_model.safetensors"
+        _load_adapter(model, _read(file), str(file))
 
-        file = folder / ADAPTER_FOLDER / "adapter_model.safetensors"
-        try:
-            outcome = set_peft_model_state_dict(model.language, _read(file))
-        except RuntimeError:  # shapes that differ
-            raise UserError(f"{file}: the adapter does not fit the language model {model.spec.language}") from None
-        if outcome.unexpected_keys or any("lora_" in key for key in outcome.missing_keys):
-            raise UserError(f"{file}: the adapter does not fit the language model {model.spec.language}")
+
+def _load_source(model: VisionLanguageModel, source: Source) -> None:
+    """What another tool's LLaVA has beside its language model and its tower."""
+    if model.spec.language == source.reference:
+        check_vocabulary(source, model.tokenizer, len(model.base_language.get_input_embeddings().weight))
+    state = {f"projector.{name}": tensor for name, tensor in source.projector_state().items()}
+    _load_into(model, state, source.reference)
+    adapter = source.adapter_state()
+    if adapter is not None and model.spec.lora is not None:
+        _load_adapter(model, adapter, source.reference)
+
+
+def _load_adapter(model: VisionLanguageModel, state: dict[str, torch.Tensor], where: str) -> None:
+    from peft import set_peft_model_state_dict
+
+    try:
+        outcome = set_peft_model_state_dict(model.language, state)
+    except RuntimeError:  # shapes that differ
+        raise UserError(f"{where}: the adapter does not fit the language model {model.spec.language}") from None
+    if outcome.unexpected_keys or any("lora_" in key for key in outcome.missing_keys):
+        raise UserError(f"{where}: the adapter does not fit the language model {model.spec.language}")
 
 
 def save(model: VisionLanguageModel, folder: Path) -> None:
@@ -107,7 +141,7 @@ def save(model: VisionLanguageModel, folder: Path) -> None:
         temporary.mkdir()
         write_json(temporary / SPEC_FILE, {"format": FORMAT, "spec": model.spec.to_dict()})
         if model.projector is not None:
-            safetensors.torch.save_file(_projector_state(model), temporary / PROJECTOR_FILE)
+            safetensors.torch.save_file(projector_state(model), temporary / PROJECTOR_FILE)
         if model.spec.lora is not None:
             model.language.save_pretrained(temporary / ADAPTER_FOLDER, save_embedding_layers=False)
             _without_machine_paths(temporary / ADAPTER_FOLDER, model.spec.language)
@@ -118,7 +152,7 @@ def save(model: VisionLanguageModel, folder: Path) -> None:
 
 def trained_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
     """Every tensor that training may have changed, by its name in the model."""
-    state = _projector_state(model)
+    state = projector_state(model)
     for name, parameter in model.language.named_parameters():
         if "lora_" in name or (model.spec.lora is None and model.spec.language_trained):
             state[f"language.{name}"] = parameter
@@ -145,7 +179,8 @@ def describe(model: VisionLanguageModel) -> str:
     return json.dumps({**spec, "frozen": digest.hexdigest()}, sort_keys=True)
 
 
-def _projector_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
+def projector_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
+    """The projector's tensors and the features' standardisation, as they are saved."""
     if model.projector is None or model.tower is None:
         return {}
     state = {f"projector.{name}": tensor for name, tensor in model.projector.state_dict().items()}
@@ -156,13 +191,24 @@ def _projector_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
-def _load_into(model: VisionLanguageModel, state: dict[str, torch.Tensor], file: Path) -> None:
-    own = _projector_state(model)
-    if set(own) != set(state) or any(own[name].shape != state[name].shape for name in own):
-        raise UserError(f"{file}: the projector does not fit the tower and the language model of {SPEC_FILE}")
+def _load_into(model: VisionLanguageModel, state: dict[str, torch.Tensor], where: str) -> None:
+    """Load a projector; another tool's comes without the features' standardisation."""
+    own = projector_state(model)
+    own = {name: tensor for name, tensor in own.items() if name in state or name.startswith("projector.")}
+    expected, found = ({name: list(t.shape) for name, t in tensors.items()} for tensors in (own, state))
+    if expected != found:
+        raise UserError(
+            f"{where}: the projector does not fit the tower and the language model: expected {_shapes(expected)}, "
+            f"found {_shapes(found)}"
+        )
     for name, tensor in own.items():
         with torch.no_grad():
             tensor.copy_(state[name])
+
+
+def _shapes(shapes: dict[str, list[int]]) -> str:
+    listed = [f"{name.removeprefix('projector.')} {shape}" for name, shape in sorted(shapes.items())]
+    return ", ".join(name for name in listed if not name.startswith("tower.")) or "nothing"
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:

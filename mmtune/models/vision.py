@@ -18,6 +18,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from mmtune.errors import UserError, did_you_mean
 from mmtune.files import PACKAGE_SCHEME, locate
 from mmtune.hub import go_offline_if_unreachable
+from mmtune.models.interop import clip
+from mmtune.models.interop.photos import read_processor
 from mmtune.models.options import PhotoFit, VisionOptions
 
 
@@ -76,7 +78,8 @@ class VisionTower(nn.Module):
         self.photos_encoded += len(pixels)
         dtype = next(self.trunk.parameters()).dtype
         pixels = pixels.to(dtype, memory_format=torch.channels_last)
-        return _tokens(_intermediates(self.trunk, pixels, self.options.blocks), self.options.grid)
+        options = self.options
+        return _tokens(*_intermediates(self.trunk, pixels, options.blocks, options.class_token), options.grid)
 
     def standardised(self, features: torch.Tensor) -> torch.Tensor:
         """Features [photos, num_tokens, width] as the projector takes them."""
@@ -92,9 +95,7 @@ class VisionTower(nn.Module):
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """A decoded photo as float32 [3, size, size], made square and normalised."""
         shape = self.shape
-        square = _make_square(image, self.options.fit, shape.mean).resize(
-            (shape.size, shape.size), Image.Resampling.BICUBIC
-        )
+        square = _make_square(image, self.options.fit, shape.mean, shape.size)
         values = torch.from_numpy(np.asarray(square, dtype=np.float32)) / 255
         return ((values - torch.tensor(shape.mean)) / torch.tensor(shape.std)).permute(2, 0, 1).contiguous()
 
@@ -109,7 +110,7 @@ def tower_shape(options: VisionOptions) -> TowerShape:
         raise UserError(f"--model.vision.grid {options.grid}: must be at least 1")
     if not options.blocks:
         raise UserError("--model.vision.blocks: names no block; -2 is the last but one")
-    return _tower_shape(options.tower, tuple(options.blocks), options.grid)
+    return _tower_shape(options.tower, tuple(options.blocks), options.grid, options.class_token)
 
 
 def preprocessing(options: VisionOptions, shape: TowerShape) -> Callable[[Image.Image], torch.Tensor]:
@@ -118,12 +119,13 @@ def preprocessing(options: VisionOptions, shape: TowerShape) -> Callable[[Image.
 
 
 @functools.lru_cache(maxsize=16)
-def _tower_shape(tower: str, blocks: tuple[int, ...], grid: int | None) -> TowerShape:
+def _tower_shape(tower: str, blocks: tuple[int, ...], grid: int | None, class_token: bool) -> TowerShape:
     trunk, settings = _build_trunk(tower, meta=True)
     size = settings["size"]
     try:
         with torch.no_grad():
-            maps = _intermediates(trunk, torch.empty(1, 3, size, size, device="meta"), blocks)
+            pixels = torch.empty(1, 3, size, size, device="meta")
+            maps, classes = _intermediates(trunk, pixels, blocks, class_token)
     except (AssertionError, IndexError, ValueError) as error:
         raise UserError(f"--model.vision.blocks {list(blocks)}: {tower} has no such block ({error})") from None
     if grid is None and len({m.shape[-2:] for m in maps}) > 1:
@@ -131,7 +133,7 @@ def _tower_shape(tower: str, blocks: tuple[int, ...], grid: int | None) -> Tower
             f"--model.vision.blocks {list(blocks)}: these blocks of {tower} differ in resolution; "
             "give --model.vision.grid to pool them to one"
         )
-    tokens = _tokens(maps, grid)
+    tokens = _tokens(maps, classes, grid)
     return TowerShape(tokens.shape[1], tokens.shape[2], size, settings["mean"], settings["std"])
 
 
@@ -151,9 +153,9 @@ def build_tower(options: VisionOptions, *, meta: bool = False) -> VisionTower:
 
 def _build_trunk(tower: str, *, weights: str = "random", meta: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     library, _, name = tower.partition(":")
-    builders = {"open_clip": _open_clip_trunk, "timm": _timm_trunk}
+    builders = {"open_clip": _open_clip_trunk, "timm": _timm_trunk, "clip": _clip_trunk}
     if library not in builders or not name:
-        raise UserError(f"--model.vision.tower {tower}: write open_clip:NAME or timm:NAME")
+        raise UserError(f"--model.vision.tower {tower}: write open_clip:NAME or timm:NAME, or clip:REFERENCE")
     with _quiet():
         return builders[library](name, weights, meta)
 
@@ -214,6 +216,15 @@ def _timm_trunk(name: str, weights: str, meta: bool) -> tuple[nn.Module, dict[st
     }
 
 
+def _clip_trunk(reference: str, weights: str, meta: bool) -> tuple[nn.Module, dict[str, Any]]:
+    config = clip.read_vision_config(reference)
+    with torch.device("meta" if meta else "cpu"):
+        trunk = clip.build_trunk(config)
+    if not meta and weights != "random":
+        clip.load_trunk(trunk, reference if weights == "pretrained" else weights)
+    return trunk, read_processor(reference, config.image_size)[1]
+
+
 def _weights_file(weights: str) -> str | None:
     path = locate(weights)
     if path.is_file():
@@ -245,16 +256,28 @@ def _load_trunk(trunk: nn.Module, file: str) -> None:
     trunk.load_state_dict(state)
 
 
-def _intermediates(trunk: Any, pixels: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
-    """Feature maps [photos, channels, height, width] of the given blocks, class token dropped."""
-    maps = trunk.forward_intermediates(pixels, indices=list(blocks), intermediates_only=True, stop_early=True)
-    return list(maps["image_intermediates"] if isinstance(maps, dict) else maps)
+def _intermediates(
+    trunk: Any, pixels: torch.Tensor, blocks: Sequence[int], class_token: bool
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of the given blocks, feature maps [photos, channels, height, width], and class tokens [photos, 1, channels].
+
+    Raises:
+        ValueError: there are no class tokens, and they are wanted.
+    """
+    wanted = {"output_extra_tokens": True} if class_token and hasattr(trunk, "class_embedding") else {}
+    maps = trunk.forward_intermediates(pixels, indices=list(blocks), intermediates_only=True, stop_early=True, **wanted)
+    if not isinstance(maps, dict):
+        maps = {"image_intermediates": maps}
+    if class_token and "image_intermediates_prefix" not in maps:
+        raise ValueError("only towers of CLIP's kind give a class token; leave out --model.vision.class_token")
+    return list(maps["image_intermediates"]), list(maps.get("image_intermediates_prefix", ()))
 
 
-def _tokens(maps: Sequence[torch.Tensor], grid: int | None) -> torch.Tensor:
-    """[photos, tokens, channels], row by row; several maps side by side."""
+def _tokens(maps: Sequence[torch.Tensor], classes: Sequence[torch.Tensor], grid: int | None) -> torch.Tensor:
+    """[photos, tokens, channels], class tokens first, then row by row; several maps side by side."""
     pooled = [m if grid is None else _pool(m, grid) for m in maps]
-    return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
+    patches = torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
+    return torch.cat([torch.cat(list(classes), dim=2), patches], dim=1) if classes else patches
 
 
 def _pool(feature_map: torch.Tensor, grid: int) -> torch.Tensor:
@@ -263,19 +286,23 @@ def _pool(feature_map: torch.Tensor, grid: int) -> torch.Tensor:
     return adaptive_avg_pool2d(feature_map, grid)
 
 
-def _make_square(image: Image.Image, fit: PhotoFit, mean: Sequence[float]) -> Image.Image:
+def _make_square(image: Image.Image, fit: PhotoFit, mean: Sequence[float], size: int) -> Image.Image:
+    """The photo with `size` pixels a side."""
     width, height = image.size
-    if width == height or fit == "squash":
-        return image
-    if fit == "crop":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return image.crop((left, top, left + side, top + side))
-    side = max(width, height)
-    red, green, blue = (int(255 * channel) for channel in mean)
-    canvas = Image.new("RGB", (side, side), (red, green, blue))
-    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-    return canvas
+    if fit == "crop" and width != height:
+        # the short side first, then the centre, as CLIP's own preprocessing goes
+        short = min(width, height)
+        width, height = (size * width // short, size * height // short)
+        left, top = (width - size) // 2, (height - size) // 2
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
+        return resized.crop((left, top, left + size, top + size))
+    if fit == "pad" and width != height:
+        side = max(width, height)
+        red, green, blue = (int(255 * channel) for channel in mean)
+        canvas = Image.new("RGB", (side, side), (red, green, blue))
+        canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+        image = canvas
+    return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _no_weights(tower: str, weights: str, hub_id: str, error: Exception) -> UserError:

@@ -75,11 +75,7 @@ class VisionLanguageModel(nn.Module):
     ) -> VisionLanguageModel:
         """Put a model together from its parts, the projector and the adapters with first weights.
 
-        Args:
-            spec: the parts.
-            dtype: of the frozen weights; what is trained stays float32.
-            meta: without weights, on the meta device, to count and to plan.
-            tokenizer: where it is loaded already.
+        The weights that are trained stay float32; with `meta` there are none, to count and to plan.
 
         Raises:
             UserError: a part is unknown or its weights are not there.
@@ -118,13 +114,17 @@ class VisionLanguageModel(nn.Module):
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        language: str | None = None,
+        template: str | None = None,
     ) -> VisionLanguageModel:
-        """Load a run (`RUN`), a saved model (`RUN/model`), or a plain language model (folder or hub id).
+        """Load a run, a saved or exported model, a LLaVA of transformers or of the released code, or a language model.
+
+        `language` replaces the one that another tool's adapters or projector name, `template` the one that is recorded.
 
         Raises:
             UserError: there is no model there, or a part of it is missing.
         """
-        model = saving.load(cls, str(path), dtype=dtype)
+        model = saving.load(cls, str(path), dtype=dtype, language=language, template=template)
         model.name = str(path)
         return model.to(device).eval()
 
@@ -279,7 +279,7 @@ class VisionLanguageModel(nn.Module):
         encoder = PromptEncoder(self)
         texts = self._prompt_texts(prompts, images, system, primer)
         encoded = [encoder.keys(text, images[i] if images else ()) for i, text in enumerate(texts)]
-        end = Ending(max_new_tokens, stop, self._end_ids(), self._end_text())
+        end = Ending(max_new_tokens, stop, self.end_ids(), self._end_text())
         if options:
             return self._sample([encoder.embed(keys) for keys in encoded], end, batch_tokens, options)
         return self._sharing(encoder, batch_tokens, lambda engine: engine.generate(encoded, end))
@@ -377,9 +377,9 @@ class VisionLanguageModel(nn.Module):
             texts.append(self.template.prompt(turns, primer=primer))
         return texts
 
-    def _end_ids(self) -> list[int]:
-        ids = {self._marker_id(), self.tokenizer.eos_token_id}
-        return sorted(i for i in ids if i is not None)
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer."""
+        return sorted({i for i in (self._marker_id(), self.tokenizer.eos_token_id) if i is not None})
 
     def _end_text(self) -> str:
         """The marker that ends a turn, where it is text to the tokenizer and not one token."""

@@ -139,8 +139,8 @@ class InstructionTuning(pl.LightningModule):
         if self.model is not None:
             return
         model = VisionLanguageModel.assemble(self.spec, dtype=self.dtype_of_frozen, tokenizer=self.tokenizer)
-        if self.base is not None and (folder := saving.model_folder(self.base)) is not None:
-            saving.load_trained(model, folder)
+        if self.base is not None:
+            saving.load_trained(model, self.base)
         self.prepare(model)
         # transformers loads in evaluation mode, in which gradient checkpointing does nothing; the tower stays in it,
         # as it should, and Lightning need not warn of that

@@ -85,10 +85,10 @@ def test_preprocess_is_plain_pil_and_numpy(tower_weights: Path, fit: Any, size: 
         top, left = (long - height) // 2, (long - width) // 2
         canvas[top : top + height, left : left + width] = values
         values = canvas
-    elif fit == "crop":
-        top, left = (height - short) // 2, (width - short) // 2
-        values = values[top : top + short, left : left + short]
-    resized = np.asarray(Image.fromarray(values).resize((160, 160), Image.Resampling.BICUBIC))
+    shape = (160 * width // short, 160 * height // short) if fit == "crop" else (160, 160)
+    resized = np.asarray(Image.fromarray(values).resize(shape, Image.Resampling.BICUBIC))
+    top, left = (resized.shape[0] - 160) // 2, (resized.shape[1] - 160) // 2
+    resized = resized[top : top + 160, left : left + 160]
     expected = ((resized / 255 - mean) / std).transpose(2, 0, 1)
     original = Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
     result = tower.preprocess(original)
@@ -121,8 +121,10 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (VisionOptions("ViT-B-32", "random"), "write open_clip:NAME or timm:NAME"),
-        (VisionOptions("clip:ViT-B-32", "random"), "write open_clip:NAME or timm:NAME"),
+        (VisionOptions("ViT-B-32", "random"), "write open_clip:NAME or timm:NAME, or clip:REFERENCE"),
+        (VisionOptions("clips:ViT-B-32", "random"), "write open_clip:NAME or timm:NAME, or clip:REFERENCE"),
+        (VisionOptions("clip:no/such-tower", "random"), "hf download no/such-tower"),
+        (VisionOptions("timm:test_vit", "random", class_token=True), "only towers of CLIP's kind give a class token"),
         (VisionOptions("open_clip:ViT-B-33", "random"), "did you mean 'ViT-B-32'"),
         (VisionOptions("timm:test_vti", "random"), "did you mean 'test_vit"),
         (

@@ -1,0 +1,147 @@
+"""Conversation templates as jinja, for transformers; and which of ours a model's own jinja template is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mmtune.data.conversation import Turn
+from mmtune.data.templates import (
+    LLAMA_2_SYSTEM,
+    TEMPLATES,
+    TOKENIZER_TEMPLATE,
+    VICUNA_SYSTEM,
+    content_parts,
+    takes_parts,
+)
+from mmtune.errors import UserError
+from mmtune.models.interop.weights import find_file, read_settings
+
+# Every message's content as one string, a single photo on a line of its own at the start, as LLaVA writes it. Content
+# may be a string or a list of parts; the template that follows sees strings alone.
+_FLATTEN = """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set said = namespace(text='') -%}
+{%- if message['content'] is string -%}
+{%- set said.text = message['content'] -%}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- set said.text = said.text + ('<image>' if part['type'] == 'image' else part['text']) -%}
+{%- endfor -%}
+{%- endif -%}
+{%- if said.text.count('<image>') == 1 -%}
+{%- set said.text = ('<image>\\n' + said.text.replace('<image>', '').strip()).strip() -%}
+{%- endif -%}
+{%- set flat.messages = flat.messages + [dict(message, content=said.text)] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+# the system prompt apart from the turns
+_SYSTEM = """\
+{%%- set about = namespace(system=%s) -%%}
+{%%- if messages and messages[0]['role'] == 'system' -%%}
+{%%- set about.system = messages[0]['content'] -%%}
+{%%- set messages = messages[1:] -%%}
+{%%- endif -%%}
+"""
+_BODIES = {
+    "vicuna_v1": _SYSTEM % json.dumps(VICUNA_SYSTEM)
+    + """\
+{{- about.system + ' ' -}}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{{- 'USER: ' + message['content'] + ' ASSISTANT:' -}}
+{%- else -%}
+{{- ' ' + message['content'] + '</s>' -}}
+{%- endif -%}
+{%- endfor -%}""",
+    "llama_2": _SYSTEM % json.dumps(LLAMA_2_SYSTEM)
+    + """\
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{{- '' if loop.first else '<s>' -}}
+{{- '[INST] ' -}}
+{{- '<<SYS>>\\n' + about.system + '\\n<</SYS>>\\n\\n' if loop.first and about.system else '' -}}
+{{- message['content'] + ' [/INST]' -}}
+{%- else -%}
+{{- ' ' + message['content'] + ' </s>' -}}
+{%- endif -%}
+{%- endfor -%}""",
+    "plain": """\
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}
+{{- '<image>' * message['content'].count('<image>') -}}
+{%- elif message['role'] == 'assistant' -%}
+{{- message['content'] + '\\n' -}}
+{%- endif -%}
+{%- endfor -%}""",
+    "chatml": """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}""",
+}
+_PROBES = (
+    [Turn("user", "<image>\nwhat?")],
+    [Turn("system", "be kind"), Turn("user", "one"), Turn("assistant", "two"), Turn("user", "three")],
+)
+
+
+def jinja_template(name: str, tokenizer: Any) -> str:
+    """A template of ours as jinja, whose messages may be strings or lists of parts.
+
+    Args:
+        name: as in `--model.template`.
+        tokenizer: whose own template `tokenizer` stands for.
+    """
+    if name != TOKENIZER_TEMPLATE:
+        return _FLATTEN + _BODIES[name]
+    own: str = tokenizer.chat_template
+    return own if takes_parts(tokenizer) else _FLATTEN + own
+
+
+def chat_template_of(reference: str) -> str | None:
+    """The chat template of a folder or hub repository, wherever it is kept; the processor's before others."""
+    if (file := find_file(reference, "chat_template.jinja")) is not None:
+        return file.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        found = (read_settings(reference, name) or {}).get("chat_template")
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def template_of(reference: str) -> str:
+    """Which of our templates a LLaVA speaks: the one that writes what its chat template writes.
+
+    `tokenizer` for a chat template that is none of ours, and `vicuna_v1`, LLaVA 1.5's, where there is none: nothing in
+    the released layout says which conversation a model was trained with.
+    """
+    source = chat_template_of(reference)
+    if source is None:
+        return "vicuna_v1"
+    for name, template in TEMPLATES.items():
+        try:
+            if all(_render(source, turns) == template.prompt(turns) for turns in _PROBES):
+                return name
+        except UserError:  # ours have no place for it
+            continue
+    return TOKENIZER_TEMPLATE
+
+
+def _render(source: str, turns: list[Turn]) -> str | None:
+    """A jinja template's text for turns, messages as lists of parts and then as strings, whichever it takes."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    for as_parts in (True, False):
+        messages = [{"role": t.role, "content": content_parts(t.text) if as_parts else t.text} for t in turns]
+        try:
+            rendered, _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=True)
+        except Exception:  # a template raises as it likes at what it does not know
+            continue
+        if turns[-1].text.rpartition("\n")[2] in rendered[0]:
+            return str(rendered[0])
+    return None

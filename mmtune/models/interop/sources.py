@@ -1,0 +1,134 @@
+"""What another tool's LLaVA folder is made of, told from its config alone."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from mmtune.errors import UserError
+from mmtune.files import locate
+from mmtune.models.interop.llava_hf import TransformersLlava
+from mmtune.models.interop.llava_original import OriginalLlava
+from mmtune.models.interop.weights import State, read_settings
+from mmtune.models.options import ModelSpec
+
+_PADDED_TO = 1024  # the largest multiple that vocabularies are padded to
+
+
+class Source(Protocol):
+    """A LLaVA of another tool: a folder or hub repository.
+
+    Attributes:
+        reference: the folder or hub id.
+        image_token: the id in its config that stands for a photo; None where text is cut at `<image>` instead.
+    """
+
+    reference: str
+    image_token: int | None
+
+    def spec(self, language: str | None) -> ModelSpec:
+        """What it is made of, by references into it.
+
+        Args:
+            language: the language model that an adapter or a projector belongs to, in place of the one it names.
+
+        Raises:
+            UserError: it is made of something that is not read.
+        """
+
+    def language_config(self) -> Any:
+        """transformers' config of its language model, with the dtype that it is stored in."""
+
+    def language_state(self) -> State:
+        """The language model's tensors, under the names of the causal language model."""
+
+    def projector_state(self) -> State:
+        """The projector's tensors, as layers 0 and 2 (0 alone where it is linear)."""
+
+    def adapter_state(self) -> State | None:
+        """The adapter's tensors in peft's names, or None."""
+
+
+def open_source(reference: str) -> Source | None:
+    """The LLaVA of another tool that a reference stands for, or None: it is something else, or not there at all.
+
+    Raises:
+        UserError: it is a vision-language model of a kind that is not read.
+    """
+    if locate(reference).is_file():
+        return None
+    try:
+        settings = read_settings(reference, "config.json")
+    except UserError:
+        return None  # the loader of language models says what is wrong
+    if settings is None:
+        return None
+    architectures = settings.get("architectures") or []
+    if "mm_vision_tower" in settings:
+        return OriginalLlava(reference, settings)
+    if settings.get("model_type") == "llava" and "vision_config" in settings:
+        return TransformersLlava(reference, settings)
+    if "vision_config" in settings and "text_config" in settings:
+        raise UserError(
+            f"{reference}: config.json: expected the architecture LlavaForConditionalGeneration or the released "
+            f"LLaVA's (LlavaLlamaForCausalLM), found {', '.join(architectures) or settings.get('model_type')}"
+        )
+    return None
+
+
+def load_source_language(source: Source, *, dtype: Any, **options: Any) -> Any:
+    """The language model out of a LLaVA, as transformers' causal language model.
+
+    Raises:
+        UserError: tensors are missing, or of another shape than the config says.
+    """
+    import torch
+
+    from mmtune.models.interop.weights import compare
+
+    config = source.language_config()
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{source.reference}: text_config: {config.model_type} is no causal language model")
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    state = {name: tensor for name, tensor in source.language_state().items() if not name.endswith("inv_freq")}
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+    if config.tie_word_embeddings and "lm_head.weight" not in state:
+        del expected["lm_head.weight"]
+    compare(state, expected, source.reference)
+    return kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
+
+
+def check_vocabulary(source: Source, tokenizer: Any, rows: int) -> None:
+    """Make sure that the tokenizer is that of the embedding.
+
+    An embedding may have more rows than tokens: vocabularies are padded, to multiples of up to 1024.
+
+    Args:
+        source: the LLaVA that both come from.
+        tokenizer: its tokenizer.
+        rows: of the word embedding.
+
+    Raises:
+        UserError: the tokenizer is larger or much smaller, or the image token is missing or has another id.
+    """
+    # some of Llama's tokenizers name a padding token that the embedding has no row for
+    ids = [number for token, number in tokenizer.get_vocab().items() if token != tokenizer.pad_token]
+    tokens = max(ids, default=-1) + 1
+    padded = -(-tokens // _PADDED_TO) * _PADDED_TO
+    if not tokens <= rows <= padded:
+        kind = "larger" if tokens > rows else "smaller"
+        raise UserError(
+            f"{source.reference}: the tokenizer is {kind} than the embedding: it has {tokens} tokens, and the "
+            f"embedding {rows} rows, where {tokens} to {padded} are expected; copy the tokenizer of the same model"
+        )
+    if source.image_token is None:
+        return
+    found = tokenizer.get_vocab().get("<image>")
+    if found != source.image_token:
+        has = "has no <image>" if found is None else f"gives <image> the id {found}"
+        raise UserError(
+            f"{source.reference}: config.json expects the image token <image> to have the id {source.image_token}, and "
+            f"the tokenizer {has}; copy both from the same model"
+        )

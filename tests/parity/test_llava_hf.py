@@ -1,0 +1,102 @@
+"""transformers' LLaVA folders, read and written: the same logits, the same text, the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from llava_builders import LANGUAGES
+from PIL import Image
+
+from mmtune.models.interop.export import export, load_for_export
+from mmtune.models.interop.weights import State, Weights
+from mmtune.models.prompts import PromptEncoder
+from mmtune.models.vlm import VisionLanguageModel
+
+Write = Callable[..., Path]
+ASKED: list[tuple[str, tuple[int, ...]]] = [
+    ("say something", ()),
+    ("<image>\nwhat is it?", (0,)),
+    ("<image> or <image>, and then <image>?", (0, 3, 1)),
+]
+
+
+def theirs(folder: Path) -> tuple[Any, Any]:
+    """The model and the processor as anyone loads them, with no code of ours."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return model.eval(), AutoProcessor.from_pretrained(folder, backend="pil")
+
+
+def their_inputs(processor: Any, text: str, photos: Sequence[Image.Image]) -> Any:
+    return processor(text=text, images=list(photos) or None, return_tensors="pt")
+
+
+@torch.inference_mode()
+def our_logits(model: VisionLanguageModel, text: str, photos: Sequence[Image.Image]) -> torch.Tensor:
+    encoder = PromptEncoder(model)
+    embeddings = encoder.embed(encoder.keys(text, photos))
+    result: torch.Tensor = model.language(inputs_embeds=embeddings[None]).logits[0]
+    return result
+
+
+def same_logits_and_text(model: VisionLanguageModel, folder: Path, photos: list[Image.Image]) -> None:
+    llava, processor = theirs(folder)
+    rows = len(model.base_language.get_input_embeddings().weight)
+    answers = set()
+    for text, seen in ASKED:
+        shown = [photos[number] for number in seen]
+        inputs = their_inputs(processor, text, shown)
+        with torch.inference_mode():
+            expected = llava(**inputs).logits[0]
+        torch.testing.assert_close(our_logits(model, text, shown), expected[:, :rows], rtol=1e-4, atol=1e-4)
+
+        content: list[dict[str, Any]] = []
+        for number, piece in enumerate(text.split("<image>")):
+            content += [{"type": "image"}] if number else []
+            content += [{"type": "text", "text": piece.strip("\n")}] if piece.strip() else []
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = their_inputs(processor, prompt, shown)
+        out = llava.generate(**inputs, max_new_tokens=12, do_sample=False)
+        said = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert model.generate([text], [shown], max_new_tokens=12) == [said]
+        answers.add(said)
+    assert len(answers) == len(ASKED), "what is said must depend on what is asked and seen"
+
+
+def tensors(folder: Path) -> State:
+    """By the names of transformers' older folders, whichever the folder has."""
+    weights = Weights.of(str(folder))
+    assert weights is not None
+    return {n.replace("vision_tower.vision_model.", "vision_tower."): t for n, t in weights.read(weights.files).items()}
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}"
+    "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_folder_of_transformers_is_read_and_written_again_bit_for_bit(
+    llava_hf: Write, photos: list[Image.Image], tmp_path: Path, language: str
+) -> None:
+    folder = llava_hf(language, template=CHATML)
+    model = VisionLanguageModel.from_pretrained(folder)
+    same_logits_and_text(model, folder, photos)
+
+    export(load_for_export(str(folder)), "llava-hf", tmp_path / "out")
+    before, after = tensors(folder), tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+    again = VisionLanguageModel.from_pretrained(tmp_path / "out")
+    same_logits_and_text(again, tmp_path / "out", photos)
+    ours, read_back = model.state_dict(), again.state_dict()
+    assert ours.keys() == read_back.keys()
+    assert all(torch.equal(ours[name], read_back[name]) for name in ours)
