@@ -17,6 +17,7 @@ from mmtune.models.vlm import VisionLanguageModel
 
 CONFIGS = sorted(p.stem for p in resource_folder("configs").glob("*.yaml"))
 STRATEGIES = sorted(p.stem for p in resource_folder("configs").glob("strategies/*.yaml"))
+LOGGERS = sorted(p.stem for p in resource_folder("configs").glob("loggers/*.yaml"))
 RECIPES = [name for name in CONFIGS if name.startswith(("llama2_7b_", "vicuna_7b_"))]
 TUNING = [name for name in RECIPES if not name.endswith("_align")]
 LANGUAGE, TOWER, PROJECTOR, ADAPTERS = 6_738_415_616, 304_293_888, 20_979_712, 319_815_680
@@ -117,6 +118,18 @@ def test_a_strategy_is_laid_over_a_recipe(name: str, recipe: str) -> None:
     assert config.trainer.devices * config.trainer.accumulate_grad_batches * config.data.pack_rows == 64
     assert config.trainer.num_nodes == 2
     assert (config.out, config.model, config.data) == (alone.out, alone.model, alone.data)
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_a_logger_is_laid_over_a_recipe(name: str) -> None:
+    text = (resource_folder("configs") / "loggers" / f"{name}.yaml").read_text()
+    command = f"mmtune fit --config quickstart --config {name}"
+    assert text.splitlines()[0] == f"# {command}"
+    alone = parse_training(["fit", "--config", "quickstart"]).config.fit
+    config = parse_training(command.split()[1:]).config.fit
+    assert config.trainer.logger.class_path.rpartition(".")[2].lower() == f"{name}logger"
+    config.trainer.logger = None
+    assert all(config[key] == alone[key] for key in ("out", "model", "data", "trainer"))
 
 
 @pytest.mark.parametrize("name", RECIPES)

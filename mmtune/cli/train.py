@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
 from mmtune.files import atomic_path, claim_folder, find_resource
@@ -27,7 +28,7 @@ from mmtune.models.inference import is_out_of_memory
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
 from mmtune.training.ledger import Ledger
-from mmtune.training.metrics_log import MetricsCsv
+from mmtune.training.loggers import check_loggers, choose_loggers, named_loggers
 from mmtune.training.module import InstructionTuning
 from mmtune.training.optimizers import check_optimizer
 from mmtune.training.progress import TrainingProgress
@@ -48,11 +49,13 @@ class SaveConfig(SaveConfigCallback):
     """Writes `RUN/config.yaml`, with which the run can be done again."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the resolved config before anything is computed."""
+        """Write the resolved config before anything is computed, and tell it the loggers."""
         if stage == "fit" and trainer.is_global_zero:
             target = Path(trainer.default_root_dir) / "config.yaml"
             with atomic_path(target) as temporary:
                 self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True, multifile=False)
+            for logger in trainer.loggers:
+                logger.log_hyperparams(yaml.safe_load(target.read_text(encoding="utf-8")))
 
 
 class TrainingCLI(LightningCLI):
@@ -75,6 +78,18 @@ class TrainingCLI(LightningCLI):
             default=100,
             help="Steps between checkpoints to resume from; 0 for none.",
         )
+        parser.add_argument(
+            "--unseen",
+            type=str | None,
+            default=None,
+            help="Compare the training rows with this suite's, and write what they have in common to RUN/unseen.json.",
+        )
+        parser.add_argument(
+            "--unseen_data_root",
+            type=str | None,
+            default=None,
+            help="Read that suite's rows below this folder, as `mmtune eval --data-root` does.",
+        )
         self.link_data(parser)
 
     def link_data(self, parser: LightningArgumentParser) -> None:
@@ -84,6 +99,12 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about arguments that do not come from sys.argv."""
         self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Look for the loggers' packages before anything is made."""
+        trainer = self._get(self.config, "trainer", default={})
+        check_loggers(trainer.get("logger"))
+        super().instantiate_classes()
 
     def before_fit(self) -> None:
         """Look at the model's parts and at what trains them before the data is read."""
@@ -130,10 +151,10 @@ class TrainingCLI(LightningCLI):
         if (packs := options.get("accumulate_grad_batches", 1)) < 1:
             raise UserError(f"--trainer.accumulate_grad_batches {packs}: must be at least 1")
         callbacks = list(options.get("callbacks") or [])
-        loggers = options.get("logger")
-        loggers = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]
+        loggers = named_loggers(options.get("logger"))
         if self.subcommand == "fit":
             callbacks += [Ledger(run), RandomStates(), SoundLoss(), SaveModel(run), StopOnSigterm(run)]
+            callbacks += unseen_checks(run, *(self._get(self.config_init, k) for k in ("unseen", "unseen_data_root")))
             own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
             if options.get("enable_progress_bar") is not False and not own_bar:
                 callbacks.append(TrainingProgress())
@@ -149,7 +170,7 @@ class TrainingCLI(LightningCLI):
                         enable_version_counter=False,
                     )
                 )
-            loggers = [MetricsCsv(run), *loggers]
+            loggers = choose_loggers(run, options.get("logger"))
         try:
             trainer: pl.Trainer = super().instantiate_trainer(
                 default_root_dir=str(run),

@@ -25,6 +25,7 @@ class MetricsCsv(Logger):
         self.file = run / "metrics.csv"
         # the row of the step that a checkpoint was saved after: a run killed between the two has not written it
         self.saved: dict[str, Any] | None = None
+        self.filled_in: dict[str, Any] | None = None  # that row, once it was found to be missing
         self._columns: list[str] = []
         self._last: dict[str, Any] | None = None
         self._last_at: int | None = None  # where in the file the last row begins
@@ -79,6 +80,7 @@ class MetricsCsv(Logger):
         rows = [row for row in self._rows() if int(row["step"]) < step]
         last = int(rows[-1]["step"]) if rows else -1
         if self.saved is not None and last < self.saved["step"] < step:
+            self.filled_in = self.saved
             rows.append(self.saved)
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
         self._write_all(rows)
