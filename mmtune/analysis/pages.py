@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from mmtune.analysis.compare import Comparison, Estimate
 from mmtune.analysis.tables import p_text, points_text
@@ -18,7 +22,14 @@ FLIPS_PER_TASK = 300  # what a phone still scrolls through; comparison.json has 
 def write_page(template: str, target: Path, **values: Any) -> None:
     """Fill a template of `mmtune/analysis/templates` and write it, whole or not at all.
 
-    Everything filled in is escaped, and characters that act or hide are made visible: answers are untrusted text.
+    Everything filled in is escaped, and characters that act or hide are made visible: answers are untrusted text. The
+    page's Content-Security-Policy lets only its own style sheet and script through, by their SHA-256 (CSP level 3,
+    section 2.3.1), and pictures that are in the page; nothing else is loaded, run or sent.
+
+    Args:
+        template: `NAME.html`; `NAME.css` and `NAME.js` beside it go into the page.
+        target: the file to write.
+        values: what the template speaks of.
     """
     environment = Environment(
         loader=PackageLoader("mmtune.analysis"),
@@ -29,9 +40,24 @@ def write_page(template: str, target: Path, **values: Any) -> None:
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.globals["points"] = points_text
-    page = environment.get_template(template).render(values)
+    folder, name = Path(__file__).parent / "templates", template.removesuffix(".html")
+    style = "".join((folder / f"{one}.css").read_text(encoding="utf-8") for one in ("page", name))
+    script = (folder / f"{name}.js").read_text(encoding="utf-8")
+    page = environment.get_template(template).render(
+        values, style=Markup(style), script=Markup(script), style_hash=_csp_hash(style), script_hash=_csp_hash(script)
+    )
     with atomic_path(target) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def embedded_json(value: Any) -> Markup:
+    """JSON that stands in a page's script element as data and cannot end it: in ASCII, without `<`, `>` and `&`."""
+    text = json.dumps(value, separators=(",", ":"))
+    return Markup(text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026"))
+
+
+def _csp_hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def write_comparison_page(comparison: Comparison, target: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,10 @@ class TaskChange:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One question and what a model made of it; `prediction` is None where no valid answer was found."""
+    """One question and what a model made of it.
+
+    `prediction` is None where no valid answer was found; `image` stands for the photo's bytes, None without a photo.
+    """
 
     id: int | str
     prompt: str
@@ -73,6 +77,7 @@ class Sample:
     prediction: str | None
     target: str
     score: float
+    image: str | None = None
 
     @property
     def more(self) -> str:
@@ -175,7 +180,7 @@ def read_answers(folder: Path, task: str) -> Answers:
                     raise UserError(f"{file}, line {number}: {wrong}; run the evaluation again")
                 if row["id"] in samples:
                     raise UserError(f"{file}, line {number}: a second sample {row['id']!r}; run the evaluation again")
-                samples[row["id"]] = Sample(**{field: row[field] for field in _SAMPLE_FIELDS})
+                samples[row["id"]] = Sample(**{field: row[field] for field in _SAMPLE_FIELDS}, image=_digest(row))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; run the evaluation again") from None
     except ValueError as error:  # neither JSON nor, it may be, UTF-8
@@ -232,6 +237,11 @@ def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str 
         if isinstance(value, float) and not math.isfinite(value):
             return f"{field} is {value}"
     return None
+
+
+def _digest(row: dict[str, Any]) -> str | None:
+    image = row.get("image")  # names a file, so it must be what it says
+    return image if isinstance(image, str) and re.fullmatch("[0-9a-f]{64}", image) else None
 
 
 def _look_up(task: dict[str, Any], field: str) -> Any:

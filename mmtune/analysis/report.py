@@ -1,62 +1,190 @@
-"""A self-contained page about one tuning: scores before and after, answers side by side, cost, loss."""
+"""A self-contained page about arms: scores beside cost, answers side by side, losses, settings, versions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmtune.analysis.pages import write_page
-from mmtune.analysis.records import MODALITIES, paired_samples, read_metrics, read_results, task_changes
-from mmtune.analysis.tables import cost_lines
-from mmtune.files import read_json
+from mmtune.analysis.arms import Arm, TrainedRun
+from mmtune.analysis.exports import write_tables
+from mmtune.analysis.pages import embedded_json, write_page
+from mmtune.analysis.plots import DARK, DARK_NARROW, LIGHT, LIGHT_NARROW, TITLES, flop_unit, svg_pictures, write_plots
+from mmtune.analysis.samples import ANSWER_CHARACTERS, PROMPT_CHARACTERS, collect
+from mmtune.analysis.scaling import Score, Study, cheaper, study
 
-SAMPLES_PER_TASK = 12
+SAMPLES_PER_TASK = 500
+_NARROW, _DARK = "(max-width: 48rem)", "screen and (prefers-color-scheme: dark)"
+# by media query, the first that holds is taken; paper is light, and narrow or wide as the screen
+_FORMS = {f"{_DARK} and {_NARROW}": DARK_NARROW, _DARK: DARK, _NARROW: LIGHT_NARROW, "": LIGHT}
+_UNTOLD = {"out", "ckpt_path"}  # where a run was written says nothing about the run
 
 
-def write_report(run: Path, before: Path, after: Path, target: Path, *, title: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A set or an average in the table of scores.
+
+    Attributes:
+        name: of the set or average.
+        rows: how many samples; None of an average.
+        average: whether it is one.
+        averaged: whether the set is in the averages.
+        scores: per arm.
+        unparsed: share of answers without a valid prediction per arm, the mean over seeds; None of an average.
+    """
+
+    name: str
+    rows: int | None
+    average: bool
+    averaged: bool
+    scores: list[Score]
+    unparsed: list[float] | None
+
+    def clear(self, i: int) -> bool:
+        """Whether arm i differs from the first by more than two standard errors of the difference, unpaired."""
+        first, other = self.scores[0], self.scores[i]
+        return abs(other.mean - first.mean) > 2 * (first.stderr**2 + other.stderr**2) ** 0.5
+
+
+def write_report(
+    arms: Sequence[Arm],
+    target: Path,
+    *,
+    title: str,
+    baseline: str | None = None,
+    samples: int = SAMPLES_PER_TASK,
+    plots: Path | None = None,
+    tables: Path | None = None,
+) -> list[str]:
     """Write the page as one HTML file that needs nothing else.
 
     Args:
-        run: the run directory.
-        before: the evaluation of the model the run began with.
-        after: the evaluation of the model it made.
+        arms: as `read_arms` gives them; answers are compared with those of the first.
         target: the file to write.
         title: of the page.
+        baseline: the arm that the others are cheaper than; the most costly tuned one where None.
+        samples: at most so many of each task are on the page.
+        plots: a folder for the pictures as SVG and PNG.
+        tables: a folder for the tables as CSV and LaTeX.
+
+    Returns:
+        What is left out, or does not compare, for people.
 
     Raises:
-        UserError: a file of these is missing, or the evaluations do not compare.
+        UserError: a file is damaged, there is nothing to compare, or no arm is called as the baseline.
     """
-    old, new = read_results(before), read_results(after)
-    changes = task_changes(old, new)
-    losses = [(row["step"], row["train_loss"]) for row in read_metrics(run) if "train_loss" in row]
-    ledger = read_json(run / "ledger.json")
+    found = study(arms)
+    against = found.baseline(baseline)
+    costs = [arm.cost for arm in found.arms if arm.cost is not None]
+    chosen = collect(found, samples)
     write_page(
         "report.html",
         target,
         title=title,
-        changes=changes,
-        groups=[(m, [c for c in changes if c.modality == m]) for m in MODALITIES],
-        samples=[(c, paired_samples(before, after, c.name)[:SAMPLES_PER_TASK]) for c in changes],
-        cost=cost_lines(ledger),
-        ledger=ledger,
-        old=old,
-        new=new,
-        curve=_curve(losses),
+        study=found,
+        rows=_rows(found),
+        unit=flop_unit(max((cost.flops for cost in costs), default=0.0)),
+        baseline=against,
+        cheaper=[None if against is None else cheaper(arm, against) for arm in found.arms],
+        resources=_resources(found),
+        pictures=_pictures(found),
+        samples=chosen,
+        samples_json=embedded_json(chosen.data),
+        cuts=(PROMPT_CHARACTERS, ANSWER_CHARACTERS),
+        differences=_settings(found, _config, differing=True),
+        versions=_settings(found, _versions),
     )
+    if plots is not None:
+        write_plots(found, plots)
+    if tables is not None:
+        write_tables(found, tables, against)
+    return found.warnings
 
 
-def _curve(points: Sequence[tuple[float, float]], width: int = 640, height: int = 200) -> dict[str, Any] | None:
-    """A smoothed line as SVG coordinates, with the values at its ends."""
-    if len(points) < 2:
-        return None
-    smooth: list[float] = []
-    for _, loss in points:
-        smooth.append(loss if not smooth else 0.9 * smooth[-1] + 0.1 * loss)
-    low, high = min(smooth), max(smooth)
-    last = points[-1][0] or 1
-    path = " ".join(
-        f"{step / last * width:.1f},{height - (value - low) / ((high - low) or 1) * height:.1f}"
-        for (step, _), value in zip(points, smooth, strict=True)
-    )
-    return {"path": path, "low": low, "high": high, "steps": int(last) + 1, "width": width, "height": height}
+def _rows(found: Study) -> list[Row]:
+    rows = []
+    for modality in dict.fromkeys(found.tasks.values()):
+        for task, of in found.tasks.items():
+            if of == modality:
+                results = [[run.results["tasks"][task] for run in arm.arm.runs] for arm in found.arms]
+                unparsed = [sum(one["unparsed"] for one in seeds) / len(seeds) for seeds in results]
+                scores = [arm.tasks[task] for arm in found.arms]
+                rows.append(Row(task, results[0][0]["n"], False, task in found.averaged, scores, unparsed))
+    averages = found.averages
+    return rows + [Row(name, None, True, True, [a.averages[name] for a in found.arms], None) for name in averages]
+
+
+def _pictures(found: Study) -> dict[str, tuple[str, dict[str, str]]]:
+    """Title and forms of each picture, a form being a media query and the picture as a data URL."""
+    drawn = {media: svg_pictures(found, look) for media, look in _FORMS.items()}
+
+    def url(svg: bytes) -> str:
+        return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+    return {
+        name: (TITLES[name], {media: url(pictures[name]) for media, pictures in drawn.items()}) for name in drawn[""]
+    }
+
+
+def _resources(found: Study) -> list[str]:
+    """Peak memory and energy of each arm, the largest of its runs, as far as the ledgers have them."""
+    lines = []
+    for arm in found.arms:
+        most: dict[str, float] = {}
+        for ledger in (run.ledger for run in arm.arm.runs if run.ledger is not None):
+            memory = ledger.get("peak_memory_bytes") or {}
+            for name, value, size in (
+                ("GiB of memory", memory.get("host"), 2**30),
+                ("GiB of device memory", memory.get("device"), 2**30),
+                ("kWh", ledger.get("energy_kwh"), 1),
+            ):
+                if isinstance(value, (int, float)):
+                    most[name] = max(most.get(name, 0.0), value / size)
+        if most:
+            lines.append(f"{arm.name}: {', '.join(f'{value:.3g} {name}' for name, value in most.items())} at most.")
+    return lines
+
+
+def _config(run: TrainedRun) -> dict[str, Any]:
+    return {key: value for key, value in run.config.items() if key not in _UNTOLD}
+
+
+def _versions(run: TrainedRun) -> dict[str, Any]:
+    """What the run and its evaluation were computed with and on."""
+    results, ledger = run.results, run.ledger or {}
+    told = {"suite": results.get("suite"), "evaluated": results.get("created"), "model": results.get("model")}
+    for what, kinds in (("evaluation", results), ("training", ledger)):
+        for kind in ("hardware", "versions"):
+            values = kinds.get(kind)
+            told |= {f"{what}, {name}": value for name, value in (values if isinstance(values, dict) else {}).items()}
+    protocols = dict.fromkeys(task["protocol"] for task in results["tasks"].values())
+    return told | {"protocol": ", ".join(protocols)}
+
+
+def _settings(
+    found: Study, read: Callable[[TrainedRun], dict[str, Any]], *, differing: bool = False
+) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Each key with its values by arm; one value alone, without an arm, where all have it.
+
+    Args:
+        found: the arms.
+        read: what a run says; a run that says nothing is left out.
+        differing: only keys whose values are not all the same.
+    """
+    told = {arm.name: [values for run in arm.arm.runs if (values := read(run))] for arm in found.arms}
+    told = {name: runs for name, runs in told.items() if runs}
+    rows = []
+    for key in dict.fromkeys(key for runs in told.values() for values in runs for key in values):
+        values = {name: ", ".join(dict.fromkeys(_said(run.get(key)) for run in runs)) for name, runs in told.items()}
+        if len(set(values.values())) > 1:
+            rows.append((key, list(values.items())))
+        elif not differing:
+            rows.append((key, [("", next(iter(values.values())))]))
+    return rows
+
+
+def _said(value: Any) -> str:
+    return "—" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -135,7 +135,7 @@ class Study:
         return [name for name in AVERAGES if any(name in ("overall", self.tasks[task]) for task in self.averaged)]
 
     def baseline(self, name: str | None = None) -> ScoredArm | None:
-        """The arm of this name; without one, the most costly tuned arm, or None where none is.
+        """The arm of this name; without one, the most costly tuned arm; None with fewer than two.
 
         Raises:
             UserError: no arm has this name.
@@ -146,7 +146,7 @@ class Study:
                     return arm
             raise UserError(f"--baseline {name}: no such arm; choose one of: {', '.join(a.name for a in self.arms)}")
         tuned = [arm for arm in self.arms if arm.tuned]
-        return max(tuned, key=lambda arm: arm.cost.flops if arm.cost else 0.0, default=None)
+        return max(tuned, key=lambda arm: arm.cost.flops if arm.cost else 0.0) if len(tuned) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mmtune.analysis.compare import Against, Comparison, Estimate
+from mmtune.analysis.plots import flop_unit
 from mmtune.analysis.records import MODALITIES, PairedSample, Sample, TaskChange
+from mmtune.analysis.scaling import Study, cheaper
 from mmtune.analysis.untrusted import ending, one_line, visible
 
 
@@ -107,6 +109,33 @@ def comparison_table(comparison: Comparison, against: Against) -> Table:
         table.add_section()
     for average in against.averages:
         table.add_row(Text(f"{average.name}, average", style="bold"), "", *figures(average.estimate), "", "", "")
+    return table
+
+
+def study_table(study: Study) -> Table:
+    """Averages beside cost, an arm in a row, and how many times cheaper than the most costly tuned arm."""
+    table = Table(title="Score beside cost, per cent ± one standard error", title_justify="left", show_edge=False)
+    table.add_column("arm", overflow="fold")
+    size, unit = flop_unit(max((arm.cost.flops for arm in study.arms if arm.cost), default=0.0))
+    for heading in (*study.averages, "rows", "text tokens", "image tokens", "passes", unit, "seconds", "cheaper"):
+        table.add_column(heading, justify="right")
+    baseline = study.baseline()
+    for arm in study.arms:
+        scores = [f"{100 * score.mean:.1f} ± {100 * score.stderr:.1f}" for score in arm.averages.values()]
+        costs: list[str] = []
+        if arm.tuned and arm.cost is not None:
+            tokens = arm.cost.tokens
+            counts = (arm.cost.samples, tokens.get("text", 0), tokens.get("image", 0), arm.cost.tower_passes)
+            costs = [
+                *(f"{count:,.0f}" for count in counts),
+                f"{arm.cost.flops / size:,.1f}",
+                f"{arm.cost.seconds:,.0f}",
+            ]
+            times = None if baseline is None else cheaper(arm, baseline).at_equal_samples
+            costs.append("" if times is None else f"{times:.2f} ×")
+        table.add_row(Text(visible(arm.name)), *scores, *costs)
+    if baseline is not None:
+        table.caption = Text(f"cheaper: operations per row of {visible(baseline.name)} over the arm's own")
     return table
 
 

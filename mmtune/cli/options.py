@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, TypeVar, get_type_hints
 
 import docstring_parser
@@ -25,7 +26,9 @@ class OneLineParser(ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists the flags)") from ex
 
 
-def build_parser(command: str, options: type[Any], *, positional: str | None = None) -> OneLineParser:
+def build_parser(
+    command: str, options: type[Any], *, positional: str | None = None, short: Mapping[str, str] | None = None
+) -> OneLineParser:
     """A parser with a flag for every field of a dataclass.
 
     `data_root` becomes `--data-root`; a field `resume: bool` becomes `--resume` and `--no-resume`; a field without a
@@ -35,6 +38,7 @@ def build_parser(command: str, options: type[Any], *, positional: str | None = N
         command: the command's name.
         options: the dataclass; the first paragraph of its docstring describes the command, its `Attributes` the flags.
         positional: the field that is given without a flag, a list.
+        short: a second, short flag by field, such as `-o`.
     """
     text = docstring_parser.parse(options.__doc__ or "")
     helps = {parameter.arg_name: parameter.description for parameter in text.params}
@@ -49,7 +53,10 @@ def build_parser(command: str, options: type[Any], *, positional: str | None = N
         elif hints[field.name] is bool:
             parser.add_argument(flag, action=ActionYesNo(no_prefix="no-"), help=helps.get(field.name), **default)
         else:
-            parser.add_argument(flag, type=hints[field.name], help=helps.get(field.name), required=required, **default)
+            flags = [short[field.name], flag] if short and field.name in short else [flag]
+            parser.add_argument(
+                *flags, type=hints[field.name], help=helps.get(field.name), required=required, **default
+            )
     return parser
 
 

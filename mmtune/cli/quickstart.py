@@ -9,6 +9,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from mmtune.analysis.arms import read_arms
 from mmtune.analysis.records import PairedSample, TaskChange, paired_samples, read_results, task_changes
 from mmtune.analysis.report import write_report
 from mmtune.analysis.tables import change_table, cost_lines, example_table
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     _tune(run, steps)
     console.print("[bold]4/4[/] Scoring the model after tuning")
     _evaluate(str(run), run / "after", data, rows)
-    write_report(run, run / "before", run / "after", run / "report.html", title="mmtune quickstart")
+    write_report(read_arms([run / "before", run / "after"]), run / "report.html", title="mmtune quickstart")
     _show(run)
     return 0
 

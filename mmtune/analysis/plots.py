@@ -1,0 +1,294 @@
+"""A report's pictures: drawn once for the page, in four forms, and as PNG and SVG for papers."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtune.analysis.scaling import ScoredArm, Study
+from mmtune.analysis.untrusted import one_line
+from mmtune.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's colours (jfly.uni-koeln.de/color), which colour-blind readers can tell apart, on white and on black
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_TOKENS = {"text, learnt": "#0072b2", "text, read": "#56b4e9", "image": "#d55e00", "padding": "#8c8c8c"}
+_UNITS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
+_SMOOTH = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a picture is drawn.
+
+    Attributes:
+        ink: colour of text and axes.
+        grid: colour of the lines behind.
+        narrow: for a phone: panels stand below each other.
+    """
+
+    ink: str = "#1c2430"
+    grid: str = "#dfe4ec"
+    narrow: bool = False
+
+    @property
+    def width(self) -> float:
+        """In inches; letters stay as large as the page's when it is scaled to the page."""
+        return 4.4 if self.narrow else 9.6
+
+
+LIGHT, DARK = Look(), Look("#e4e9f1", "#3a4454")
+LIGHT_NARROW, DARK_NARROW = Look(narrow=True), Look(DARK.ink, DARK.grid, narrow=True)
+TITLES = {
+    "score-against-flops": "Score against training operations",
+    "scores": "Scores by set",
+    "tokens": "Tokens by kind",
+    "loss": "Training loss",
+}
+
+
+def svg_pictures(study: Study, look: Look) -> dict[str, bytes]:
+    """The pictures as SVG, by name; those that there is nothing to draw for are left out."""
+    return {name: _saved(figure, "svg") for name, figure in _drawn(study, look).items()}
+
+
+def write_plots(study: Study, folder: Path) -> list[Path]:
+    """Write every picture as `NAME.svg` and `NAME.png` (200 dots an inch), and return their paths."""
+    written = []
+    for name, figure in _drawn(study, LIGHT).items():
+        for kind in ("svg", "png"):
+            with atomic_path(folder / f"{name}.{kind}") as temporary:
+                temporary.write_bytes(_saved(figure, kind))
+            written.append(folder / f"{name}.{kind}")
+    return written
+
+
+def flop_unit(largest: float) -> tuple[float, str]:
+    """What to divide floating-point operations by, and what they are called then."""
+    for size, name in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+        if largest >= size:
+            return size, name
+    return 1.0, "FLOP"
+
+
+def _drawn(study: Study, look: Look) -> dict[str, Figure]:
+    import matplotlib as mpl
+
+    drawings: dict[str, Callable[[Study, Look], Figure | None]] = {
+        "score-against-flops": _score_against_flops,
+        "scores": _scores,
+        "tokens": _tokens,
+        "loss": _loss,
+    }
+    with mpl.rc_context(_style(look)):
+        figures = {name: draw(study, look) for name, draw in drawings.items()}
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _style(look: Look) -> Any:
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    return {
+        **dict.fromkeys(ink, look.ink),
+        "font.size": 10,
+        "font.family": "DejaVu Sans",  # wider than what browsers put in its place, so that nothing is cut
+        "text.parse_math": False,  # a dollar in a name is a dollar
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.titlesize": 10,
+        "grid.color": look.grid,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+    }
+
+
+def _saved(figure: Figure, kind: str) -> bytes:
+    import matplotlib as mpl
+
+    stream = io.BytesIO()
+    # the same study gives the same bytes; letters stay letters
+    with mpl.rc_context({"svg.hashsalt": "mmtune", "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the PNG says it too
+        paper = {"facecolor": "white", "dpi": 200} if kind == "png" else {"transparent": True}
+        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None, **paper)
+    return stream.getvalue()
+
+
+def _figure(look: Look, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(look.width, height))
+
+
+def _names(study: Study) -> dict[str, str]:
+    return {arm.name: one_line(arm.name, 36) or "(no name)" for arm in study.arms}
+
+
+def _looks(study: Study) -> dict[str, dict[str, str]]:
+    """Colour and marker of each arm, the same in all pictures."""
+    return {
+        arm.name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for i, arm in enumerate(study.arms)
+    }
+
+
+def _legend(figure: Figure, handles: Mapping[str, Any], look: Look) -> None:
+    """The arms' names, above all panels."""
+    widest = max(map(len, handles))
+    columns = max(1, min(len(handles), int(look.width * 11) // (widest + 6)))
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=columns)
+
+
+def _legend_height(names: Sequence[str], look: Look) -> float:
+    columns = max(1, min(len(names), int(look.width * 11) // (max(map(len, names)) + 6)))
+    return 0.22 * -(-len(names) // columns) + 0.2
+
+
+def _score_against_flops(study: Study, look: Look) -> Figure | None:
+    tuned = [arm for arm in study.arms if arm.tuned and arm.cost and arm.cost.flops > 0]
+    if not tuned or not study.averages:
+        return None
+    flops = [arm.cost.flops for arm in tuned if arm.cost]
+    size, unit = flop_unit(max(flops))
+    names, looks = _names(study), _looks(study)
+    count = len(study.averages)
+    top = _legend_height(list(names.values()), look)
+    figure = _figure(look, top + (2.4 * count if look.narrow else 3.2))
+    axes = figure.subplots(*((count, 1) if look.narrow else (1, count)), squeeze=False).flat
+    handles: dict[str, Any] = {}
+    for average, axis in zip(study.averages, axes, strict=True):
+        axis.set_title(f"{average}, average")
+        for arm in study.arms:
+            score = arm.averages[average]
+            colour = looks[arm.name]["color"]
+            if arm.cost is not None and arm in tuned:
+                handle: Any = axis.errorbar(
+                    arm.cost.flops / size,
+                    100 * score.mean,
+                    100 * score.stderr,
+                    fmt=looks[arm.name]["marker"],
+                    color=colour,
+                    markersize=8,
+                    capsize=4,
+                )
+            else:  # what the others begin with, or what no run of ours made: no operations to place it by
+                handle = axis.axhline(100 * score.mean, color=colour, linestyle="--", linewidth=1.4)
+                axis.axhspan(
+                    100 * (score.mean - score.stderr), 100 * (score.mean + score.stderr), color=colour, alpha=0.12
+                )
+            handles[names[arm.name]] = handle
+        axis.set_xscale("log")
+        axis.set_xlim(min(flops) / size / 1.6, max(flops) / size * 1.6)
+        _plain_log_axis(axis)
+        axis.set_xlabel(f"training, {unit}")
+        axis.margins(y=0.15)
+    figure.axes[0].set_ylabel("score, %")
+    _legend(figure, handles, look)
+    return figure
+
+
+def _plain_log_axis(axis: Axes) -> None:
+    """Ticks as plain figures, few enough to be read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_xlim()
+    steps: tuple[float, ...] = (1.0,) if high / low > 1000 else (1.0, 3.0) if high / low > 60 else (1.0, 2.0, 5.0)
+    if high / low < 4:
+        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def _scores(study: Study, look: Look) -> Figure:
+    names, looks = _names(study), _looks(study)
+    rows = [(one_line(task, 24 if look.narrow else 36), task, False) for task in study.tasks]
+    rows += [(f"{average}, average", average, True) for average in study.averages]
+    room = 0.14 * len(study.arms) + 0.2
+    height = room * len(rows) + _legend_height(list(names.values()), look) + 0.7
+    figure = _figure(look, height)
+    axis = figure.subplots()
+    handles: dict[str, Any] = {}
+    for i, arm in enumerate(study.arms):
+        shift = (i - (len(study.arms) - 1) / 2) * 0.14 / room
+        scores = [(arm.averages if average else arm.tasks)[name] for _, name, average in rows]
+        handles[names[arm.name]] = axis.errorbar(
+            [100 * score.mean for score in scores],
+            [row + shift for row in range(len(rows))],
+            xerr=[100 * score.stderr for score in scores],
+            fmt=looks[arm.name]["marker"],
+            color=looks[arm.name]["color"],
+            markersize=5,
+            linestyle="",
+        )
+    axis.set_yticks(range(len(rows)), [shown for shown, _, _ in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    if study.averages:
+        axis.axhline(len(study.tasks) - 0.5, color=look.ink, linewidth=0.6)
+    axis.set_xlabel("score, %")
+    _legend(figure, handles, look)
+    return figure
+
+
+def _tokens(study: Study, look: Look) -> Figure | None:
+    known = [arm for arm in study.arms if arm.tuned]
+    if not known:
+        return None
+    names = _names(study)
+    figure = _figure(look, 0.36 * len(known) + _legend_height(list(_TOKENS), look) + 0.7)
+    axis = figure.subplots()
+    counts = [_token_kinds(arm) for arm in known]
+    largest = max(sum(count.values()) for count in counts) or 1.0
+    size, unit = next((found for found in _UNITS if largest >= found[0]), (1.0, ""))
+    handles: dict[str, Any] = {}
+    left = [0.0] * len(known)
+    for kind, colour in _TOKENS.items():
+        widths = [count[kind] / size for count in counts]
+        handles[kind] = axis.barh(range(len(known)), widths, left=left, color=colour, height=0.6)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axis.set_yticks(range(len(known)), [one_line(names[arm.name], 18 if look.narrow else 36) for arm in known])
+    axis.set_ylim(len(known) - 0.5, -0.5)
+    axis.set_xlabel(f"tokens, {unit}".removesuffix(", "))
+    _legend(figure, handles, look)
+    return figure
+
+
+def _token_kinds(arm: ScoredArm) -> dict[str, float]:
+    tokens = arm.cost.tokens if arm.cost else {}
+    text, learnt = tokens.get("text", 0), tokens.get("supervised", 0)
+    kinds = (learnt, text - learnt, tokens.get("image", 0), tokens.get("pad", 0))
+    return dict(zip(_TOKENS, kinds, strict=True))
+
+
+def _loss(study: Study, look: Look) -> Figure | None:
+    names, looks = _names(study), _looks(study)
+    curves = [(arm, run.losses) for arm in study.arms if not arm.start for run in arm.arm.runs if len(run.losses) > 1]
+    if not curves:
+        return None
+    shown = list(dict.fromkeys(names[arm.name] for arm, _ in curves))
+    figure = _figure(look, 2.8 + _legend_height(shown, look))
+    axis = figure.subplots()
+    handles: dict[str, Any] = {}
+    for arm, points in curves:
+        smooth = _smoothed([loss for _, loss in points])
+        (handle,) = axis.plot([step for step, _ in points], smooth, color=looks[arm.name]["color"], linewidth=1.6)
+        handles[names[arm.name]] = handle
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss, nats a token")
+    _legend(figure, handles, look)
+    return figure
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """The exponential moving average, with a tenth of each new value."""
+    return list(itertools.accumulate(values, lambda old, new: _SMOOTH * old + (1 - _SMOOTH) * new))

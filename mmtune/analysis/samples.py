@@ -1,0 +1,114 @@
+"""The samples that a page shows: the same questions, answered by every arm, with small photos."""
+
+from __future__ import annotations
+
+import base64
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmtune.analysis.records import Sample, read_answers
+from mmtune.analysis.scaling import Study
+from mmtune.analysis.untrusted import visible
+
+PROMPT_CHARACTERS = 3000
+ANSWER_CHARACTERS = 1000
+PHOTO_BYTES = 6 * 2**20  # of all photos on a page
+_JPEG = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet:
+    """What a page shows.
+
+    Attributes:
+        data: for the page's script: `arms`, `tasks` (name, modality), `rows` and `photos` (base64 of JPEG files). A row
+            is task, id, prompt, target, photo (an index or -1) and one answer per arm: prediction, raw response where
+            it says more, score; null where the arm was asked something else under this id.
+        shown: how many samples of each task are there, and how many there are in all.
+        photos: how many photos are there, and how many the samples shown have.
+    """
+
+    data: dict[str, Any]
+    shown: dict[str, tuple[int, int]]
+    photos: tuple[int, int]
+
+
+def collect(study: Study, per_task: int) -> SampleSet:
+    """The first samples of each task, as the first run of every arm answered them; none is picked by its outcome.
+
+    Raises:
+        UserError: a file of samples is missing or damaged.
+    """
+    folders = [arm.arm.runs[0].evaluation for arm in study.arms]
+    rows: list[list[Any]] = []
+    shown = {}
+    wanted: dict[str, str] = {}
+    for number, task in enumerate(study.tasks):
+        first, *others = (read_answers(folder, task).samples for folder in folders)
+        chosen = list(first.values())[:per_task]
+        shown[task] = (len(chosen), len(first))
+        for sample in chosen:
+            same = [sample, *(_same_question(sample, other.get(sample.id)) for other in others)]
+            prompt = _begin_cut(visible(sample.prompt))
+            photo = sample.image
+            if photo is not None:
+                wanted.setdefault(photo, task)
+            answers = [None if one is None else _answer(one) for one in same]
+            target = _end_cut(visible(sample.target))
+            rows.append([number, visible(str(sample.id)), prompt, target, photo, answers])
+    photos = _photos(folders, wanted)
+    places = {photo: place for place, photo in enumerate(photos)}
+    for row in rows:
+        row[4] = places.get(row[4], -1)
+    data = {
+        "arms": [visible(arm.name) for arm in study.arms],
+        "tasks": [[visible(task), modality] for task, modality in study.tasks.items()],
+        "rows": rows,
+        "photos": [base64.b64encode(photo).decode() for photo in photos.values()],
+    }
+    return SampleSet(data, shown, (len(photos), len(wanted)))
+
+
+def _same_question(one: Sample, other: Sample | None) -> Sample | None:
+    return other if other is not None and (other.prompt, other.target) == (one.prompt, one.target) else None
+
+
+def _answer(sample: Sample) -> list[Any]:
+    found = None if sample.prediction is None else _end_cut(visible(sample.prediction))
+    return [found, _end_cut(visible(sample.more)), round(sample.score, 4)]
+
+
+def _begin_cut(text: str) -> str:
+    """The end of a text that is too long, where a prompt has its question."""
+    return text if len(text) <= PROMPT_CHARACTERS else "…" + text[1 - PROMPT_CHARACTERS :]
+
+
+def _end_cut(text: str) -> str:
+    return text if len(text) <= ANSWER_CHARACTERS else text[: ANSWER_CHARACTERS - 1] + "…"
+
+
+def _photos(folders: Iterable[Path], wanted: dict[str, str]) -> dict[str, bytes]:
+    """The small photos that the evaluations kept, as far as they are there and the page has room."""
+    found: dict[str, bytes] = {}
+    left = PHOTO_BYTES
+    for folder in folders:
+        for task in dict.fromkeys(wanted.values()):
+            names = [name for name, of in wanted.items() if of == task and name not in found]
+            for name, photo in _read_photos(folder / "thumbnails" / f"{task}.zip", names):
+                if photo.startswith(_JPEG) and len(photo) <= left:
+                    found[name] = photo
+                    left -= len(photo)
+    return found
+
+
+def _read_photos(file: Path, names: Iterable[str]) -> Iterable[tuple[str, bytes]]:
+    """Photos by name; nothing from a file that is missing or damaged, since a page does without them."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            there = set(archive.namelist())
+            return [(name, archive.read(f"{name}.jpg")) for name in names if f"{name}.jpg" in there]
+    except (OSError, zipfile.BadZipFile):
+        return []
