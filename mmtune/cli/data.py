@@ -35,6 +35,8 @@ _FLAGS = {
 class DataOptions:
     """Show what training will see of files: rows, lengths, faults, and samples with what is learnt marked.
 
+    With --unseen, show instead what they have in common with an evaluation.
+
     Attributes:
         files: .json, .jsonl or .parquet files, package:NAME/file, or hub ids (owner/name:config:split).
         template: how conversations are written down: vicuna_v1, llama_2, plain, chatml, or tokenizer for the
@@ -48,6 +50,10 @@ class DataOptions:
         row: print this row (the line number in JSON Lines) instead.
         on_bad_row: `error` makes the command exit with 2 if rows cannot be used, `skip` only lists them.
         json: print one JSON object instead of text.
+        unseen: compare all rows with those of this suite (a name, or the file of a suite or task), by text and by
+            photo. Of the other flags, --image-root and --json apply.
+        data_root: where the suite's rows are, as for `mmtune eval`: DIR/hub/<hub id>/<config>/<split>.parquet in place
+            of the Hugging Face hub.
     """
 
     files: list[str] = field(default_factory=list)
@@ -61,6 +67,8 @@ class DataOptions:
     row: int | None = None
     on_bad_row: Literal["error", "skip"] = "error"
     json: bool = False
+    unseen: str | None = None
+    data_root: str | None = None
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -71,10 +79,14 @@ class DataOptions:
         ):
             if value is not None and value < least:
                 raise UserError(f"{flag} {value}: must be at least {least}")
+        if self.data_root is not None and self.unseen is None:
+            raise UserError(f"--data-root {self.data_root}: says where the rows of --unseen SUITE are; give that too")
 
 
 def main(argv: list[str]) -> int:
     """Survey files and print what was found. Returns 2 if rows cannot be used, unless they may be skipped.
+
+    With --unseen, compare them with an evaluation instead.
 
     Raises:
         UserError: a wrong flag, or a file that cannot be read at all.
@@ -84,6 +96,8 @@ def main(argv: list[str]) -> int:
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
+        if options.unseen is not None:
+            return _compare(options, options.unseen)
         surveys = _surveys(options)
     except UserError as error:
         raise UserError(_own_flags(str(error))) from None
@@ -100,6 +114,14 @@ def main(argv: list[str]) -> int:
                     _print_sample(console, one, sample, options.tokens_per_photo)
         print(captured.get(), end="")  # rich itself exits with 1 when the reader (head, less) has seen enough
     return _verdict(surveys, options)
+
+
+def _compare(options: DataOptions, suite: str) -> int:
+    from mmtune.cli import unseen
+
+    return unseen.run(
+        options.files, suite, data_root=options.data_root, image_root=options.image_root, as_json=options.json
+    )
 
 
 def _surveys(options: DataOptions) -> list[Survey]:

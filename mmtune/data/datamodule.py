@@ -169,6 +169,10 @@ class InstructionData(pl.LightningDataModule):
         sets = [dataset for dataset in (self._train, self._validation) if dataset is not None]
         return {photo: e.where for dataset in sets for e in dataset.examples for photo in e.images}
 
+    def trained_rows(self) -> frozenset[str]:
+        """Where the rows stand that are trained on: `Conversation.where`."""
+        return frozenset(example.where for example in self._train.examples) if self._train else frozenset()
+
     def use_features(self, features: Callable[[Photo], torch.Tensor]) -> None:
         """Let batches hold what the tower said of their photos before, in place of the photos."""
         for dataset in (self._train, self._validation):

@@ -20,15 +20,15 @@ from rich.text import Text
 
 
 class _Rate(ProgressColumn):
-    """Rows per second."""
+    """Rows, or photos, per second."""
 
     def render(self, task: Bar) -> Text:
         """The rate, or nothing while it is unknown."""
-        return Text(f"{task.speed:.1f} rows/s" if task.speed else "", style="dim")
+        return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "", style="dim")
 
 
 class Reporter:
-    """Tells of the tasks of an evaluation. Silent if not `shown`."""
+    """Tells of the tasks of an evaluation, or of other long work on rows. Silent if not `shown`."""
 
     def __init__(self, *, shown: bool = True) -> None:
         self._console = Console(stderr=True, quiet=not shown, highlight=False)
@@ -36,8 +36,8 @@ class Reporter:
         self._bar: TaskID | None = None
 
     @contextmanager
-    def task(self, name: str, rows: int, done: int) -> Iterator[Reporter]:
-        """While a task runs of so many rows, of which some were done before."""
+    def task(self, name: str, rows: int | None, done: int, *, unit: str = "rows") -> Iterator[Reporter]:
+        """While a task runs of so many rows (None: who knows how many), of which some were done before."""
         if not self._console.is_terminal or self._console.quiet:
             yield self
             return
@@ -49,7 +49,7 @@ class Reporter:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as progress:
-            self._progress, self._bar = progress, progress.add_task(name, total=rows, completed=done)
+            self._progress, self._bar = progress, progress.add_task(name, total=rows, completed=done, unit=unit)
             try:
                 yield self
             finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
@@ -30,6 +32,11 @@ def _environment() -> SandboxedEnvironment:
 
 
 _ENVIRONMENT = _environment()
+# in which every value that a template puts in stands between two marks, and the options are left out
+_OWN = _environment()
+_OWN.finalize = "\ufdd0{}\ufdd1".format
+_OWN.filters["option_lines"] = lambda options: ""
+_OWN_TEXT = re.compile("\ufdd0(.*?)\ufdd1", re.DOTALL)
 
 
 def template_names(source: str, where: str, *, expression: bool = False) -> frozenset[str]:
@@ -82,6 +89,20 @@ class Question:
         return _labels(self.kind, self.options)
 
 
+@dataclass(frozen=True, slots=True)
+class OwnTexts:
+    """What a row itself puts into its prompt, without the words of the task file.
+
+    Attributes:
+        pieces: every value that the prompt's template puts in, in order, the options left out; the last is the
+            question, what comes before it a passage or the like.
+        options: the options' texts.
+    """
+
+    pieces: tuple[str, ...]
+    options: tuple[str, ...]
+
+
 class Renderer:
     """The templates of a task, compiled, under a protocol."""
 
@@ -116,14 +137,7 @@ class Renderer:
             UserError: a template fails on this row, the gold answer is no valid answer, or the prompt's
                 placeholders are not as many as the row's photos.
         """
-        names = self._names(row)
-        options: tuple[str, ...] = ()
-        if self._options is not None:
-            options = self._texts("options", number, self._evaluate("options", number, self._options, names))
-            if len(options) > len(LETTERS):
-                problem = f"{len(options)} options, but there are only {len(LETTERS)} letters"
-                raise self._complaint("options", number, problem)
-            names["options"] = list(options)
+        names, options = self._with_options(number, row)
         photos = tuple(row[column] for column in self._task.images if row[column] is not None)
         kind = cast(Kind, str(self._evaluate("answer", number, self._kind, names)).strip())
         if kind not in KINDS:
@@ -137,6 +151,32 @@ class Renderer:
             number, str(self._evaluate("prompt", number, self._prompt, names)).strip(), len(photos)
         )
         return Question(number, prompt, options, target, references, kind, choices, photos, group)
+
+    def own_texts(self, number: int, row: Mapping[str, Any]) -> OwnTexts:
+        """What the row itself says, without the words that the task file puts around it.
+
+        Raises:
+            UserError: a template fails on this row.
+        """
+        names, options = self._with_options(number, row)
+        marked = str(self._evaluate("prompt", number, self._own, names))
+        pieces = (piece.strip() for piece in _OWN_TEXT.findall(marked))
+        return OwnTexts(tuple(filter(None, pieces)), options)
+
+    @cached_property
+    def _own(self) -> Callable[[Mapping[str, Any]], Any]:
+        return _OWN.from_string(self._task.prompt).render
+
+    def _with_options(self, number: int, row: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """What the templates may use, and the options."""
+        names = self._names(row)
+        if self._options is None:
+            return names, ()
+        options = self._texts("options", number, self._evaluate("options", number, self._options, names))
+        if len(options) > len(LETTERS):
+            problem = f"{len(options)} options, but there are only {len(LETTERS)} letters"
+            raise self._complaint("options", number, problem)
+        return {**names, "options": list(options)}, options
 
     def _names(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return {"asks_yes_no": self._asks_yes_no, **row}
