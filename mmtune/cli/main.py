@@ -16,7 +16,10 @@ COMMANDS = {
     "validate": ("mmtune.cli.train", "measure the loss of a saved model on a validation set (Lightning CLI)"),
     "eval": ("mmtune.cli.evaluate", "score a model zero-shot on a suite of language and vision sets"),
     "compare": ("mmtune.cli.compare", "compare evaluations sample by sample: differences, intervals, what flipped"),
+    "report": ("mmtune.cli.report", "one page about runs: scores beside cost, losses, settings, answers to search"),
     "plan": ("mmtune.cli.plan", "what a run will take, before it is begun: tokens, operations, memory, time"),
+    "reproduce": ("mmtune.cli.reproduce", "the paper's comparison in one command: cost beside score, arm by arm"),
+    "export": ("mmtune.cli.export", "write a trained model for transformers, peft and what builds on them"),
     "data": ("mmtune.cli.data", "show what training will see of your files"),
 }
 

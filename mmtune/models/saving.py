@@ -139,15 +139,25 @@ def save(model: VisionLanguageModel, folder: Path) -> None:
     """See `VisionLanguageModel.save_pretrained`."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        write_json(temporary / SPEC_FILE, {"format": FORMAT, "spec": model.spec.to_dict()})
-        if model.projector is not None:
-            safetensors.torch.save_file(projector_state(model), temporary / PROJECTOR_FILE)
+        write_parts(model, temporary)
         if model.spec.lora is not None:
-            model.language.save_pretrained(temporary / ADAPTER_FOLDER, save_embedding_layers=False)
-            _without_machine_paths(temporary / ADAPTER_FOLDER, model.spec.language)
+            write_adapter(model, temporary / ADAPTER_FOLDER)
         elif model.spec.language_trained:
             model.language.save_pretrained(temporary / LANGUAGE_FOLDER)
             model.tokenizer.save_pretrained(temporary / LANGUAGE_FOLDER)
+
+
+def write_parts(model: VisionLanguageModel, folder: Path) -> None:
+    """Write what every saved model has: its parts' names, and the projector where there is one."""
+    write_json(folder / SPEC_FILE, {"format": FORMAT, "spec": model.spec.to_dict()})
+    if model.projector is not None:
+        safetensors.torch.save_file(projector_state(model), folder / PROJECTOR_FILE)
+
+
+def write_adapter(model: VisionLanguageModel, folder: Path) -> None:
+    """Write the adapters in peft's layout."""
+    model.language.save_pretrained(folder, save_embedding_layers=False)
+    _without_machine_paths(folder, model.spec.language)
 
 
 def trained_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:

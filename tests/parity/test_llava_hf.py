@@ -91,7 +91,7 @@ def test_a_folder_of_transformers_is_read_and_written_again_bit_for_bit(
     model = VisionLanguageModel.from_pretrained(folder)
     same_logits_and_text(model, folder, photos)
 
-    export(load_for_export(str(folder)), "llava-hf", tmp_path / "out")
+    export(load_for_export(str(folder), "llava-hf"), "llava-hf", tmp_path / "out")
     before, after = tensors(folder), tensors(tmp_path / "out")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import safetensors.torch
 import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import GenerationConfig, LlavaConfig
@@ -29,15 +28,16 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def load_for_export(reference: str) -> VisionLanguageModel:
+def load_for_export(reference: str, to: Format) -> VisionLanguageModel:
     """A model to export, in float32, so that merging adapters rounds once and no more.
 
-    Adapters that were trained on weights of 4 or 8 bits are put on the weights as they were before.
+    Adapters that were trained on weights of 4 or 8 bits are merged with the weights as they were before.
 
     Raises:
-        UserError: see `VisionLanguageModel.from_pretrained`.
+        UserError: see `VisionLanguageModel.from_pretrained`; or the format cannot hold the model.
     """
     spec = dataclasses.replace(saving.read_spec(reference), quantise=None)
+    check(VisionLanguageModel.assemble(spec, meta=True), to)  # before gigabytes are read
     model = VisionLanguageModel.assemble(spec)
     saving.load_trained(model, reference)
     return model.eval()
@@ -60,7 +60,7 @@ def export(
             `peft`: the adapter as peft has it, and the projector. `merged`: our own layout, adapters merged.
         folder: is replaced.
         dtype: of the written language model, and in `llava-hf` of all; `auto`: that of the base's files.
-        max_shard_size: the most that a file of weights may hold.
+        max_shard_size: the most that a file of weights may hold, as 5GB.
         card: the model card, README.md.
 
     Raises:
@@ -75,12 +75,7 @@ def export(
     stored = stored_dtype(model) if dtype == "auto" else getattr(torch, dtype)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        try:
-            writers[to](model, temporary, stored, max_shard_size)
-        except ValueError as error:
-            if "size" not in str(error):
-                raise
-            raise UserError(f"--max-shard-size {max_shard_size}: {error}") from None
+        writers[to](model, temporary, stored, max_shard_size)
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
 
@@ -127,9 +122,7 @@ def _write_llava_hf(model: VisionLanguageModel, folder: Path, dtype: torch.dtype
         **{f"vision_tower.vision_model.{name}": tensor for name, tensor in tower.items()},
         **{f"multi_modal_projector.{name}": tensor for name, tensor in _projector_state(model).items()},
     }
-    # of their own storage: a slice of a matrix would bring all of it
-    state = {name: tensor.detach().to(dtype).clone().contiguous() for name, tensor in state.items()}
-    _write_weights(state, folder, max_shard_size)
+    _write_weights(state, folder, dtype, max_shard_size)
 
     text = _text_config(model, dtype)
     text.vocab_size = len(language["model.embed_tokens.weight"])
@@ -149,12 +142,7 @@ def _write_llava_hf(model: VisionLanguageModel, folder: Path, dtype: torch.dtype
         dtype=dtype,
     )
     config.save_pretrained(folder)
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=model.end_ids() or None,
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=False,
-    ).save_pretrained(folder)
+    _write_generation(model, tokenizer, folder)
     _write_processor(model, tokenizer, folder, vision.patch_size, strategy)
 
 
@@ -183,24 +171,19 @@ def _write_processor(model: VisionLanguageModel, tokenizer: Any, folder: Path, p
 def _write_merged(model: VisionLanguageModel, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
     model.merge_adapters()
     model.spec.language_trained = True
-    write_json(folder / saving.SPEC_FILE, {"format": saving.FORMAT, "spec": model.spec.to_dict()})
-    if model.projector is not None:
-        safetensors.torch.save_file(saving.projector_state(model), folder / saving.PROJECTOR_FILE)
+    saving.write_parts(model, folder)
     inside = folder / saving.LANGUAGE_FOLDER
     inside.mkdir()
-    state = {name: tensor.detach().to(dtype).clone() for name, tensor in _language_state(model).items()}
-    _write_weights(state, inside, max_shard_size)
+    _write_weights(_language_state(model), inside, dtype, max_shard_size)
     _text_config(model, dtype).save_pretrained(inside)
+    _write_generation(model, model.tokenizer, inside)
     model.tokenizer.save_pretrained(inside)
 
 
 def _write_peft(model: VisionLanguageModel, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
     """What a saved model is, its adapter where peft looks for it; what was trained is small and keeps its dtype."""
-    saving.save(model, folder / "saved")
-    for file in [*(folder / "saved" / saving.ADAPTER_FOLDER).iterdir(), *(folder / "saved").glob("*.*")]:
-        file.rename(folder / file.name)
-    (folder / "saved" / saving.ADAPTER_FOLDER).rmdir()
-    (folder / "saved").rmdir()
+    saving.write_parts(model, folder)
+    saving.write_adapter(model, folder)
     model.tokenizer.save_pretrained(folder)
 
 
@@ -234,5 +217,17 @@ def _text_config(model: VisionLanguageModel, dtype: torch.dtype) -> Any:
     return config
 
 
-def _write_weights(state: State, folder: Path, max_shard_size: str) -> None:
-    save_torch_state_dict(state, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
+def _write_weights(state: State, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
+    # each in memory of its own: a slice of a matrix would bring all of the matrix
+    own = {name: tensor.detach().to(dtype).clone().contiguous() for name, tensor in state.items()}
+    save_torch_state_dict(own, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
+
+
+def _write_generation(model: VisionLanguageModel, tokenizer: Any, folder: Path) -> None:
+    """Greedy answers that end where ours do, whatever the base asks for."""
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=model.end_ids() or None,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+    ).save_pretrained(folder)

@@ -1,0 +1,67 @@
+"""`mmtune export`: write a trained model for other tools."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mmtune.analysis.card import model_card
+from mmtune.analysis.untrusted import visible
+from mmtune.cli.options import build_parser, parse
+from mmtune.errors import UserError
+from mmtune.files import claim_folder
+
+
+@dataclass
+class ExportOptions:
+    """Write a trained model for other tools, with a model card.
+
+    Attributes:
+        run: the run, or any other model that mmtune reads.
+        to: `llava-hf`: a folder that transformers loads with no code of mmtune (CLIP towers only); `peft`: the adapter
+            in peft's layout, and the projector; `merged`: mmtune's own layout, the adapters merged into the language
+            model.
+        out: the folder to write (-o for short); it must be empty or not there.
+        dtype: of the weights; `auto` is that of the base's files.
+        max_shard_size: the most that one file of weights may hold, as 500MB or 5GB.
+    """
+
+    run: list[str]
+    to: Literal["llava-hf", "peft", "merged"]
+    out: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_shard_size: str = "5GB"
+
+    def __post_init__(self) -> None:
+        if len(self.run) != 1:
+            raise UserError(f"mmtune export takes one run, not {len(self.run)}: {', '.join(self.run)}")
+        if not re.fullmatch(r"[1-9]\d*[KMG]B", self.max_shard_size):
+            raise UserError(f"--max-shard-size {self.max_shard_size}: write a number and KB, MB or GB, as 5GB")
+
+
+def main(argv: list[str]) -> int:
+    """Load the model, write it, and say where it is.
+
+    Raises:
+        UserError: there is no such model, the format cannot hold it, or the folder cannot be written.
+    """
+    arguments = ["--out" if argument == "-o" else argument for argument in argv]
+    options = parse(build_parser("export", ExportOptions, positional="run"), ExportOptions, arguments)
+    (reference,), folder = options.run, Path(options.out)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"--out {folder}: is there and not an empty folder; name another")
+    claim_folder(folder.absolute().parent, "--out")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks, and transformers warns
+
+    from mmtune.models.interop.export import export, load_for_export
+    from mmtune.models.saving import read_spec
+
+    card = model_card(reference, read_spec(reference).to_dict(), options.to)
+    model = load_for_export(reference, options.to)
+    export(model, options.to, folder, dtype=options.dtype, max_shard_size=options.max_shard_size, card=card)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(visible(f"Exported {reference} as {options.to} to {folder}/ ({size / 1e6:,.1f} MB)"))
+    return 0
