@@ -247,3 +247,29 @@ def test_text_without_photos_is_tokenised_as_before(sentencepiece_llama: Path) -
     for text in ("hello  world\n</s>USER: x", "USER: <image>\nWhat is it? ASSISTANT:", "<image> or <image>?"):
         ours, _ = encode_text(Rendered(text, ()), tokenizer)
         assert with_token(text)["input_ids"] == [image if token == IMAGE_TOKEN else token for token in ours.tolist()]
+
+
+def test_a_llava_of_transformers_is_tuned_scored_and_exported(
+    llava_hf: Callable[..., Path], photos: list[Image.Image], tmp_path: Path
+) -> None:
+    rows = [{"instruction": f"say {n}", "input": "", "output": "yes " * (n + 1)} for n in range(8)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    options = {
+        "model.base": llava_hf("qwen3"),
+        "model.template": "chatml",
+        "model.lora.r": 4,
+        "data.train.text": json.dumps([str(tmp_path / "rows.json")]),
+        "data.max_length": 128,
+        "data.pack_tokens": 256,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.enable_progress_bar": "false",
+        "out": tmp_path / "run",
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    assert main(["fit", *flags]) == 0
+    assert json.loads((tmp_path / "run" / "ledger.json").read_text())["tower_passes"] == 0
+    assert main(["export", str(tmp_path / "run"), "--to", "llava-hf", "-o", str(tmp_path / "out")]) == 0
+    model = VisionLanguageModel.from_pretrained(tmp_path / "run")
+    same_logits_and_text(model, tmp_path / "out", photos)
+    assert VisionLanguageModel.from_pretrained(tmp_path / "out").spec.template == "chatml"
