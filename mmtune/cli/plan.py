@@ -102,13 +102,22 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: a wrong flag, or neither data nor numbers to plan with.
     """
-    cli = command_line(PlanCLI, ["plan", *argv], trainer_class=PlanTrainer)
-    made = _plan(cli)
+    cli, made = make_plan(argv)
     print_plan(made, Console(width=None if sys.stdout.isatty() else 110, highlight=False, markup=False, emoji=False))
     if cli.options.json:
         write_json(Path(cli.options.json), made.to_dict())
         print(f"Written to {cli.options.json}.", file=sys.stderr)
     return 0
+
+
+def make_plan(argv: list[str]) -> tuple[PlanCLI, Plan]:
+    """Plan what `mmtune fit` would do with these arguments.
+
+    Raises:
+        UserError: as `main`.
+    """
+    cli = command_line(PlanCLI, ["plan", *argv], trainer_class=PlanTrainer)
+    return cli, _plan(cli)
 
 
 def _plan(cli: PlanCLI) -> Plan:
@@ -154,6 +163,7 @@ def _plan(cli: PlanCLI) -> Plan:
         method=plan.chosen_method(module),
         estimates=plan.estimates(module, workloads, schedule),
         workloads=workloads,
+        asked=asked.name if len(kinds) == 2 else VISUAL if True in kinds else LANGUAGE,
         schedule=schedule,
         dtype=dtype,
         cards=[*plan.CARDS, cpu],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -12,6 +12,7 @@ import numpy as np
 from mmtune.data.conversation import Conversation, RowError
 from mmtune.data.readers import BadRows, read_conversations
 from mmtune.errors import UserError
+from mmtune.files import locate, read_json
 
 
 @dataclass
@@ -25,6 +26,8 @@ class Mixture:
         total: rows to draw, without repetition; None takes as many as the fraction allows.
         seed: decides which rows are drawn, and their order.
         image_root: the folder photo paths are relative to; None: beside each file, or its `images` folder.
+        leave_out: a JSON file that names rows not to draw, as `mmtune data --unseen SUITE --json` prints them: under
+            `hits`, each with `source` and `row`.
     """
 
     text: list[str] = field(default_factory=list)
@@ -33,6 +36,7 @@ class Mixture:
     total: int | None = None
     seed: int = 42
     image_root: str | None = None
+    leave_out: str | None = None
 
     def __post_init__(self) -> None:
         if self.text_fraction is not None and not 0 <= self.text_fraction <= 1:
@@ -53,20 +57,28 @@ class Mixture:
                 that fraction and total are those of what is trained on.
 
         Raises:
-            UserError: no source, an unreadable one, or fewer rows of a kind than the fraction asks for.
+            UserError: no source, an unreadable one, a damaged `leave_out`, or fewer rows of a kind than the fraction
+                asks for.
         """
         if not self.text and not self.visual:
             raise UserError("no training data: give --data.train.text or --data.train.visual a file or hub id")
         text: list[Conversation] = []
         visual: list[Conversation] = []
+        left_out = _named_rows(self.leave_out) if self.leave_out else set()
+
+        def kept(source: str, image_root: str | None = None) -> Iterator[Conversation]:
+            place = _place(source)
+            rows = read_conversations(source, image_root=image_root, bad_rows=bad_rows)
+            return (c for c in rows if (place, c.row) not in left_out) if left_out else rows
+
         for source in self.text:
-            for conversation in read_conversations(source, bad_rows=bad_rows):
+            for conversation in kept(source):
                 if conversation.images:
                     bad_rows.handle(RowError(f"{conversation.where}: has a photo; give it under --data.train.visual"))
                     continue
                 text.append(conversation)
         for source in self.visual:
-            for conversation in read_conversations(source, image_root=self.image_root, bad_rows=bad_rows):
+            for conversation in kept(source, self.image_root):
                 (visual if conversation.images else text).append(conversation)
         if not text and not visual:
             raise UserError(f"no row of the sources can be used; the first one left out: {bad_rows.skipped[0]}")
@@ -108,6 +120,22 @@ class Mixture:
         if not total:
             raise UserError("the mixture is empty; check --data.train.text_fraction against the sources")
         return wanted_text, total - wanted_text
+
+
+def _named_rows(file: str) -> set[tuple[str, int]]:
+    """The sources and row numbers that a file names."""
+    try:
+        return {(_place(hit["source"]), int(hit["row"])) for hit in read_json(locate(file))["hits"]}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"--data.train.leave_out {file}: needs 'hits', a list of objects with 'source' and 'row'"
+        ) from None
+
+
+def _place(source: str) -> str:
+    """The same for a file however its path is written."""
+    path = locate(source)
+    return str(path.resolve()) if path.exists() else source
 
 
 def _too_few(wanted: int, kind: str, available: str) -> UserError:

@@ -1,0 +1,251 @@
+"""`mmtune reproduce`: the paper's comparison, cost beside score, from one aligned base model."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from mmtune.cli.options import build_parser, parse
+from mmtune.cli.reproduce_presets import ARMS, BASE, PRESETS, Preset
+from mmtune.cli.reproduce_steps import Comparison, Step
+from mmtune.errors import UserError
+from mmtune.files import read_json, write_json
+
+
+@dataclass
+class ReproduceOptions:
+    """Train the arms of the paper's comparison from one aligned model, evaluate them, join cost and scores.
+
+    What is done already is not done again: the same command goes on where it was stopped, and more seeds can be added.
+
+    Attributes:
+        preset: tiny (a real small model, on two CPU cores), llama2-7b or vicuna-7b (the recipe's, on GPUs).
+        out: the folder for all of it: base/, seed-S/ARM/, reproduce.json and report.html.
+        budget: rows each arm is trained on; the preset's own where not given. Below that, the preset's alignment steps
+            and evaluation rows shrink in proportion.
+        seeds: how many times every arm is trained.
+        seed: the first of the seeds; the others follow it.
+        data_root: the folder with hub/ (evaluation sets in place of the Hugging Face hub) and, for tiny, with text/ and
+            visual/.
+        base: an aligned model to begin with, in place of making one.
+        tune: the config of the arms, say llama2_7b_full; the preset's own where not given.
+        limit: evaluation rows of each set, in place of the preset's.
+        plan: show what it would take, and stop.
+    """
+
+    preset: Literal["tiny", "llama2-7b", "vicuna-7b"]
+    out: str
+    budget: int | None = None
+    seeds: int = 1
+    seed: int = 42
+    data_root: str | None = None
+    base: str | None = None
+    tune: str | None = None
+    limit: int | None = None
+    plan: bool = False
+
+    def __post_init__(self) -> None:
+        for flag, value, least in (
+            ("--budget", self.budget, 16),
+            ("--seeds", self.seeds, 1),
+            ("--seed", self.seed, 0),
+            ("--limit", self.limit, 1),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"{flag} {value}: must be at least {least}")
+
+
+class StepFailed(Exception):  # noqa: N818  # passed on as its exit status, after the step's own message
+    """A step ended without its result."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+def main(argv: list[str]) -> int:
+    """Run what is not done yet, and show cost beside score.
+
+    Returns:
+        0, or the exit status of the step that ended it.
+
+    Raises:
+        UserError: a wrong flag, data that is not there, or a folder that holds something else.
+    """
+    options = parse(build_parser("reproduce", ReproduceOptions), ReproduceOptions, argv)
+    comparison = Comparison(
+        options.preset,
+        _scaled(PRESETS[options.preset], options),
+        Path(options.out),
+        list(range(options.seed, options.seed + options.seeds)),
+        options.data_root,
+        options.base,
+    )
+    comparison.claim()
+    steps = comparison.steps()
+    if options.plan or not all(step.done() for step in steps):
+        _console().print(_plan_table(comparison))
+    if options.plan:
+        return 0
+    try:
+        _check(comparison)
+        _run(steps)
+    except StepFailed as failure:
+        print("mmtune: stopped; the same command goes on from here", file=sys.stderr)
+        return failure.status
+    comparison.write(_seen(comparison))
+    _show(comparison)
+    return 0
+
+
+def _scaled(preset: Preset, options: ReproduceOptions) -> Preset:
+    """The preset at the size that was asked for."""
+    samples = options.budget or preset.samples
+    share = min(1.0, samples / preset.samples)
+
+    def shrunk(count: int | None) -> int | None:
+        return count if count is None else max(1, round(count * share))
+
+    return replace(
+        preset,
+        samples=samples,
+        align_steps=shrunk(preset.align_steps),
+        limit=options.limit or shrunk(preset.limit),
+        tune=options.tune or preset.tune,
+    )
+
+
+def _plan_table(comparison: Comparison) -> Table:
+    """What training each arm once takes, as `mmtune plan` reckons."""
+    from mmtune.cli.plan import make_plan
+
+    count = len(comparison.seeds)
+    table = Table(
+        title=f"Training each arm once ({count} seed{'s' if count > 1 else ''} of each; the evaluation comes on top)",
+        title_justify="left",
+        show_edge=False,
+    )
+    table.add_column("arm")
+    for heading in ("rows", "steps", "text tokens", "image tokens", "TFLOP", "memory"):
+        table.add_column(heading, justify="right")
+    card = None
+    for arm in ARMS:
+        flags = comparison.tuning(comparison.seeds[0], arm)
+        if Path(comparison.base).exists() or comparison.given_base:
+            flags += ["--model.base", comparison.base]
+        else:  # the base is yet to be made: of the parts that its config names
+            flags = [*comparison.alignment()[:2], *flags, "--model.base", "null"]
+        cli, plan = make_plan(flags)
+        here = plan.cards[-1] if cli.trainer_config.accelerator == "cpu" else plan.cards[0]
+        if card is None:
+            card = here
+            table.add_column(f"time, {card.name}", justify="right")
+        work = next(w for w in plan.workloads if w.name == plan.asked)
+        estimate = next(e for e in plan.estimates if (e.method, e.workload) == (plan.method, work.name))
+        tokens = work.tokens()
+        table.add_row(
+            arm,
+            f"{work.rows:,}",
+            f"{work.steps:,}",
+            f"{tokens['text']:,}",
+            f"{tokens['image']:,}",
+            f"{estimate.operations / 1e12:,.1f}",
+            f"{plan.memory(here, estimate) / 2**30:.1f} GiB",
+            f"{plan.seconds(here, estimate) / 60:,.1f} min",
+        )
+    return table
+
+
+def _check(comparison: Comparison) -> None:
+    """Look for evaluation rows among the training rows, once; `fit` leaves out those that are found."""
+    from mmtune.data.conversation import Conversation
+    from mmtune.data.readers import BadRows, read_conversations
+    from mmtune.evaluation.unseen import check_unseen
+
+    if comparison.check.is_file():
+        return
+
+    def rows() -> Iterator[Conversation]:
+        for source in comparison.sources():
+            yield from read_conversations(source, image_root=comparison.image_root, bad_rows=BadRows("skip"))
+
+    found = check_unseen(rows(), comparison.preset.suite, data_root=comparison.data_root, progress=True)
+    left_out = len({(hit.source, hit.row) for hit in found.hits})
+    print(
+        f"{found.training_rows:,} training rows compared with {comparison.preset.suite}: {left_out:,} left out, "
+        f"because a question or photo of theirs is in it ({comparison.check})",
+        file=sys.stderr,
+    )
+    write_json(comparison.check, found.to_dict())
+
+
+def _run(steps: list[Step]) -> None:
+    """Run what is not done, each step in a process of its own, so that its memory is counted apart."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for number, step in enumerate(steps, 1):
+        heading = f"[bold]{number}/{len(steps)}[/] {step.title}"
+        if step.done():
+            console.print(f"{heading}: there already")
+            continue
+        console.print(heading)
+        status = _run_process([sys.executable, "-m", "mmtune.cli.main", *step.arguments])
+        if status or not step.done():
+            raise StepFailed(status or 1)
+
+
+def _run_process(command: list[str]) -> int:
+    """Its exit status; SIGTERM is passed on to it, so that it can save what it has."""
+    process = subprocess.Popen(command, stdout=sys.stderr)
+
+    def pass_on(number: int, frame: types.FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # the terminal has sent it to the step, too
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 128 - status if status < 0 else status
+
+
+def _seen(comparison: Comparison) -> dict[str, str]:
+    """The sets that cannot be called unseen, by what was recorded of each run, and why."""
+    runs = [] if comparison.given_base else [(BASE, comparison.out / BASE)]
+    runs += [(arm, run) for _, arm, run in comparison.runs()]
+    found: dict[str, str] = {}
+    for arm, run in runs:
+        for task, check in read_json(run / "unseen.json")["sets"].items():
+            if check["verdict"] == "seen":
+                found.setdefault(task, f"{check['hit_rows']} of its {check['rows']} rows are in what {arm} learnt")
+            elif check["verdict"] == "unchecked":
+                found.setdefault(task, f"not compared with what {arm} learnt: {check['reason']}")
+    return found
+
+
+def _show(comparison: Comparison) -> None:
+    """Print cost beside score, and write the report."""
+    from mmtune.analysis.arms import read_arms
+    from mmtune.analysis.report import write_report
+    from mmtune.analysis.scaling import study
+    from mmtune.analysis.tables import study_table
+
+    arms = read_arms([comparison.out])
+    report = comparison.out / "report.html"
+    _console().print(study_table(study(arms)))
+    write_report(arms, report, title=f"mmtune reproduce --preset {comparison.name}")
+    print(f"The report: {report}   All runs and answers: {comparison.out}/")
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
