@@ -94,7 +94,8 @@ def _print(console: Console, report: UnseenReport, bad_rows: BadRows) -> None:
         line = f"{report.undecoded} photos of the training rows cannot be read or decoded"
         console.print(Text(line, style="yellow"))
     if bad_rows.skipped:
-        line = f"{len(bad_rows.skipped)} rows cannot be used and were not compared; the first: {bad_rows.skipped[0]}"
+        count, first = len(bad_rows.skipped), bad_rows.skipped[0]
+        line = f"rows that cannot be used, and were not compared: {count}; the first: {first}"
         console.print(Text(visible(line), style="yellow"), soft_wrap=True)
     for hit in report.hits[:_LISTED]:
         where = f"{hit.task}, row {hit.task_row} ⟷ {hit.source}, row {hit.row}: {hit.kind}"

@@ -23,6 +23,7 @@ PhotoKind = Literal["same file", "same pixels", "near photo"]
 BITS = 12
 DIFFERENCE = 0.2  # root mean square, in standard deviations of the picture
 SPOT = 0.045  # at any one point, in brightness, of the full range
+FAINT = 2.0  # standard deviation below which a small picture, in whole steps of 255, no longer tells
 
 _SIDE = 32  # of the small copies
 _BLOCK = 8  # of the lowest frequencies
@@ -67,7 +68,7 @@ def photo_print(photo: Photo) -> PhotoPrint | None:
         picture = photo.open()
     except PhotoError:
         return PhotoPrint(photo.sha256)
-    if all(low == high for low, high in picture.getextrema()):
+    if picture.getcolors(maxcolors=1) is not None:
         return None
     digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
     small = np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
@@ -140,4 +141,5 @@ def looks_alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
     """
     apart = one.astype(np.float64) - other
     contrast = min(one.std(axis=(0, 1)).max(), other.std(axis=(0, 1)).max())
-    return bool(np.sqrt(np.mean(apart**2)) <= DIFFERENCE * contrast and np.abs(apart @ _LUMA).max() <= SPOT * 255)
+    as_a_whole = np.sqrt(np.mean(apart**2)) <= DIFFERENCE * contrast
+    return bool(contrast >= FAINT and as_a_whole and np.abs(apart @ _LUMA).max() <= SPOT * 255)
