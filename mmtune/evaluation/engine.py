@@ -193,7 +193,7 @@ class _Evaluation:
             if old is not None and old.key == self.conditions.results_key(task, old.dataset["fingerprint"]):
                 known[task.name] = old
         for task in chosen:
-            known[task.name], results.samples[task.name] = self.task(task)
+            known[task.name], results.samples[task.name] = self.task(task, store)
             results.tasks = {task.name: known[task.name] for task in suite.tasks if task.name in known}
             if store is not None:
                 store.write(results, task.name)
@@ -201,8 +201,8 @@ class _Evaluation:
             self._name_failed(name, samples)
         return results
 
-    def task(self, task: Task) -> tuple[TaskResult, list[Sample]]:
-        """Ask what is not answered yet, and score all answers."""
+    def task(self, task: Task, store: Store | None) -> tuple[TaskResult, list[Sample]]:
+        """Ask what is not answered yet, score all answers, and keep small copies of the photos."""
         renderer = Renderer(task, self.conditions.rule)
         limits = [limit for limit in (self.conditions.limit, task.limit) if limit is not None]
         rows = load_rows(task, self.data_root, limit=min(limits, default=None), keep=renderer.keeps)
@@ -221,6 +221,8 @@ class _Evaluation:
             cost=self.database.cost(key),
             key=self.conditions.results_key(task, rows.fingerprint),
         )
+        if store is not None:
+            store.keep_thumbnails(task.name, questions, samples)
         scored = f"{result.n} rows, {100 * result.score:.1f} %"
         self.report.say(
             f"{task.name}: {scored} in {result.seconds:.0f} s" if asked else f"{task.name}: finished before, {scored}"

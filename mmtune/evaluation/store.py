@@ -1,4 +1,4 @@
-"""An evaluation's folder: `answers.sqlite` as they come in; `results.json` and `samples/` after every task."""
+"""An evaluation's folder: `answers.sqlite` as they come in; `results.json`, `samples/`, `thumbnails/` after a task."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import dataclasses
 import errno
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmtune.errors import UserError
-from mmtune.evaluation.results import Results, TaskResult
+from mmtune.evaluation.prompting import Question
+from mmtune.evaluation.results import Results, Sample, TaskResult
+from mmtune.evaluation.thumbnails import keep_thumbnails
 from mmtune.files import atomic_path, claim_folder, read_json
 
 # half of a character, which UTF-8 cannot write; and what would break a line or command a terminal that shows the file
@@ -70,6 +72,16 @@ class Store:
         lines = (_json(dataclasses.asdict(sample)) for sample in results.samples[task])
         self._write(self.samples_path(task), lines)
         self._write(self.results_path, [_json(results.as_dict(), indent=2)])
+
+    def keep_thumbnails(self, task: str, questions: Sequence[Question], samples: Sequence[Sample]) -> None:
+        """Keep small copies of a task's photos, for reports.
+
+        Raises:
+            UserError: the disk is full, or does not let us write.
+        """
+        path = self.folder / "thumbnails" / f"{task}.zip"
+        with _explained(path):
+            keep_thumbnails(path, questions, samples)
 
     def _write(self, path: Path, lines: Iterator[str] | list[str]) -> None:
         with _explained(path), atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:

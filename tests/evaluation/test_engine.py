@@ -135,7 +135,7 @@ def test_what_is_written(suite: Path, data: Path, tmp_path: Path) -> None:
     assert [line["id"] for line in lines] == list(range(5))
     assert {"id", "prompt", "response", "prediction", "target", "score", "image"} <= set(lines[0])
     assert len(lines[0]["image"]) == 64
-    assert sorted(p.name for p in out.iterdir()) == ["answers.sqlite", "results.json", "samples"]
+    assert sorted(p.name for p in out.iterdir()) == ["answers.sqlite", "results.json", "samples", "thumbnails"]
 
 
 def test_averages_of_a_missing_modality_are_null(suite: Path, data: Path, tmp_path: Path) -> None:
