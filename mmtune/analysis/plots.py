@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import warnings
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
 
 # Okabe & Ito's colours (jfly.uni-koeln.de/color), which colour-blind readers can tell apart, on white and on black
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+_ON_DARK = ("#4ba3e3", "#f0803c", "#2fc195", "#e39ac2", "#f2b632", "#a5d8f5", "#a8a8a8")  # the same, lighter
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_TOKENS = {"text, learnt": "#0072b2", "text, read": "#56b4e9", "image": "#d55e00", "padding": "#8c8c8c"}
+# and the place of their colour
+_TOKENS = {"text, learnt": 0, "text, read": 5, "image": 1, "padding": 6}
 _UNITS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
 _SMOOTH = 0.9
 
@@ -33,11 +36,13 @@ class Look:
     Attributes:
         ink: colour of text and axes.
         grid: colour of the lines behind.
+        colours: of the arms, in turn.
         narrow: for a phone: panels stand below each other.
     """
 
     ink: str = "#1c2430"
     grid: str = "#dfe4ec"
+    colours: tuple[str, ...] = _COLOURS
     narrow: bool = False
 
     @property
@@ -46,8 +51,8 @@ class Look:
         return 4.4 if self.narrow else 9.6
 
 
-LIGHT, DARK = Look(), Look("#e4e9f1", "#3a4454")
-LIGHT_NARROW, DARK_NARROW = Look(narrow=True), Look(DARK.ink, DARK.grid, narrow=True)
+LIGHT, DARK = Look(), Look("#e4e9f1", "#3a4454", _ON_DARK)
+LIGHT_NARROW, DARK_NARROW = (dataclasses.replace(look, narrow=True) for look in (LIGHT, DARK))
 TITLES = {
     "score-against-flops": "Score against training operations",
     "scores": "Scores by set",
@@ -134,10 +139,10 @@ def _names(study: Study) -> dict[str, str]:
     return {arm.name: one_line(arm.name, 36) or "(no name)" for arm in study.arms}
 
 
-def _looks(study: Study) -> dict[str, dict[str, str]]:
+def _looks(study: Study, look: Look) -> dict[str, dict[str, str]]:
     """Colour and marker of each arm, the same in all pictures."""
     return {
-        arm.name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        arm.name: {"color": look.colours[i % len(look.colours)], "marker": _MARKERS[i % len(_MARKERS)]}
         for i, arm in enumerate(study.arms)
     }
 
@@ -160,7 +165,7 @@ def _score_against_flops(study: Study, look: Look) -> Figure | None:
         return None
     flops = [arm.cost.flops for arm in tuned if arm.cost]
     size, unit = flop_unit(max(flops))
-    names, looks = _names(study), _looks(study)
+    names, looks = _names(study), _looks(study, look)
     count = len(study.averages)
     top = _legend_height(list(names.values()), look)
     figure = _figure(look, top + (2.4 * count if look.narrow else 3.2))
@@ -211,7 +216,7 @@ def _plain_log_axis(axis: Axes) -> None:
 
 
 def _scores(study: Study, look: Look) -> Figure:
-    names, looks = _names(study), _looks(study)
+    names, looks = _names(study), _looks(study, look)
     rows = [(one_line(task, 24 if look.narrow else 36), task, False) for task in study.tasks]
     rows += [(f"{average}, average", average, True) for average in study.averages]
     room = 0.14 * len(study.arms) + 0.2
@@ -252,9 +257,9 @@ def _tokens(study: Study, look: Look) -> Figure | None:
     size, unit = next((found for found in _UNITS if largest >= found[0]), (1.0, ""))
     handles: dict[str, Any] = {}
     left = [0.0] * len(known)
-    for kind, colour in _TOKENS.items():
+    for kind, place in _TOKENS.items():
         widths = [count[kind] / size for count in counts]
-        handles[kind] = axis.barh(range(len(known)), widths, left=left, color=colour, height=0.6)
+        handles[kind] = axis.barh(range(len(known)), widths, left=left, color=look.colours[place], height=0.6)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axis.set_yticks(range(len(known)), [one_line(names[arm.name], 18 if look.narrow else 36) for arm in known])
     axis.set_ylim(len(known) - 0.5, -0.5)
@@ -271,7 +276,7 @@ def _token_kinds(arm: ScoredArm) -> dict[str, float]:
 
 
 def _loss(study: Study, look: Look) -> Figure | None:
-    names, looks = _names(study), _looks(study)
+    names, looks = _names(study), _looks(study, look)
     curves = [(arm, run.losses) for arm in study.arms if not arm.start for run in arm.arm.runs if len(run.losses) > 1]
     if not curves:
         return None
