@@ -74,7 +74,7 @@ def run(build: Callable[..., VisionLanguageModel], tmp_path_factory: pytest.Temp
     [
         {"lora": LoraOptions(r=4, alpha=8)},
         {"fit": "crop", "blocks": [-1]},
-        {"fit": "squash", "blocks": [1, -2], "class_token": True},
+        {"fit": "squash", "blocks": [-2, 1], "class_token": True},
         {"template": "vicuna_v1"},
     ],
 )

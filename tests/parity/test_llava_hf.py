@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from llava_builders import LANGUAGES
-from llava_parity import same_logits_and_text
+from llava_parity import ASKED, same_logits_and_text
 from PIL import Image
 
+from mmtune.data.conversation import Turn
 from mmtune.models.interop.export import export, load_for_export
 from mmtune.models.interop.weights import State, Weights
 from mmtune.models.vlm import VisionLanguageModel
@@ -29,6 +30,27 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}"
     "{{ '<image>' if p['type'] == 'image' else p['text'] }}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
+
+
+# photos before the text of a turn and no system prompt, as the llava-hf 1.5 models have it
+LLAVA_HF = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
+    "{% for p in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for p in m['content'] | selectattr('type', 'equalto', 'text') %}{{ p['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def test_the_folders_own_chat_template_is_spoken(llava_hf: Write, photos: list[Image.Image], tmp_path: Path) -> None:
+    folder = llava_hf("llama", template=LLAVA_HF)
+    model = VisionLanguageModel.from_pretrained(folder)
+    assert model.spec.template == "tokenizer"
+    said = [Turn("user", "<image>\nwhat is it?"), Turn("assistant", "a cat"), Turn("user", "sure?")]
+    assert model.template.prompt(said) == "USER: <image>\nwhat is it? ASSISTANT: a cat USER: sure? ASSISTANT:"
+    one_photo_or_none = ASKED[:2]  # of several, this template moves them all to the front
+    same_logits_and_text(model, folder, photos, one_photo_or_none)
+    export(load_for_export(str(folder), "llava-hf"), "llava-hf", tmp_path / "out")
+    same_logits_and_text(model, tmp_path / "out", photos, one_photo_or_none)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -126,7 +126,9 @@ def _write_llava_hf(model: VisionLanguageModel, folder: Path, dtype: torch.dtype
 
     text = _text_config(model, dtype)
     text.vocab_size = len(language["model.embed_tokens.weight"])
-    layers = [clip.layer_of_block(block) for block in model.tower.options.blocks]
+    # open_clip gives blocks from the first to the last, in whatever order they are asked for
+    blocks = sorted(set(model.tower.options.blocks), key=lambda block: block % vision.num_hidden_layers)
+    layers = [clip.layer_of_block(block) for block in blocks]
     strategy = "full" if model.tower.options.class_token else "default"
     config = LlavaConfig(
         vision_config=vision,
