@@ -27,7 +27,7 @@ FORBIDDEN = {
 # fmt: off
 HEAVY = [
     "bitsandbytes", "datasets", "evaluate", "gguf", "huggingface_hub", "jinja2", "jsonargparse",
-    "lightning", "numpy", "open_clip", "pandas", "peft", "PIL", "pyarrow", "pytorch_lightning",
+    "lightning", "matplotlib", "numpy", "open_clip", "pandas", "peft", "PIL", "pyarrow", "pytorch_lightning",
     "requests", "rich", "safetensors", "sentencepiece", "timm", "tokenizers", "torch",
     "torchvision", "transformers", "yaml",
 ]
