@@ -110,17 +110,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def make_plan(argv: list[str]) -> tuple[PlanCLI, Plan]:
+def make_plan(argv: list[str], *, compared: bool = True) -> tuple[PlanCLI, Plan]:
     """Plan what `mmtune fit` would do with these arguments.
+
+    Args:
+        argv: of `mmtune plan`.
+        compared: also plan for other methods, and for text against photos.
 
     Raises:
         UserError: as `main`.
     """
     cli = command_line(PlanCLI, ["plan", *argv], trainer_class=PlanTrainer)
-    return cli, _plan(cli)
+    return cli, _plan(cli, compared=compared)
 
 
-def _plan(cli: PlanCLI) -> Plan:
+def _plan(cli: PlanCLI, *, compared: bool) -> Plan:
     module: InstructionTuning = cli.model
     data: InstructionData = cli.datamodule
     libraries = peak_host_memory()  # what the libraries take, before anything is computed
@@ -148,8 +152,8 @@ def _plan(cli: PlanCLI) -> Plan:
 
     kinds = {bool(row.photos) for row in rows}
     asked = packed("as configured", rows)
-    workloads = [asked] if len(kinds) == 2 else []
-    for name, visual in COMPARED.items():
+    workloads = [asked] if len(kinds) == 2 or not compared else []
+    for name, visual in COMPARED.items() if compared else ():
         # the same number of samples, also where the run ends after so many steps
         workloads.append(packed(name, plan.rows_of_kind(rows, visual=visual), asked.passes))
     if True not in kinds:
@@ -161,9 +165,8 @@ def _plan(cli: PlanCLI) -> Plan:
     cpu = plan.Card("this CPU", _physical_memory(), {dtype: matrix_product_peak("cpu", dtype)}, used=0.6)
     return Plan(
         method=plan.chosen_method(module),
-        estimates=plan.estimates(module, workloads, schedule),
+        estimates=plan.estimates(module, workloads, schedule, every_method=compared),
         workloads=workloads,
-        asked=asked.name if len(kinds) == 2 else VISUAL if True in kinds else LANGUAGE,
         schedule=schedule,
         dtype=dtype,
         cards=[*plan.CARDS, cpu],

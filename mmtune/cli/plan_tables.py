@@ -25,7 +25,6 @@ class Plan:
         method: the one that the config takes.
         estimates: of every method on every workload.
         workloads: the rows as configured where they are of both kinds, and as many of one kind.
-        asked: the workload that the config's own rows are.
         schedule: how they are gone through.
         dtype: of the matrix products.
         cards: to plan for; the last is this machine's CPU.
@@ -36,7 +35,6 @@ class Plan:
     method: str
     estimates: list[Estimate]
     workloads: list[Workload]
-    asked: str
     schedule: Schedule
     dtype: torch.dtype
     cards: list[Card]

@@ -143,13 +143,12 @@ def _plan_table(comparison: Comparison) -> Table:
             flags += ["--model.base", comparison.base]
         else:  # the base is yet to be made: of the parts that its config names
             flags = [*comparison.alignment()[:2], *flags, "--model.base", "null"]
-        cli, plan = make_plan(flags)
+        cli, plan = make_plan(flags, compared=False)
         here = plan.cards[-1] if cli.trainer_config.accelerator == "cpu" else plan.cards[0]
         if card is None:
             card = here
             table.add_column(f"time, {card.name}", justify="right")
-        work = next(w for w in plan.workloads if w.name == plan.asked)
-        estimate = next(e for e in plan.estimates if (e.method, e.workload) == (plan.method, work.name))
+        (work,), (estimate,) = plan.workloads, plan.estimates
         tokens = work.tokens()
         table.add_row(
             arm,

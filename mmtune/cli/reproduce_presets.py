@@ -25,6 +25,7 @@ class Preset:
         align_steps: steps of the alignment; None takes what its config says.
         suite: what is asked.
         limit: rows of each set; None for all.
+        below_data_root: whether the files' paths are relative to --data-root.
     """
 
     align: str
@@ -38,6 +39,7 @@ class Preset:
     align_steps: int | None = None
     suite: str = "mlan9"
     limit: int | None = None
+    below_data_root: bool = False
 
 
 def _mlan(model: str) -> Preset:
@@ -52,7 +54,6 @@ def _mlan(model: str) -> Preset:
     )
 
 
-# paths of `tiny` are below --data-root
 PRESETS = {
     "tiny": Preset(
         align="reproduce_tiny_align",
@@ -66,6 +67,7 @@ PRESETS = {
         align_steps=120,
         suite="local9",
         limit=100,
+        below_data_root=True,
     ),
     "llama2-7b": _mlan("llama2_7b"),
     "vicuna-7b": _mlan("vicuna_7b"),

@@ -207,11 +207,12 @@ class Comparison:
         return [self._in_root(file) for file in files]
 
     def _in_root(self, file: str) -> str:
-        """Files of the preset tiny lie below --data-root, those of the recipes where their configs have them."""
-        if self.name != "tiny":
+        if not self.preset.below_data_root:
             return file
         if self.data_root is None:
-            raise UserError("--data-root: missing; the preset tiny takes its rows from there (docs/reproduction.md)")
+            raise UserError(
+                f"--data-root: missing; the preset {self.name} takes its rows from there (docs/reproduction.md)"
+            )
         return str(Path(self.data_root) / file)
 
 

@@ -209,8 +209,10 @@ def chosen_method(module: InstructionTuning) -> str:
     return "full" if module.spec.lora is None else "QLoRA" if module.spec.quantise == "nf4" else "LoRA"
 
 
-def estimates(module: InstructionTuning, workloads: Sequence[Workload], schedule: Schedule) -> list[Estimate]:
-    """Every method on every workload."""
+def estimates(
+    module: InstructionTuning, workloads: Sequence[Workload], schedule: Schedule, *, every_method: bool = True
+) -> list[Estimate]:
+    """Every method on every workload, or the module's own method alone."""
     working: dict[tuple[bool, str, bool], int] = {}  # adapters compute the same on quantised weights
 
     def measured(model: VisionLanguageModel, work: Workload, *, keep_gradients: bool) -> int:
@@ -253,6 +255,8 @@ def estimates(module: InstructionTuning, workloads: Sequence[Workload], schedule
 
     found = []
     for method, spec in methods(module).items():
+        if not every_method and method != chosen_method(module):
+            continue
         build = functools.cache(functools.partial(_without_weights, module, spec))
         for work in workloads:
             sees = spec.vision is not None or any(pack.photos for pack in work.packs)

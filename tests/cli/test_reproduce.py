@@ -1,0 +1,330 @@
+"""`mmtune reproduce`: the arms, what they share, going on, and what is not called unseen."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mmtune.analysis.arms import read_arms
+from mmtune.analysis.scaling import study
+from mmtune.cli import reproduce
+from mmtune.cli.main import main
+from mmtune.cli.reproduce_data import NUMBERS, object_questions
+from mmtune.cli.reproduce_presets import ARMS, PRESETS, Preset
+from mmtune.errors import UserError
+
+THINGS = ("dog", "cup", "tie", "bus", "bed", "kite")
+STORY = "once upon a time a fox and an owl went down to the river to fish for eels"
+TASKS = {
+    "tales": {"modality": "language", "prompt": "{{ question }}", "dataset": {"path": "own/tales", "split": "test"}},
+    "sights": {
+        "modality": "vision",
+        "images": ["image"],
+        "prompt": "{{ question }}",
+        "dataset": {"path": "own/sights", "split": "test"},
+    },
+}
+COMMON = {"version": 1, "target": "yes", "answer": "yes_no", "max_new_tokens": 2, "metrics": ["accuracy"]}
+
+
+def object_file(folder: Path, photos: list[list[str]]) -> Path:
+    file = folder / "objects.jsonl"
+    rows = [{"image": f"{n}.png", "objects": objects} for n, objects in enumerate(photos)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(THINGS), min_size=1, max_size=6), min_size=1, max_size=12),
+    st.integers(0, 99),
+)
+def test_answers_about_objects_are_true(
+    tmp_path_factory: pytest.TempPathFactory, photos: list[list[str]], seed: int
+) -> None:
+    rows = object_questions(object_file(tmp_path_factory.mktemp("objects"), photos), seed)
+    asked_yes_no: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        there = set(photos[int(Path(row["image"]).stem)])
+        question, answer = (turn["value"] for turn in row["conversations"])
+        assert question.startswith("<image>\n")
+        words = set(question.replace(",", " ").replace("?", " ").replace(":", " ").split())
+        named = {thing for thing in THINGS if thing in words}
+        if answer in ("yes", "no"):
+            (thing,) = named
+            assert (thing in there) == (answer == "yes")
+            asked_yes_no[row["image"], answer] += 1
+        elif answer in NUMBERS:
+            assert NUMBERS.index(answer) == len(named & there)
+        elif len(answer) == 1:
+            options = dict(line.split(": ") for line in question.splitlines() if line[1:3] == ": ")
+            assert options[answer] in there
+            assert not (set(options.values()) - {options[answer]}) & there
+        else:
+            assert set(answer.replace(" and ", ", ").split(", ")) == there
+    everything = {thing for photo in photos for thing in photo}
+    for number, photo in enumerate(photos):
+        if len(everything - set(photo)) >= 2:  # there is enough to ask about that is not there
+            assert asked_yes_no[f"{number}.png", "yes"] == asked_yes_no[f"{number}.png", "no"]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"image": "a.png"}', '{"image": "a.png", "objects": 3}'])
+def test_a_damaged_file_of_objects_is_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "objects.jsonl"
+    file.write_text('{"image": "a.png", "objects": ["dog"]}\n' + line)
+    with pytest.raises(UserError, match=r"objects\.jsonl, row 2: needs 'image' and 'objects'"):
+        object_questions(file)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, llama: Path, tower_weights: Path) -> Path:
+    """Data of both kinds, an evaluation set of both kinds, and the configs of a model of two blocks."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "text.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"What is {n}?", "completion": f"It is {n}"}) + "\n" for n in range(30))
+        + json.dumps({"prompt": f"Tell me: {STORY}?", "completion": "yes"})
+    )
+    (folder / "images").mkdir()
+    for number in range(6):
+        image = Image.linear_gradient("L").rotate(60 * number).resize((48, 48))
+        Image.merge("RGB", [image, image, image.transpose(Image.Transpose.ROTATE_90)]).save(
+            folder / "images" / f"{number}.png"
+        )
+    captions = [
+        {
+            "id": str(n),
+            "image": f"{n % 6}.png",
+            "conversations": [{"from": "human", "value": "<image>\nSay it."}, {"from": "gpt", "value": f"View {n}."}],
+        }
+        for n in range(12)
+    ]
+    (folder / "captions.json").write_text(json.dumps(captions))
+    object_file(folder, [["dog", "cup"], ["tie"], ["bus", "bed"], ["dog"], ["cup", "tie"], ["bed"]])
+    photo = (folder / "images" / "0.png").read_bytes()
+    rows = {
+        "tales": [{"question": f"Is it {n} that you mean"} for n in range(5)] + [{"question": STORY}],
+        "sights": [{"question": "Is it big?", "image": {"bytes": photo, "path": "x.png"}}] * 4,
+    }
+    for name, task in TASKS.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **COMMON, **task}))
+        file = folder / "hub" / "own" / name / "default" / "test.parquet"
+        file.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows[name]), file)
+    suite = {"name": "both", "description": "both", "tasks": [str(folder / f"{name}.yaml") for name in TASKS]}
+    (folder / "both.yaml").write_text(yaml.safe_dump(suite))
+    model = {"language": str(llama), "template": "chatml", "vision": {"tower": "timm:test_vit", "grid": 2}}
+    model["vision"]["weights"] = str(tower_weights)  # type: ignore[index]
+    trainer = {"accelerator": "cpu", "max_epochs": 1, "enable_progress_bar": False}
+    data = {"max_length": 256, "pack_tokens": 2048, "pack_rows": 4}
+    align = {"model": {"stage": "align", **model}, "data": data, "trainer": trainer}
+    tune = {
+        "model": {"stage": "tune", "base": "nowhere", "lora": {"r": 4, "alpha": 8}},
+        "data": data,
+        "trainer": trainer,
+    }
+    (folder / "align.yaml").write_text(yaml.safe_dump(align))
+    (folder / "tune.yaml").write_text(yaml.safe_dump(tune))
+    return folder
+
+
+@pytest.fixture
+def small(world: Path, monkeypatch: pytest.MonkeyPatch) -> Preset:
+    """The preset tiny, of a model of two blocks, its steps in this process."""
+    preset = Preset(
+        align=str(world / "align.yaml"),
+        tune=str(world / "tune.yaml"),
+        captions=("captions.json",),
+        text=("text.jsonl",),
+        visual=("captions.json",),
+        objects="objects.jsonl",
+        image_root="images",
+        samples=16,
+        align_steps=2,
+        suite=str(world / "both.yaml"),
+        limit=4,
+        below_data_root=True,
+    )
+    monkeypatch.setitem(PRESETS, "tiny", preset)
+    monkeypatch.setattr(reproduce, "_run_process", lambda command: main(command[3:]))
+    return preset
+
+
+Reproduce = Callable[..., int]
+
+
+@pytest.fixture
+def run(small: Preset, world: Path, tmp_path: Path) -> Reproduce:
+    flags = ["reproduce", "--preset", "tiny", "--data-root", str(world), "--out", str(tmp_path / "out")]
+    return lambda *more: main([*flags, *more])
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def test_the_whole_way(
+    run: Reproduce, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run() == 0
+    out, said = tmp_path / "out", capsys.readouterr()
+    record = read(out / "reproduce.json")
+    assert [arm["name"] for arm in record["arms"]] == ["base", *ARMS]
+    for arm, fraction in ARMS.items():
+        folder = out / "seed-42" / arm
+        ledger, sources = read(folder / "ledger.json"), read(folder / "data.json")["sources"].values()
+        assert ledger["samples"] == 16
+        assert sum(source["text"] for source in sources) == round(16 * fraction)
+        assert (ledger["tokens"]["image"] == 0) == (arm == "language-only")
+        if arm == "language-only":
+            assert ledger["tower_passes"] == 0
+        assert read(folder / "eval" / "results.json")["tasks"].keys() == TASKS.keys()
+
+    # the photo of `sights` is one of those trained on: rows with it are left out, and so is the row with the story
+    check = read(out / "unseen.json")
+    assert {task: found["verdict"] for task, found in check["sets"].items()} == {"tales": "seen", "sights": "seen"}
+    drawn = [read(file)["sets"] for file in out.rglob("seed-*/*/unseen.json")]
+    assert {found["verdict"] for sets in drawn for found in sets.values()} == {"unseen"}
+    assert record["seen"] == {}
+
+    found = study(read_arms([out]))
+    assert [arm.name for arm in found.arms] == ["base", *ARMS]
+    for arm in found.arms[1:]:
+        assert arm.cost is not None
+        assert arm.cost.flops == sum(read(out / "seed-42" / arm.name / "ledger.json")["flops"].values())
+    assert found.averaged == ["tales", "sights"]
+    assert "visual-only" in said.out
+    assert (out / "report.html").is_file()
+
+    # again: nothing is computed; with another seed: only its arms are
+    started: list[list[str]] = []
+    monkeypatch.setattr(reproduce, "_run_process", lambda command: started.append(command) or main(command[3:]))
+    assert run() == 0
+    assert started == []
+    assert run("--seed", "43") == 0
+    assert len(started) == 2 * len(ARMS)
+    assert read(out / "reproduce.json")["seeds"] == [42, 43]
+    assert {arm.averages["overall"].seeds for arm in study(read_arms([out])).arms} == {1, 2}
+
+
+def test_a_set_that_was_not_compared_is_not_called_unseen(
+    run: Reproduce, world: Path, tmp_path: Path, small: Preset
+) -> None:
+    assert run() == 0
+    out = tmp_path / "out"
+    file = out / "seed-42" / "50-50" / "unseen.json"
+    check = read(file)
+    check["sets"]["tales"] |= {"verdict": "unchecked", "reason": "its rows could not be read"}
+    check["sets"]["sights"] |= {"verdict": "seen", "hit_rows": 3, "rows": 4}
+    file.write_text(json.dumps(check))
+    assert run() == 0
+    assert read(out / "reproduce.json")["seen"] == {
+        "tales": "not compared with what 50-50 learnt: its rows could not be read",
+        "sights": "3 of its 4 rows are in what 50-50 learnt",
+    }
+    assert study(read_arms([out])).averaged == []
+
+
+def test_a_step_that_fails_ends_it_and_the_rest_is_done_later(
+    run: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps: list[str] = []
+
+    def fails_third(command: list[str]) -> int:
+        steps.append(command[3])
+        return 143 if len(steps) == 3 else main(command[3:])
+
+    monkeypatch.setattr(reproduce, "_run_process", fails_third)
+    assert run() == 143
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert run() == 0
+    assert steps == ["fit", "eval", "fit", *["fit", "eval"] * len(ARMS)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--budget", "3"], "--budget 3: must be at least 16"),
+        (["--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["--limit", "0"], "--limit 0: must be at least 1"),
+        (["--preset", "large"], "large"),
+    ],
+)
+def test_wrong_flags(run: Reproduce, flags: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*flags) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_another_comparison_in_the_folder_is_refused(
+    run: Reproduce, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--plan") == 0
+    assert "language-only" in capsys.readouterr().out
+    assert run("--limit", "3", "--plan") == 2
+    assert "holds another comparison (limit 4 then, 3 now)" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    assert run("--out", str(tmp_path / "other")) == 2
+    assert "is no comparison of mmtune reproduce" in capsys.readouterr().err
+
+
+def test_data_that_is_not_there_is_named(
+    run: Reproduce, small: Preset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", replace(small, text=("missing.jsonl",)))
+    assert run() == 2
+    assert "missing.jsonl: no such file" in capsys.readouterr().err
+    assert main(["reproduce", "--preset", "tiny", "--out", str(tmp_path / "new")]) == 2
+    assert "--data-root: missing" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_commands_of_a_preset_parse(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from command_lines import check
+
+    comparison = reproduce.Comparison(name, PRESETS[name], tmp_path, [42], "data", None)
+    for step in comparison.steps():
+        check(step.arguments)
+    assert [step.arguments[0] for step in comparison.steps()] == ["fit", "eval"] * (len(ARMS) + 1)
+
+
+def test_a_smaller_budget_shrinks_everything() -> None:
+    options = reproduce.ReproduceOptions("tiny", "out", budget=48)
+    preset = reproduce._scaled(PRESETS["tiny"], options)
+    assert (preset.samples, preset.align_steps, preset.limit) == (48, 12, 10)
+    larger = reproduce._scaled(PRESETS["tiny"], replace(options, budget=960))
+    assert (larger.samples, larger.align_steps, larger.limit) == (960, 120, 100)
+
+
+def test_signals_reach_the_step(tmp_path: Path) -> None:
+    import os
+    import signal
+    import sys
+    import threading
+    import time
+
+    ready = tmp_path / "ready"
+    program = (
+        "import pathlib, signal, sys, time; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    )
+
+    def terminate() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    assert reproduce._run_process([sys.executable, "-c", program]) == 143
