@@ -17,9 +17,9 @@ from mmtune.analysis.samples import ANSWER_CHARACTERS, PROMPT_CHARACTERS, collec
 from mmtune.analysis.scaling import Score, Study, cheaper, study
 
 SAMPLES_PER_TASK = 500
-_NARROW, _DARK = "(max-width: 48rem)", "screen and (prefers-color-scheme: dark)"
-# by media query, the first that holds is taken; paper is light, and narrow or wide as the screen
-_FORMS = {f"{_DARK} and {_NARROW}": DARK_NARROW, _DARK: DARK, _NARROW: LIGHT_NARROW, "": LIGHT}
+_NARROW = "(max-width: 48rem)"
+# the style sheet shows one theme: a browser that prints does not choose among a picture's sources again
+_FORMS = {"light": {_NARROW: LIGHT_NARROW, "": LIGHT}, "dark": {_NARROW: DARK_NARROW, "": DARK}}
 _UNTOLD = {"out", "ckpt_path"}  # where a run was written says nothing about the run
 
 
@@ -117,16 +117,19 @@ def _rows(found: Study) -> list[Row]:
     return rows + [Row(name, None, True, True, [a.averages[name] for a in found.arms], None) for name in averages]
 
 
-def _pictures(found: Study) -> dict[str, tuple[str, dict[str, str]]]:
-    """Title and forms of each picture, a form being a media query and the picture as a data URL."""
-    drawn = {media: svg_pictures(found, look) for media, look in _FORMS.items()}
+def _pictures(found: Study) -> dict[str, tuple[str, dict[str, dict[str, str]]]]:
+    """Title and forms of each picture: by theme and media query, the picture as a data URL."""
+    drawn = {
+        theme: {media: svg_pictures(found, look) for media, look in looks.items()} for theme, looks in _FORMS.items()
+    }
 
     def url(svg: bytes) -> str:
         return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
-    return {
-        name: (TITLES[name], {media: url(pictures[name]) for media, pictures in drawn.items()}) for name in drawn[""]
-    }
+    def forms(name: str) -> dict[str, dict[str, str]]:
+        return {theme: {media: url(one[name]) for media, one in by_media.items()} for theme, by_media in drawn.items()}
+
+    return {name: (TITLES[name], forms(name)) for name in drawn["light"][""]}
 
 
 def _resources(found: Study) -> list[str]:

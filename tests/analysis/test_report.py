@@ -92,7 +92,7 @@ def test_samples_settings_and_versions(pair: list[Path], tmp_path: Path) -> None
     assert "read, 2 of 3; see, 2 of 3" in page.words
     assert "seed_everything text: 1 photos: 2" in page.words
     assert "training, torch 2.0" in page.words
-    assert len(page.of("img")) == 4
+    assert [one["class"] for one in page.of("picture")] == ["light", "dark"] * 4
 
 
 def test_seeds_of_one_arm(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_without_ledger_metrics_vision_or_tasks_that_compare(tmp_path: Path) -> 
     write_report(read_arms([alone]), tmp_path / "a.html", title="t", tables=tmp_path / "t", plots=tmp_path / "p")
     page = Page(tmp_path / "a.html")
     assert "None of these has a ledger" in page.words
-    assert [img["alt"] for img in page.of("img")] == ["Scores by set; the figures are in the tables"]
+    assert [img["alt"] for img in page.of("img")] == ["Scores by set; the figures are in the tables"] * 2
     assert "vision" not in page.words
     run = trained(tmp_path, "run", {"read": [1, 0]})
     (run / "metrics.csv").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from evaluations import write_evaluation, write_run
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from mmtune.analysis.arms import Arm, TrainedRun, read_arms
 from mmtune.analysis.scaling import Score, cheaper, study
+from mmtune.analysis.tables import study_table
 from mmtune.errors import UserError
 
 Shares = st.lists(st.floats(0, 1), min_size=2, max_size=6)
@@ -125,3 +128,16 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     a, b = (write_evaluation(tmp_path / name, {name: [1]}) for name in ("read", "see"))
     with pytest.raises(UserError, match="no task in common"):
         study(read_arms([a, b]))
+
+
+def test_the_terminal_table_has_scores_costs_and_plain_names(tmp_path: Path) -> None:
+    names = ("[b]text\x1b[31m", "photos")
+    arms = [arm_of(tmp_path, f"arm{i}", [{"read": [1, 0]}], flops=(i + 1) * 1e12) for i in (0, 1)]
+    arms = [Arm(name, arm.runs) for name, arm in zip(names, arms, strict=True)]
+    bare = Arm("bare", [TrainedRun.read(write_evaluation(tmp_path / "bare", {"read": [1, 1]}))])
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(study_table(study([*arms, bare])))
+    text = stream.getvalue()
+    assert "\x1b" not in text
+    for part in ("[b]text␛[31m", "50.0 ± 1.0", "5,000", "2.0", "2.00 ×", "100.0 ± 1.0", "row of photos"):
+        assert part in text
