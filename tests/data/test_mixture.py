@@ -171,3 +171,27 @@ def test_no_row_is_looked_at_that_is_not_needed(text: str) -> None:
     seen: list[Conversation] = []
     drawn = Mixture([text], total=5).draw(BadRows(), lambda conversation: not seen.append(conversation))
     assert len(seen) == len(drawn) == 5
+
+
+def test_rows_that_a_file_names_are_left_out(text: str, visual: str, tmp_path: Path) -> None:
+    everything = draw(Mixture([text], [visual]))
+    hits = [{"source": c.source, "row": c.row, "task": "a set"} for c in everything[:7]]
+    # however the path is written
+    hits[0]["source"] = str(
+        Path(str(hits[0]["source"])).parent / "." / ".." / tmp_path.name / Path(str(hits[0]["source"])).name
+    )
+    file = tmp_path / "hits.json"
+    file.write_text(json.dumps({"hits": [*hits, hits[3]]}))
+    kept = draw(Mixture([text], [visual], leave_out=str(file)))
+    assert {c.where for c in kept} == {c.where for c in everything[7:]}
+    assert len(kept) == len(everything) - 7
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"hits": 3}', '{"hits": [{"source": "a"}]}', '{"hits": [{"source": "a", "row": "b"}]}']
+)
+def test_a_file_that_names_no_rows_is_refused(text: str, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "hits.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"--data\.train\.leave_out .*hits\.json: needs 'hits'"):
+        draw(Mixture([text], leave_out=str(file)))
