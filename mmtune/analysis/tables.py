@@ -112,14 +112,22 @@ def comparison_table(comparison: Comparison, against: Against) -> Table:
     return table
 
 
-def study_table(study: Study) -> Table:
-    """Averages beside cost, an arm in a row, and how many times cheaper than the most costly tuned arm."""
+def study_table(study: Study, baseline: str | None = None) -> Table:
+    """Averages beside cost, an arm in a row, and how many times cheaper it was than the baseline.
+
+    Args:
+        study: what is shown.
+        baseline: an arm's name; the most costly tuned one where None.
+
+    Raises:
+        UserError: no arm has this name.
+    """
     table = Table(title="Score beside cost, per cent ± one standard error", title_justify="left", show_edge=False)
     table.add_column("arm", overflow="fold")
     size, unit = flop_unit(max((arm.cost.flops for arm in study.arms if arm.cost), default=0.0))
     for heading in (*study.averages, "rows", "text tokens", "image tokens", "passes", unit, "seconds", "cheaper"):
         table.add_column(heading, justify="right")
-    baseline = study.baseline()
+    reference = study.baseline(baseline)
     for arm in study.arms:
         scores = [f"{100 * score.mean:.1f} ± {100 * score.stderr:.1f}" for score in arm.averages.values()]
         costs: list[str] = []
@@ -131,11 +139,11 @@ def study_table(study: Study) -> Table:
                 f"{arm.cost.flops / size:,.1f}",
                 f"{arm.cost.seconds:,.0f}",
             ]
-            times = None if baseline is None else cheaper(arm, baseline).at_equal_samples
+            times = None if reference is None else cheaper(arm, reference).at_equal_samples
             costs.append("" if times is None else f"{times:.2f} ×")
         table.add_row(Text(visible(arm.name)), *scores, *costs)
-    if baseline is not None:
-        table.caption = Text(f"cheaper: operations per row of {visible(baseline.name)} over the arm's own")
+    if reference is not None:
+        table.caption = Text(f"cheaper: operations per row of {visible(reference.name)} over the arm's own")
     return table
 
 

@@ -14,8 +14,9 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
+from mmtune.analysis.untrusted import visible
 from mmtune.cli.options import build_parser, parse
-from mmtune.cli.reproduce_presets import ARMS, BASE, PRESETS, Preset
+from mmtune.cli.reproduce_presets import ARMS, BASE, BASELINE, PRESETS, Preset
 from mmtune.cli.reproduce_steps import Comparison, Step
 from mmtune.errors import UserError
 from mmtune.files import read_json, write_json
@@ -29,7 +30,7 @@ class ReproduceOptions:
 
     Attributes:
         preset: tiny (a real small model, on two CPU cores), llama2-7b or vicuna-7b (the recipe's, on GPUs).
-        out: the folder for all of it: base/, seed-S/ARM/, reproduce.json and report.html.
+        out: the folder for all of it: base/, seed-S/ARM/, reproduce.json, report.html, plots/ and tables/.
         budget: rows each arm is trained on; the preset's own where not given. Below that, the preset's alignment steps
             and evaluation rows shrink in proportion.
         seeds: how many times every arm is trained.
@@ -241,9 +242,18 @@ def _show(comparison: Comparison) -> None:
 
     arms = read_arms([comparison.out])
     report = comparison.out / "report.html"
-    _console().print(study_table(study(arms)))
-    write_report(arms, report, title=f"mmtune reproduce --preset {comparison.name}")
-    print(f"The report: {report}   All runs and answers: {comparison.out}/")
+    _console().print(study_table(study(arms), BASELINE))
+    warnings = write_report(
+        arms,
+        report,
+        title=f"mmtune reproduce --preset {comparison.name}",
+        baseline=BASELINE,
+        plots=comparison.out / "plots",
+        tables=comparison.out / "tables",
+    )
+    for warning in warnings:
+        print(f"mmtune: warning: {visible(warning)}", file=sys.stderr)
+    print(f"The report: {report}   Pictures and tables: plots/ and tables/ beside it   All runs: {comparison.out}/")
 
 
 def _console() -> Console:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 BASE = "base"
 # the share of rows without a photo (arXiv 2411.10557, section 4: MLAN, MLAN_v for Llama 2 and for Vicuna, the baseline)
 ARMS = {"language-only": 1.0, "88-12": 0.88, "50-50": 0.5, "visual-only": 0.0}
+BASELINE = "visual-only"  # what the others are cheaper than, or not
 
 
 @dataclass(frozen=True)
