@@ -74,7 +74,7 @@ def check(conversation: Conversation) -> Conversation:
     for turn in conversation.turns:
         if turn.role != "user" and IMAGE_PLACEHOLDER in turn.text:
             raise RowError(f"{where}: {IMAGE_PLACEHOLDER} stands in the {turn.role}'s turn; it belongs in the user's")
-        if not _encodable(turn.text):
+        if not is_unicode(turn.text):
             raise RowError(f"{where}: the {turn.role}'s text holds half of a surrogate pair, which no tokenizer reads")
     if not conversation.turns or not conversation.dialogue:
         raise RowError(f"{where}: the conversation has no turns")
@@ -98,7 +98,7 @@ def check(conversation: Conversation) -> Conversation:
     return conversation
 
 
-def _encodable(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether the text is Unicode; JSON escapes such as \\ud83d alone give text that is not."""
     try:
         text.encode()

@@ -57,14 +57,24 @@ class Ending:
     end_ids: Sequence[int]
     end_text: str
 
-    def answer(self, ids: Sequence[int], tokenizer: Any) -> str | None:
-        """The answer that these tokens are, or None if it is not over yet."""
+    def read(self, ids: Sequence[int], tokenizer: Any) -> tuple[str, bool]:
+        """The answer as far as these tokens say it, and whether it is over."""
         said = ids[:-1] if ids[-1] in self.end_ids else ids
         text: str = tokenizer.decode(said, skip_special_tokens=True)
         stopped = first_stop(text, [*self.stop, self.end_text])
-        if stopped is None and len(said) == len(ids) < self.max_new_tokens:
-            return None
-        return text[:stopped].removesuffix(self.end_text)
+        over = stopped is not None or not len(said) == len(ids) < self.max_new_tokens
+        return text[:stopped].removesuffix(self.end_text), over
+
+    def answer(self, ids: Sequence[int], tokenizer: Any) -> str | None:
+        """The answer that these tokens are, or None if it is not over yet."""
+        text, over = self.read(ids, tokenizer)
+        return text if over else None
+
+    def settled(self, text: str) -> str:
+        """The text without an end that further tokens may change: part of a character, or of the end marker."""
+        text = text.rstrip("\ufffd")
+        begun = range(min(len(self.end_text) - 1, len(text)), 0, -1)
+        return next((text[:-n] for n in begun if text.endswith(self.end_text[:n])), text)
 
 
 class _Ended(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here

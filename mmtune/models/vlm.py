@@ -279,7 +279,7 @@ class VisionLanguageModel(nn.Module):
         encoder = PromptEncoder(self)
         texts = self._prompt_texts(prompts, images, system, primer)
         encoded = [encoder.keys(text, images[i] if images else ()) for i, text in enumerate(texts)]
-        end = Ending(max_new_tokens, stop, self.end_ids(), self._end_text())
+        end = Ending(max_new_tokens, stop, self.end_ids(), self.end_text())
         if options:
             return self._sample([encoder.embed(keys) for keys in encoded], end, batch_tokens, options)
         return self._sharing(encoder, batch_tokens, lambda engine: engine.generate(encoded, end))
@@ -381,7 +381,7 @@ class VisionLanguageModel(nn.Module):
         """The tokens that end an answer."""
         return sorted({i for i in (self._marker_id(), self.tokenizer.eos_token_id) if i is not None})
 
-    def _end_text(self) -> str:
+    def end_text(self) -> str:
         """The marker that ends a turn, where it is text to the tokenizer and not one token."""
         return self.template.stop if self._marker_id() is None else ""
 

@@ -1,0 +1,230 @@
+"""A conversation with a model: it answers while it thinks, and what was said is not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn, is_unicode
+from mmtune.errors import UserError
+from mmtune.models.attention import use_attention
+from mmtune.models.generation import Ending
+from mmtune.models.inference import Counts
+from mmtune.models.prefixes import Keys, common_prefix
+from mmtune.models.prompts import PromptEncoder
+
+if TYPE_CHECKING:
+    from mmtune.models.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an answer is chosen.
+
+    Attributes:
+        temperature: 0 takes the likeliest token each time; above, tokens are drawn, the more evenly the higher.
+        top_p: draw only from the likeliest tokens that together have this probability.
+        max_new_tokens: the most tokens an answer may have.
+        seed: the same one draws the same answer; None draws another each time.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 10:
+            raise UserError(f"temperature {self.temperature}: give a number from 0 (always the likeliest) to 10")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p}: give a number above 0, up to 1 (all tokens)")
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens {self.max_new_tokens}: give at least 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UserError(f"seed {self.seed}: give a number from 0 to 2^63 - 1")
+
+    def chooser(self) -> Callable[[torch.Tensor], int]:
+        """Gives a token for the logits [1, vocabulary]; those drawn are what transformers' `generate` draws."""
+        if self.temperature == 0:
+            return lambda logits: int(logits.argmax(-1))
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        narrow = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
+        if self.top_p < 1:
+            narrow.append(TopPLogitsWarper(self.top_p))
+        unused = torch.zeros(1, 0, dtype=torch.long)  # what was said before, which these do not look at
+
+        def choose(logits: torch.Tensor) -> int:
+            return int(torch.multinomial(narrow(unused, logits.float().cpu()).softmax(-1), 1, generator=generator))
+
+        return choose
+
+
+GREEDY = Sampling()
+
+
+class Chat:
+    """A conversation of several turns, about photos or not.
+
+    Each turn is rendered with all before it, as in training. Keys and values of the tokens that the text before began
+    with too are kept, so that a turn costs its own tokens; where the template writes earlier turns otherwise than they
+    were said, or the tokenizer cuts an answer otherwise than the model said it, what follows that place is computed
+    anew. A photo goes through the tower once.
+
+    Attributes:
+        turns: what was said, without the system prompt.
+        photos: those of all turns, in order.
+        counts: tokens computed, reused and generated.
+    """
+
+    def __init__(self, model: VisionLanguageModel, *, system: str | None = None) -> None:
+        """
+        Args:
+            model: answers.
+            system: a system prompt in place of the template's own.
+
+        Raises:
+            UserError: the system prompt has a photo's mark, or is no Unicode.
+        """
+        if system is not None and IMAGE_PLACEHOLDER in system:
+            raise UserError(f"the system prompt holds {IMAGE_PLACEHOLDER}; photos belong to what the user says")
+        self._model = model
+        self._system = [Turn("system", _checked(system))] if system is not None else []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was said and seen."""
+        self.turns: list[Turn] = []
+        self.photos: list[Image.Image] = []
+        self.counts = Counts()
+        self._encoder = PromptEncoder(self._model)
+        self._cache = DynamicCache()
+        self._known: Keys = np.zeros(0, dtype=np.int64)  # whose keys and values the cache holds
+
+    def say(
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        *,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Say something, and hear the answer piece by piece.
+
+        An answer that is not heard to its end counts as far as it was heard; if that is nothing, the turn was not said.
+
+        Args:
+            text: what the user says, `<image>` where a photo goes; without such marks the photos go first.
+            images: the photos of this turn.
+            sampling: how the answer is chosen.
+            stop: strings that end an answer; the answer includes the first.
+
+        Yields:
+            The pieces of the answer; together they are what `generate` gives for the same prompt.
+
+        Raises:
+            UserError: nothing is said, photos and marks differ in number, the model cannot see, or the conversation
+                is longer than the model can read. The turn was then not said.
+        """
+        turn = Turn("user", self._marked(text, len(images)))
+        photos = [*self.photos, *images]
+        keys = self._encoder.keys(self._model.template.prompt([*self._system, *self.turns, turn]), photos)
+        room = self._room(len(keys))
+        limit = sampling.max_new_tokens if room is None else min(sampling.max_new_tokens, room)
+        ending = Ending(limit, stop, self._model.end_ids(), self._model.end_text())
+        answer, over = "", False
+        try:
+            for piece in self._answer(keys, ending, sampling.chooser()):
+                answer += piece
+                yield piece
+            over = True
+        finally:
+            if answer or over:
+                # a mark that the model wrote is no place for a photo
+                self.turns += [turn, Turn("assistant", answer.replace(IMAGE_PLACEHOLDER, "image"))]
+                self.photos = photos
+
+    def _marked(self, text: str, photos: int) -> str:
+        """The text with a mark for each photo."""
+        text = _checked(text)
+        marks = text.count(IMAGE_PLACEHOLDER)
+        if not marks:
+            text, marks = f"{IMAGE_PLACEHOLDER}\n" * photos + text, photos
+        if not text.strip():
+            raise UserError("nothing was said; write something, or give a photo")
+        if marks != photos:
+            raise UserError(f"{marks} {IMAGE_PLACEHOLDER} mark(s) but {photos} photo(s); every mark needs its photo")
+        if photos and self._model.tower is None:
+            raise UserError(f"{self._model.name} has no vision tower, so it cannot see photos")
+        return text
+
+    def _room(self, prompt: int) -> int | None:
+        """How many tokens the model can still read after the prompt, if it knows."""
+        most = getattr(self._model.base_language.config, "max_position_embeddings", None)
+        if most is None:
+            return None
+        if prompt >= most:
+            raise UserError(
+                f"the conversation is {prompt:,} tokens long, and {self._model.name} reads {most:,}; start a new one"
+            )
+        return int(most - prompt)
+
+    def _answer(self, keys: Keys, ending: Ending, choose: Callable[[torch.Tensor], int]) -> Iterator[str]:
+        """The answer, each piece once it can no longer change."""
+        known = min(common_prefix(self._known, keys), len(keys) - 1)
+        self._known = self._known[:known]
+        for layer in self._cache.layers:
+            if (surplus := layer.get_seq_length() - known) > 0:
+                layer.crop(-surplus)
+        logits = self._read(keys[known:])
+        self.counts.computed += len(keys) - known
+        self.counts.reused += known
+        ids: list[int] = []
+        said = ""
+        while True:
+            ids.append(choose(logits))
+            self.counts.generated += 1
+            text, over = ending.read(ids, self._model.tokenizer)
+            ready = text if over else ending.settled(text)
+            if len(ready) > len(said) and ready.startswith(said):
+                yield ready[len(said) :]
+                said = ready
+            if over:
+                return
+            logits = self._read(np.array(ids[-1:]))
+
+    @torch.inference_mode()
+    def _read(self, keys: Keys) -> torch.Tensor:
+        """Compute tokens that follow those known; the logits [1, vocabulary] of what follows them."""
+        language = self._model.base_language
+        embeddings = self._encoder.embed(keys)
+        places = torch.arange(len(self._known), len(self._known) + len(keys), device=embeddings.device)
+        with use_attention(language, "sdpa"):
+            hidden = language.base_model(
+                inputs_embeds=embeddings[None],
+                position_ids=places[None],
+                past_key_values=self._cache,
+                use_cache=True,
+            ).last_hidden_state
+        # only now: where it was interrupted, the next turn cuts off what some layers have and others have not
+        self._known = np.concatenate([self._known, keys])
+        logits: torch.Tensor = self._model.output_layer(hidden[:, -1])
+        return logits
+
+
+def _checked(text: str) -> str:
+    if not is_unicode(text):
+        raise UserError("the text holds half of a surrogate pair, which no tokenizer reads")
+    return text

@@ -1,0 +1,240 @@
+"""A conversation: the answers are those of a prompt written anew, and only what is new is computed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmtune.data.conversation import Turn
+from mmtune.errors import UserError
+from mmtune.models.chat import Chat, Sampling
+from mmtune.models.generation import Ending
+from mmtune.models.options import ModelSpec
+from mmtune.models.prompts import PromptEncoder
+from mmtune.models.vlm import VisionLanguageModel
+
+SHORT = Sampling(max_new_tokens=12)
+
+
+def heard(chat: Chat, text: str, *images: Image.Image, sampling: Sampling = SHORT) -> str:
+    return "".join(chat.say(text, images, sampling=sampling))
+
+
+def anew(model: VisionLanguageModel, turns: list[Turn], photos: list[Image.Image], limit: int = 12) -> str:
+    """The answer of the evaluation's engine to the whole conversation, rendered at once."""
+    encoder = PromptEncoder(model)
+    keys = encoder.keys(model.template.prompt(turns), photos)
+    ending = Ending(limit, (), model.end_ids(), model.end_text())
+    with torch.inference_mode():
+        return model._sharing(encoder, 4096, lambda engine: engine.generate([keys], ending))[0]
+
+
+@pytest.fixture(scope="module")
+def vicuna(sentencepiece_llama: Path, tower_weights: Path) -> VisionLanguageModel:
+    from mmtune.models.options import VisionOptions
+
+    tower = VisionOptions("timm:test_vit", str(tower_weights), grid=2)
+    return VisionLanguageModel.assemble(ModelSpec(str(sentencepiece_llama), tower, template="vicuna_v1")).eval()
+
+
+@pytest.mark.parametrize("family", ["seeing_model", "vicuna"])
+def test_every_answer_is_that_of_the_whole_conversation_anew(
+    family: str, request: pytest.FixtureRequest, photos: list[Image.Image]
+) -> None:
+    model: VisionLanguageModel = request.getfixturevalue(family)
+    chat = Chat(model, system="Be brief.")
+    said = [("Hello, who are you?", []), ("And this?", photos[:1]), ("Sure?", []), ("These?", photos[1:3])]
+    turns, shown = [Turn("system", "Be brief.")], []
+    for number, (text, images) in enumerate(said):
+        answer = heard(chat, text, *images)
+        turns.append(Turn("user", "<image>\n" * len(images) + text))
+        shown += images
+        assert answer == anew(model, turns, shown)
+        if number == 0:
+            assert [answer] == model.generate([text], system="Be brief.", max_new_tokens=12)
+        turns.append(Turn("assistant", answer.replace("<image>", "image")))
+    assert chat.turns == turns[1:]
+    assert chat.photos == photos[:3]
+
+
+def test_a_first_answer_about_a_photo_is_that_of_generate(
+    seeing_model: VisionLanguageModel, photos: list[Image.Image]
+) -> None:
+    for photo in photos:
+        given = seeing_model.generate(["What is it? <image>"], [[photo]], max_new_tokens=12)
+        assert [heard(Chat(seeing_model), "What is it? <image>", photo)] == given
+
+
+def test_adapters_speak_too(build: Callable[..., VisionLanguageModel]) -> None:
+    from mmtune.models.options import LoraOptions
+
+    model = build(lora=LoraOptions(r=2))
+    assert [heard(Chat(model), "Hello")] == model.generate(["Hello"], max_new_tokens=12)
+
+
+def test_a_turn_costs_its_own_tokens_and_a_photo_one_pass(
+    seeing_model: VisionLanguageModel, photos: list[Image.Image]
+) -> None:
+    assert seeing_model.tower is not None
+    before = seeing_model.tower.photos_encoded
+    chat = Chat(seeing_model)
+    answer = heard(chat, "Look.", photos[0])
+    first = chat.counts.computed
+    heard(chat, "Why?")
+    whole = PromptEncoder(seeing_model).keys(
+        seeing_model.template.prompt([*chat.turns[:2], Turn("user", "Why?")]), photos[:1]
+    )
+    assert chat.counts.reused + chat.counts.computed == first + len(whole)
+    # random bytes are mostly no text, and are cut otherwise when written down; that text begins where they did
+    assert chat.counts.reused >= first
+    assert chat.counts.computed - first <= len(whole) - first
+    heard(chat, "And?")
+    assert seeing_model.tower.photos_encoded == before + 1
+    assert chat.counts.generated >= 3
+    assert answer == chat.turns[1].text
+
+
+def test_what_the_model_said_is_not_computed_again(text_model: VisionLanguageModel) -> None:
+    """Where the answer's tokens come out of its text again, all of the turn before is kept."""
+    chat = Chat(text_model)
+    heard(chat, "Hi")
+    answer = "yes it is"
+    chat.turns[-1] = Turn("assistant", answer)
+    prompt = chat._encoder.keys(text_model.template.prompt([Turn("user", "Hi")]))
+    said = np.array(text_model.tokenizer(answer, add_special_tokens=False)["input_ids"])
+    chat._known, chat._cache = chat._known[:0], type(chat._cache)()
+    chat._read(np.concatenate([prompt, said]))
+    computed = chat.counts.computed
+    heard(chat, "So?")
+    assert chat.counts.computed - computed == len(
+        text_model.tokenizer("<|im_end|>\n<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    )
+
+
+def test_an_earlier_turn_that_is_written_otherwise_is_computed_anew(text_model: VisionLanguageModel) -> None:
+    chat = Chat(text_model)
+    heard(chat, "One")
+    chat.turns = [Turn("user", "Two"), Turn("assistant", "another answer")]
+    assert heard(chat, "Three") == anew(text_model, [*chat.turns[:2], Turn("user", "Three")], [])
+
+
+def test_a_turn_that_is_interrupted_counts_as_far_as_it_was_heard(
+    text_model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(text_model)
+    heard(chat, "Hi")
+    pieces = chat.say("Tell me more", sampling=Sampling(max_new_tokens=40))
+    part = next(pieces)
+    pieces.close()
+    assert [turn.text for turn in chat.turns[2:]] == ["Tell me more", part]
+
+    layers = itertools.count()
+    attention = text_model.base_language.model.layers[1].forward
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        if next(layers) == 0:
+            raise KeyboardInterrupt
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(text_model.base_language.model.layers[1], "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        heard(chat, "Not said")
+    assert len(chat.turns) == 4
+    assert heard(chat, "Go on") == anew(text_model, [*chat.turns[:4], Turn("user", "Go on")], [])
+
+
+def test_nothing_is_left_after_a_reset(seeing_model: VisionLanguageModel, photos: list[Image.Image]) -> None:
+    chat = Chat(seeing_model)
+    first = heard(chat, "What?", photos[0])
+    heard(chat, "And?")
+    chat.reset()
+    assert (chat.turns, chat.photos, chat.counts.computed) == ([], [], 0)
+    assert heard(chat, "What?", photos[0]) == first
+
+
+def test_drawn_answers_are_those_of_transformers(text_model: VisionLanguageModel) -> None:
+    for seed, top_p in ((0, 1.0), (1, 0.7), (2, 0.2)):
+        sampling = Sampling(temperature=1.3, top_p=top_p, max_new_tokens=20, seed=seed)
+        torch.manual_seed(seed)
+        narrowed = {"top_p": top_p} if top_p < 1 else {}
+        drawn = text_model.generate(["Hello"], max_new_tokens=20, do_sample=True, temperature=1.3, **narrowed)
+        assert [heard(Chat(text_model), "Hello", sampling=sampling)] == drawn
+    unseeded = {heard(Chat(text_model), "Hello", sampling=Sampling(2.0, 1.0, 20)) for _ in range(3)}
+    assert len(unseeded) == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "sentencepiece_llama"])
+def test_no_piece_holds_part_of_a_character_or_loses_a_space(family: str, request: pytest.FixtureRequest) -> None:
+    from mmtune.models.language import load_tokenizer
+
+    tokenizer = load_tokenizer(str(request.getfixturevalue(family)))
+    ending = Ending(1000, (), [], "</s>")
+    text = "Grüße  an 東京 🙂‍↔️ – a < b </ s>, x"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    settled = [ending.settled(ending.read(ids[: n + 1], tokenizer)[0]) for n in range(len(ids))]
+    for shorter, longer in itertools.pairwise([*settled, text]):
+        assert longer.startswith(shorter)
+        assert "\ufffd" not in shorter
+    assert len(set(settled)) > len(text) // 3
+
+
+def test_a_begun_end_marker_is_held_back() -> None:
+    ending = Ending(10, (), [], "</s>")
+    assert [ending.settled(text) for text in ("a <", "a </s", "a <b", "<", "")] == ["a ", "a ", "a <b", "", ""]
+
+
+def test_the_stop_string_ends_the_answer(text_model: VisionLanguageModel) -> None:
+    whole = heard(Chat(text_model), "Hello")
+    stop = whole[2:4]
+    chat = Chat(text_model)
+    assert ["".join(chat.say("Hello", sampling=SHORT, stop=[stop]))] == text_model.generate(
+        ["Hello"], max_new_tokens=12, stop=[stop]
+    )
+
+
+def test_a_mark_that_the_model_writes_is_no_photo(
+    text_model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = Chat(text_model)
+    monkeypatch.setattr(Ending, "read", lambda *_: ("an <image> here", True))
+    assert heard(chat, "Hi") == "an <image> here"
+    monkeypatch.undo()
+    assert chat.turns[1].text == "an image here"
+    heard(chat, "More")
+
+
+def test_mistakes_are_named_and_nothing_was_said(
+    text_model: VisionLanguageModel, seeing_model: VisionLanguageModel, photos: list[Image.Image]
+) -> None:
+    chat = Chat(text_model)
+    for text, images, complaint in (
+        ("  ", [], "nothing was said"),
+        ("What is <image>?", [], r"1 <image> mark\(s\) but 0 photo"),
+        ("What?", photos[:1], "no vision tower"),
+        ("x \ud83d", [], "surrogate"),
+        ("word " * 2000, [], "start a new one"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            heard(chat, text, *images)
+    assert chat.turns == []
+    with pytest.raises(UserError, match="system prompt holds <image>"):
+        Chat(seeing_model, system="<image>")
+    for wrong in ({"temperature": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}, {"seed": -1}, {"temperature": np.nan}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            Sampling(**wrong)
+
+
+def test_an_answer_ends_where_the_model_can_read_no_further(text_model: VisionLanguageModel) -> None:
+    chat = Chat(text_model)
+    sampling = Sampling(max_new_tokens=500)
+    limit = text_model.base_language.config.max_position_embeddings
+    text = "w" * (limit - 70)
+    heard(chat, text, sampling=sampling)
+    prompt = chat.counts.computed
+    assert prompt + chat.counts.generated <= limit
