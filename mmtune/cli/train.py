@@ -284,6 +284,12 @@ def _report(cli: TrainingCLI) -> None:
             f"Rows with special tokens spelled in their text, which was read as those tokens: {markers['count']} "
             f"(all in {run}/data.json); the first: {markers['rows'][0]}"
         )
+    left_out = record["rows_with_answers_left_out"]
+    if left_out["count"]:
+        print(
+            f"Rows with earlier answers that the chat template rewrites, of which the last alone are learnt: "
+            f"{left_out['count']} (all in {run}/data.json); the first: {left_out['rows'][0]}"
+        )
     cut = record["cut_rows"]
     if cut["count"]:
         print(f"Rows cut at --data.max_length: {cut['count']} (all in {run}/data.json); the first: {cut['rows'][0]}")

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmtune.data.conversation import Conversation, Photo, RowError, photo_fault
-from mmtune.data.encoding import Example, ModelInputs, Tokens, as_example, spelled_markers
+from mmtune.data.encoding import Example, ModelInputs, Tokens, answers_left_out, as_example, spelled_markers
 from mmtune.data.holdout import hold_out
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
@@ -84,6 +84,7 @@ class InstructionData(pl.LightningDataModule):
         self.inputs = inputs
         self.record: dict[str, Any] = {}
         self.markers: list[str] = []
+        self.left_out: list[str] = []
         self._faults: dict[Photo, str | None] = {}
         self._train: PackDataset | None = None
         self._validation: PackDataset | None = None
@@ -215,6 +216,8 @@ class InstructionData(pl.LightningDataModule):
             return None
         if markers := spelled_markers(conversation, self.inputs.tokenizer):
             self.markers.append(f"{conversation.where}: {', '.join(markers)}")
+        if not example.cut and (left_out := answers_left_out(conversation, example.supervised)):
+            self.left_out.append(f"{conversation.where}: {left_out} of {len(conversation.dialogue) // 2} answers")
         return example
 
     def _check_photos(self, conversation: Conversation) -> None:
@@ -268,5 +271,6 @@ class InstructionData(pl.LightningDataModule):
             "bad_rows": {"count": len(self.bad_rows.skipped), "messages": self.bad_rows.skipped[:1000]},
             "cut_rows": {"count": len(cut), "rows": cut[:1000]},
             "rows_spelling_markers": {"count": len(self.markers), "rows": self.markers[:1000]},
+            "rows_with_answers_left_out": {"count": len(self.left_out), "rows": self.left_out[:1000]},
             "folder_of_photos": str(Path(self.mixture.image_root)) if self.mixture.image_root else None,
         }

@@ -174,6 +174,17 @@ def as_example(
     return Example(ids, supervised, images, where, cut)
 
 
+def answers_left_out(conversation: Conversation, supervised: np.ndarray) -> int:
+    """How many of its answers are not learnt, because the template writes earlier turns otherwise than they were said.
+
+    Args:
+        conversation: the row.
+        supervised: of all its tokens, bool [length]; the tokens of two answers never touch.
+    """
+    begins = supervised & ~np.concatenate([[False], supervised[:-1]])
+    return len(conversation.dialogue) // 2 - int(begins.sum())
+
+
 def spelled_markers(conversation: Conversation, tokenizer: Any) -> list[str]:
     """The tokenizer's special tokens that the conversation's own text spells out.
 

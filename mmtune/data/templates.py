@@ -2,14 +2,15 @@
 
 `vicuna_v1`, `llama_2` and `plain` are LLaVA's (conversation.py and train.py of the released code, checked
 token by token against its own preprocessing in tests/data/test_templates.py); `chatml` is Qwen's and
-SmolLM2's; `tokenizer` renders with the chat template that the tokenizer itself carries.
+SmolLM2's; `tokenizer` renders with the chat template that the tokenizer itself carries, with a thought before
+the answer (Qwen3's `<think>…</think>`) where the answer brings one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import TemplateError
 
@@ -26,6 +27,8 @@ LLAMA_2_SYSTEM = (
     "and assist the user with a variety of tasks using natural language."
 )
 TOKENIZER_TEMPLATE = "tokenizer"
+THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
+Thinking = Literal["never", "optional", "always"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class Rendered:
 
     Attributes:
         text: the whole text, with `<image>` where a photo goes.
-        answers: what is learnt: one (start, end) span of characters per assistant turn, with the end marker.
+        answers: what is learnt: a (start, end) span of characters per assistant turn, with the end marker. Turns
+            before the last have none where the template writes them otherwise than they were said.
     """
 
     text: str
@@ -42,9 +46,13 @@ class Rendered:
 
 
 class _Writer:
-    """Collects text and notes which characters the assistant said."""
+    """Collects text and notes which characters the assistant said.
 
-    def __init__(self) -> None:
+    `thinking` says whether the answer that is yet to come begins with a thought.
+    """
+
+    def __init__(self, *, thinking: bool = False) -> None:
+        self.thinking = thinking
         self.text = ""
         self.answers: list[tuple[int, int]] = []
 
@@ -54,6 +62,10 @@ class _Writer:
     def answer(self, text: str) -> None:
         self.answers.append((len(self.text), len(self.text) + len(text)))
         self.text += text
+
+    def rewrite(self, text: str) -> None:
+        """Begin again with a text that tells all so far in another way: what was learnt is no longer in it."""
+        self.text, self.answers = text, []
 
     def rendered(self) -> Rendered:
         return Rendered(self.text, tuple(self.answers))
@@ -68,12 +80,14 @@ class Template:
         write: writes turns (ending with the assistant's, or with the user's for a prompt) to a writer.
         stop: the marker that ends the assistant's turn.
         default_system: the system prompt of conversations that bring none; None where the template has none.
+        thinking: whether a prompt can ask for a thought before the answer, or always does.
     """
 
     name: str
     write: Callable[[_Writer, str, Sequence[Turn]], None]
     stop: str
     default_system: str | None = None
+    thinking: Thinking = "never"
 
     def render(self, conversation: Conversation) -> Rendered:
         """Render a conversation for training.
@@ -88,14 +102,18 @@ class Template:
             raise RowError(f"{conversation.where}: {error}") from None
         return writer.rendered()
 
-    def prompt(self, turns: Sequence[Turn], *, primer: str = "") -> str:
+    def prompt(self, turns: Sequence[Turn], *, primer: str = "", thinking: bool = False) -> str:
         """Render turns that end with the user's, up to where the assistant begins to answer with `primer`.
 
+        With `thinking` it begins with a thought, in a template that knows both ways.
+
         Raises:
-            UserError: the template has no place for what the turns hold.
+            UserError: the template has no place for what the turns hold, or no way to think.
         """
+        if thinking and self.thinking == "never":
+            raise UserError(f"template {self.name!r} knows no thoughts before an answer; leave out thinking_tokens")
         system = turns[0].text if turns[0].role == "system" else None
-        writer = _Writer()
+        writer = _Writer(thinking=thinking)
         self.write(writer, self._system(system), photo_first([t for t in turns if t.role != "system"]))
         return join_primer(writer.text, primer)
 
@@ -195,10 +213,12 @@ def tokenizer_template(tokenizer: Any) -> Template:
 
     in_parts = takes_parts(tokenizer)
 
-    def render(turns: list[dict[str, str]], prompt: bool) -> str:
+    def render(turns: list[dict[str, str]], *, prompt: bool, thinking: bool) -> str:
         messages = [turn | {"content": content_parts(turn["content"])} for turn in turns] if in_parts else turns
         try:
-            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            text: str = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompt, enable_thinking=thinking
+            )
         except TemplateError as error:  # templates refuse what they cannot write, say a system prompt
             raise _NoPlaceError(f"the tokenizer's chat template refuses the conversation: {error}") from None
         # the tokenizer adds its own start marker when the text is tokenised
@@ -206,16 +226,18 @@ def tokenizer_template(tokenizer: Any) -> Template:
 
     def write(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
         messages = [{"role": "system", "content": system}] if system else []
-        for turn in turns:
+        for place, turn in enumerate(turns):
             messages.append({"role": turn.role, "content": turn.text})
             if turn.role == "user":
-                rendered = render(messages, prompt=True)
-                addition = rendered.removeprefix(out.text)
-                if len(addition) == len(rendered) and out.text:
-                    raise _NoPlaceError("the tokenizer's chat template rewrites earlier turns; use a named template")
-                out.add(addition)
+                given = turns[place + 1].text if place + 1 < len(turns) else None
+                thinking = out.thinking if given is None else THOUGHT_END in given
+                rendered = render(messages, prompt=True, thinking=thinking)
+                if rendered.startswith(out.text):
+                    out.add(rendered[len(out.text) :])
+                else:  # Qwen3's drops earlier thoughts; what it then writes is not what those answers followed
+                    out.rewrite(rendered)
             else:
-                rendered = render(messages, prompt=False)
+                rendered = render(messages, prompt=False, thinking=thinking)
                 if not rendered.startswith(out.text):
                     raise _NoPlaceError(
                         "the tokenizer's chat template does not continue its own prompt; use a named template"
@@ -225,7 +247,17 @@ def tokenizer_template(tokenizer: Any) -> Template:
                 out.answer(learnt)
                 out.add(answer[len(learnt) :])
 
-    return Template(TOKENIZER_TEMPLATE, write, tokenizer.eos_token or "")
+    def modes() -> Thinking:
+        asked = [{"role": "user", "content": "a"}]
+        try:
+            at_once, thinking = (render(asked, prompt=True, thinking=mode) for mode in (False, True))
+        except _NoPlaceError:
+            return "never"
+        if at_once != thinking:
+            return "optional"
+        return "always" if thinking.rstrip().endswith(THOUGHT_BEGIN) else "never"
+
+    return Template(TOKENIZER_TEMPLATE, write, tokenizer.eos_token or "", thinking=modes())
 
 
 def content_parts(text: str) -> list[dict[str, str]]:
