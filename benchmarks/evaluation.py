@@ -117,10 +117,11 @@ def harness(data_root: Path, name: str, answering: str, rows: str, batch_size: s
     from lm_eval.tasks import TaskManager
 
     from mmtune.evaluation.answers import parse
+    from mmtune.models.prompts import prompt_texts
 
     ours = _load(name)
     task, questions = _questions(data_root, name, rows)
-    texts = ours._prompt_texts([q.prompt for q in questions], None, None, task.primer)
+    texts = prompt_texts(ours, [q.prompt for q in questions], primer=task.primer)
     choices = [list(q.options) or ["yes", "no"] for q in questions]
     answers = [_letters(q).index(q.target) for q in questions]
     lm = HFLM(pretrained=ours.base_language, tokenizer=ours.tokenizer, batch_size=int(batch_size), device="cpu")
@@ -206,12 +207,12 @@ def operations(model: Any, task: Any, questions: Sequence[Any], answering: str, 
     """
     from mmtune.models.flops import tower_flops
     from mmtune.models.prefixes import prefix_tree
-    from mmtune.models.prompts import PromptEncoder
+    from mmtune.models.prompts import PromptEncoder, prompt_texts
 
     encoder = PromptEncoder(model)
     opened: dict[str, Any] = {photo.sha256: photo.open() for q in questions for photo in q.photos}
     photos = [[opened[photo.sha256] for photo in q.photos] for q in questions]
-    texts = model._prompt_texts([q.prompt for q in questions], photos, None, task.primer)
+    texts = prompt_texts(model, [q.prompt for q in questions], photos, primer=task.primer)
     sequences, asked = [], 0
     for text, seen, question in zip(texts, photos, questions, strict=True):
         prompt = encoder.keys(text, seen)

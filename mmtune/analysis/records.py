@@ -20,6 +20,7 @@ _COMPARABLE = {
     "version": "the task file was changed between them",
     "protocol": "their questions were worded by different rules",
     "answering": "their answers were found in different ways",
+    "thinking_tokens": "one thought before it answered, or longer",
     "metric": "their scores are different measures",
     "n": "one was scored on more rows",
 }
@@ -247,8 +248,8 @@ def _digest(row: dict[str, Any]) -> str | None:
 def _look_up(task: dict[str, Any], field: str) -> Any:
     if field == "dataset.fingerprint":
         return task["dataset"].get("fingerprint")
-    # evaluations from before there was a choice generated their answers
-    return task.get(field, "generate" if field == "answering" else None)
+    # evaluations from before there was a choice generated their answers, at once
+    return task.get(field, {"answering": "generate", "thinking_tokens": 0}.get(field))
 
 
 def _short(value: Any) -> str:

@@ -39,6 +39,9 @@ class EvaluateOptions:
             do. The suite's own where not given.
         answering: generate an answer and extract it, or compare how likely the choices are, by their summed
             log-probability (likelihood) or by that per character (likelihood_norm). The tasks' own where not given.
+        thinking_tokens: let the model think before it answers, at most so many tokens (4096, say), and read what it
+            says after </think>; 0 has it answer at once, as tasks do unless their file says otherwise. For models
+            whose template can ask for it, as Qwen3's.
         share_prefixes: compute only once what prompts begin with in common; does not change the scores.
         strict: stop at the first photo that cannot be decoded, instead of counting its question as wrong.
         trust_metric_code: run the Python code of metrics that a task file takes from `evaluate` (a hub id or a local
@@ -57,6 +60,7 @@ class EvaluateOptions:
     resume: bool = True
     protocol: Literal["blind", "mlan"] | None = None
     answering: Literal["generate", "likelihood", "likelihood_norm"] | None = None
+    thinking_tokens: int | None = None
     share_prefixes: bool = True
     strict: bool = False
     trust_metric_code: bool = False
@@ -94,6 +98,7 @@ def _evaluate(options: EvaluateOptions) -> Results:
         batch_tokens=options.batch_tokens,
         protocol=options.protocol,
         answering=options.answering,
+        thinking_tokens=options.thinking_tokens,
         share_prefixes=options.share_prefixes,
         seed=options.seed,
         device=options.device,

@@ -137,6 +137,11 @@ STEPS: dict[str, Step] = {
 _REWORDING = {"true_false", "number_words", "vqa_normalise"}
 
 
+def said_after_thought(response: str) -> str:
+    """What follows the thought in a response; nothing where the thought is not over, whatever answers it weighs."""
+    return response.partition("</think>")[2].lstrip()
+
+
 def parse(response: str, steps: Sequence[str], kind: Kind, options: Sequence[str]) -> str | None:
     """The answer in a response.
 

@@ -22,7 +22,7 @@ class Answer:
 
     Attributes:
         row: the question's.
-        response: the raw text after the primer; empty where choices were compared.
+        response: the raw text after the primer, a thought before it; empty where choices were compared.
         loglikelihoods: of each choice, None for a blank one or where that is no finite number; None if an answer was
             generated.
         error: why the question could not be asked, or None.
@@ -71,6 +71,7 @@ def _generate(
     images: Sequence[Sequence[Image.Image]] | None,
     batch_tokens: int,
 ) -> list[Answer]:
+    thinking = {"thinking_tokens": task.thinking_tokens} if task.thinking_tokens else {}
     responses = model.generate(
         [question.prompt for question in questions],
         images,
@@ -78,6 +79,7 @@ def _generate(
         max_new_tokens=task.max_new_tokens,
         stop=task.stop,
         batch_tokens=batch_tokens,
+        **thinking,
     )
     return [Answer(question.row, response) for question, response in zip(questions, responses, strict=True)]
 

@@ -13,13 +13,18 @@ from mmtune.evaluation.task import ANSWERING, Answering, Task
 from mmtune.evaluation.wording import Protocol
 
 
-def check_numbers(*, limit: int | None, batch_tokens: int, seed: int) -> None:
+def check_numbers(*, limit: int | None, batch_tokens: int, thinking_tokens: int | None, seed: int) -> None:
     """Look whether the numbers of the flags are large enough.
 
     Raises:
         UserError: one is not.
     """
-    for flag, value, least in (("--limit", limit, 1), ("--batch-tokens", batch_tokens, 1), ("--seed", seed, 0)):
+    for flag, value, least in (
+        ("--limit", limit, 1),
+        ("--batch-tokens", batch_tokens, 1),
+        ("--thinking-tokens", thinking_tokens, 0),
+        ("--seed", seed, 0),
+    ):
         if value is not None and value < least:
             raise UserError(f"{flag} {value}: must be at least {least}")
 
@@ -52,6 +57,26 @@ def answered_by(suite: Suite, answering: str | None) -> Suite:
     return dataclasses.replace(suite, tasks=tuple(tasks))
 
 
+def thought_about(suite: Suite, thinking_tokens: int | None) -> Suite:
+    """The suite with all tasks answered after a thought of at most so many tokens; None leaves each its own."""
+    if thinking_tokens is None:
+        return suite
+    tasks = tuple(dataclasses.replace(task, thinking_tokens=thinking_tokens) for task in suite.tasks)
+    return dataclasses.replace(suite, tasks=tasks)
+
+
+def check_thinking(tasks: Sequence[Task]) -> None:
+    """Look whether all tasks that are thought about have an answer written after the thought.
+
+    Raises:
+        UserError: a task compares choices, which nobody thinks about.
+    """
+    compared = [task.name for task in tasks if task.thinking_tokens and task.answering != "generate"]
+    if compared:
+        problem = f"--thinking-tokens: the choices of {compared[0]} are compared as they are, before any thought"
+        raise UserError(f"{problem}; use --answering generate, or leave out --thinking-tokens")
+
+
 def check_choices(tasks: Sequence[Task], answering: str | None) -> None:
     """Look whether all tasks can be answered in the way that was asked for.
 
@@ -65,7 +90,7 @@ def check_choices(tasks: Sequence[Task], answering: str | None) -> None:
 
 
 def check_model(model: AnsweringModel, tasks: Sequence[Task]) -> None:
-    """Look whether the model can do what the tasks ask: see, and tell how likely choices are.
+    """Look whether the model can do what the tasks ask: see, think, and tell how likely choices are.
 
     A text-only model is told so before hours of language tasks, not after.
 
@@ -80,6 +105,13 @@ def check_model(model: AnsweringModel, tasks: Sequence[Task]) -> None:
     if compared and not hasattr(model, "loglikelihood"):
         problem = f"{model.name} has no method loglikelihood, but task {compared[0]} compares choices"
         raise UserError(f"{problem}; give it one, or use --answering generate")
+    thinking = getattr(model, "thinking", "never")
+    if thinking == "never" and any(task.thinking_tokens for task in tasks):
+        problem = f"{model.name} has no way to think before it answers: its template knows none"
+        raise UserError(f"--thinking-tokens: {problem}; leave it out, or load the model with its own template")
+    if thinking == "always" and not all(task.thinking_tokens for task in tasks):
+        problem = f"{model.name} thinks before every answer: its template knows no other way"
+        raise UserError(f"{problem}; say how long it may, with --thinking-tokens 4096")
 
 
 def _advice(tasks: Sequence[Task], unfit: Collection[str], otherwise: str) -> str:

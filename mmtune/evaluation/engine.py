@@ -10,7 +10,15 @@ from pathlib import Path
 
 from mmtune.errors import UserError
 from mmtune.evaluation.asking import Answer, ask
-from mmtune.evaluation.checks import answered_by, check_choices, check_model, check_numbers, protocol_named
+from mmtune.evaluation.checks import (
+    answered_by,
+    check_choices,
+    check_model,
+    check_numbers,
+    check_thinking,
+    protocol_named,
+    thought_about,
+)
 from mmtune.evaluation.chunks import Chunk, plan_chunks
 from mmtune.evaluation.database import Database
 from mmtune.evaluation.dataset import check_data, load_rows
@@ -41,6 +49,7 @@ def evaluate(
     batch_tokens: int = BATCH_TOKENS,
     protocol: str | None = None,
     answering: str | None = None,
+    thinking_tokens: int | None = None,
     share_prefixes: bool | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -65,6 +74,8 @@ def evaluate(
         batch_tokens: tokens the model may hold in memory at once.
         protocol: `blind` or `mlan`, in place of the suite's own.
         answering: `generate`, `likelihood` or `likelihood_norm`, in place of the tasks' own; see `Task`.
+        thinking_tokens: let the model think before it answers, at most so many tokens, and read what it says after
+            `</think>`; 0 has it answer at once. In place of the tasks' own.
         share_prefixes: whether the model computes only once what prompts begin with in common; None leaves that to it.
         seed: of the bootstrap behind the standard errors.
         device: where a model given by its path is put.
@@ -85,10 +96,12 @@ def evaluate(
     workers = join()
     with workers.failing_together():
         plan = answered_by(suite if isinstance(suite, Suite) else load_suite(suite), answering)
+        plan = thought_about(plan, thinking_tokens)
         chosen = plan.select(tasks)
         check_choices(chosen, answering)
+        check_thinking(chosen)
         rule = protocol_named(protocol or plan.protocol)
-        check_numbers(limit=limit, batch_tokens=batch_tokens, seed=seed)
+        check_numbers(limit=limit, batch_tokens=batch_tokens, thinking_tokens=thinking_tokens, seed=seed)
         root = None if data_root is None else Path(data_root)
         for task in chosen:
             check_data(task, root)

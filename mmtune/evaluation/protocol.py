@@ -20,10 +20,12 @@ BATCH_TOKENS = 16384  # as `VisionLanguageModel` holds at once of itself
 class AnsweringModel(Protocol):
     """Anything that answers prompts.
 
-    A model that is never scored by likelihood may lack `loglikelihood`. Three more attributes are used where a model
-    has them: `usage`, a dict of the running counts named in `USAGE` (tokens computed, generated, and not computed again
-    because prompts share them; photos through the tower); `tower`, which is None in a model that cannot see photos; and
-    `share_prefixes`, which says whether what prompts of one call begin with in common is computed once.
+    A model that is never scored by likelihood may lack `loglikelihood`. Four more attributes are used where a model has
+    them: `usage`, a dict of the running counts named in `USAGE` (tokens computed, generated, and not computed again
+    because prompts share them; photos through the tower); `tower`, which is None in a model that cannot see photos;
+    `share_prefixes`, which says whether what prompts of one call begin with in common is computed once; and `thinking`,
+    which is `optional` or `always` in a model that thinks before it answers. Its `generate` takes `thinking_tokens`
+    too, the most tokens of a thought, and gives the thought before the answer, with `</think>` between them.
 
     Prompts of one call may share photos (the same object) and long beginnings; those that do stand next to each other.
 

@@ -19,7 +19,8 @@ class Sample:
     Attributes:
         id: the row's number in the split, from 0.
         prompt: what the user said; the task's primer and the chat template are not part of it.
-        response: the model's raw text after the primer; by likelihood, the text of the likeliest choice.
+        response: the model's raw text after the primer, with its thought before it where it was to think; by
+            likelihood, the text of the likeliest choice.
         prediction: the answer found in it, or None (unparsed, or the photo could not be decoded).
         target: the gold answer.
         score: how good the answer is, 0 to 1.
@@ -59,6 +60,7 @@ class TaskResult:
         dataset: path, config, split, fingerprint.
         protocol: blind or mlan.
         answering: generate, likelihood or likelihood_norm.
+        thinking_tokens: that a thought before the answer may have; 0 for answers at once.
         seconds: that the model took to answer, added up where several processes share the work.
         cost: seconds and the model's counts for this task.
         key: changes with all that the scores depend on: model, task, protocol, rows, limit, seed.
@@ -76,6 +78,7 @@ class TaskResult:
     dataset: dict[str, str | None]
     protocol: str
     answering: str
+    thinking_tokens: int
     seconds: float
     cost: dict[str, float]
     key: str

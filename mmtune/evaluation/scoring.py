@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmtune.errors import UserError
-from mmtune.evaluation.answers import mark, parse
+from mmtune.evaluation.answers import mark, parse, said_after_thought
 from mmtune.evaluation.asking import Answer
 from mmtune.evaluation.dataset import Photo
 from mmtune.evaluation.metrics import Outcomes, standard_error, summarise
@@ -33,7 +33,8 @@ def judge(task: Task, question: Question, answer: Answer) -> Sample:
         if best is not None:
             response, prediction = question.choices[best], question.labels[best]
     elif answer.error is None:
-        prediction = parse(response, task.extract, question.kind, question.options)
+        said = said_after_thought(response) if task.thinking_tokens else response
+        prediction = parse(said, task.extract, question.kind, question.options)
     return Sample(
         id=question.row,
         prompt=question.prompt,
@@ -121,6 +122,7 @@ def score_task(
         dataset={"path": spec.path, "config": spec.config, "split": spec.split, "fingerprint": fingerprint},
         protocol=protocol,
         answering=task.answering,
+        thinking_tokens=task.thinking_tokens,
         seconds=cost["seconds"],
         cost=cost,
         key=key,

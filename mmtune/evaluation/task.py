@@ -84,6 +84,7 @@ class Task:
         filter: expression that says which rows are used, or None for all.
         primer: how the assistant's turn begins.
         max_new_tokens: the most tokens an answer may have.
+        thinking_tokens: the most tokens of a thought before the answer; 0 for an answer at once.
         stop: strings that end an answer.
         extract: names of extraction steps, in order.
         metrics: the first is the task's score.
@@ -107,6 +108,7 @@ class Task:
     filter: str | None
     primer: str
     max_new_tokens: int
+    thinking_tokens: int
     stop: tuple[str, ...]
     extract: tuple[str, ...]
     metrics: tuple[MetricSpec | OutsideMetric, ...]
@@ -221,6 +223,7 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
         filter=fields.optional("filter", str),
         primer=fields.take("primer", str, ""),
         max_new_tokens=fields.positive("max_new_tokens"),
+        thinking_tokens=fields.take("thinking_tokens", int, 0),
         stop=fields.texts("stop"),
         extract=fields.texts("extract", STEPS),
         metrics=_metrics(fields, folder),
@@ -250,6 +253,10 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
         raise fields.complaint("images", "missing, and `modality: vision` needs them; name the column of the photo")
     if task.answering != "generate" and not task.has_choices:
         raise fields.complaint("answering", f"{task.answering} needs `answer: letter` or `yes_no`; use generate")
+    if task.thinking_tokens < 0:
+        raise fields.complaint("thinking_tokens", f"must be at least 0, not {task.thinking_tokens}")
+    if task.thinking_tokens and task.answering != "generate":
+        raise fields.complaint("thinking_tokens", f"{task.answering} compares choices, before any thought; remove one")
     if task.marking == "vqa_accuracy" and task.references is None:
         raise fields.complaint("references", "missing, and vqa_accuracy needs them; say which column lists the answers")
     if "" in task.stop:

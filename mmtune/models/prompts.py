@@ -1,4 +1,7 @@
-"""Prompts as keys and embeddings: which tokens and photos are the same, and what they are to the language model."""
+"""Prompts as text, as keys and as embeddings.
+
+Keys say which tokens and photos are the same, embeddings what they are to the language model.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,45 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmtune.data.conversation import to_rgb
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn, to_rgb
 from mmtune.data.encoding import IMAGE_TOKEN, encode_text
 from mmtune.data.templates import Rendered
+from mmtune.errors import UserError
 from mmtune.models.prefixes import Keys
 
 if TYPE_CHECKING:
     from mmtune.models.vlm import VisionLanguageModel
 
 _PHOTOS_AT_ONCE = 16  # through the tower
+
+
+def prompt_texts(
+    model: VisionLanguageModel,
+    prompts: Sequence[str],
+    images: Sequence[Sequence[Image.Image]] | None = None,
+    system: str | None = None,
+    primer: str = "",
+    *,
+    thinking: bool = False,
+) -> list[str]:
+    """Prompts in the model's template, up to where the answer begins, or the thought before it.
+
+    Raises:
+        UserError: photos and `<image>` marks of a prompt differ in number, the model cannot see, or not think.
+    """
+    if images is not None and len(images) != len(prompts):
+        raise UserError(f"{len(prompts)} prompts but photos for {len(images)}; give a list of photos per prompt")
+    texts = []
+    for number, prompt in enumerate(prompts):
+        photos = images[number] if images is not None else ()
+        marks = prompt.count(IMAGE_PLACEHOLDER)
+        if marks != len(photos):
+            raise UserError(f"prompt {number + 1}: {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(photos)} photo(s)")
+        if photos and model.tower is None:
+            raise UserError(f"prompt {number + 1} has a photo, but {model.name} has no vision tower")
+        turns = ([Turn("system", system)] if system is not None else []) + [Turn("user", prompt)]
+        texts.append(model.template.prompt(turns, primer=primer, thinking=thinking))
+    return texts
 
 
 class PromptEncoder:

@@ -13,9 +13,8 @@ from PIL import Image
 from torch import nn
 
 from mmtune.data.collate import PackedBatch
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn
 from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs
-from mmtune.data.templates import get_template
+from mmtune.data.templates import THOUGHT_END, Thinking, get_template
 from mmtune.errors import UserError
 from mmtune.models import saving
 from mmtune.models.attention import PACKED, pack_mask
@@ -24,7 +23,8 @@ from mmtune.models.inference import PrefixSharing
 from mmtune.models.language import add_adapters, empty_language, load_language, load_tokenizer
 from mmtune.models.options import ModelSpec
 from mmtune.models.projector import build_projector
-from mmtune.models.prompts import PromptEncoder
+from mmtune.models.prompts import PromptEncoder, prompt_texts
+from mmtune.models.thinking import think_first
 from mmtune.models.vision import VisionTower, build_tower, preprocessing, tower_shape
 
 Stage = Literal["align", "tune"]
@@ -182,6 +182,11 @@ class VisionLanguageModel(nn.Module):
         return layer
 
     @property
+    def thinking(self) -> Thinking:
+        """Whether its template lets it think before it answers, or always does."""
+        return self.template.thinking
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         device: torch.device = self.base_language.get_input_embeddings().weight.device
@@ -253,6 +258,7 @@ class VisionLanguageModel(nn.Module):
         primer: str = "",
         max_new_tokens: int = 64,
         stop: Sequence[str] = (),
+        thinking_tokens: int = 0,
         batch_tokens: int = BATCH_TOKENS,
         **options: Any,
     ) -> list[str]:
@@ -267,22 +273,35 @@ class VisionLanguageModel(nn.Module):
             primer: how the assistant's turn begins; not part of the answer.
             max_new_tokens: the most tokens an answer may have.
             stop: strings that end an answer; the answer includes the first.
+            thinking_tokens: let the model think first, at most so many tokens; 0 has it answer at once.
             batch_tokens: tokens in memory at once; halved when it runs out.
             **options: of transformers' `generate`, which then answers.
 
         Returns:
-            One answer per prompt, in order.
+            One answer per prompt, in order; with thinking, see `think_first`.
 
         Raises:
-            UserError: photos and `<image>` marks of a prompt differ in number.
+            UserError: photos and `<image>` marks of a prompt differ in number, or the template knows no thoughts.
         """
         encoder = PromptEncoder(self)
-        texts = self._prompt_texts(prompts, images, system, primer)
-        encoded = [encoder.keys(text, images[i] if images else ()) for i, text in enumerate(texts)]
-        end = Ending(max_new_tokens, stop, self.end_ids(), self.end_text())
-        if options:
-            return self._sample([encoder.embed(keys) for keys in encoded], end, batch_tokens, options)
-        return self._sharing(encoder, batch_tokens, lambda engine: engine.generate(encoded, end))
+
+        def follow(numbers: Sequence[int], texts: Sequence[str], limit: int, stop: Sequence[str]) -> list[str]:
+            end = Ending(limit, stop, self.end_ids(), self.end_text())
+            encoded = [encoder.keys(text, images[i] if images else ()) for i, text in zip(numbers, texts, strict=True)]
+            if options:
+                return self._sample([encoder.embed(keys) for keys in encoded], end, batch_tokens, options)
+            return self._sharing(encoder, batch_tokens, lambda engine: engine.generate(encoded, end))
+
+        def answer(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
+            return follow(numbers, texts, max_new_tokens, stop)
+
+        def think(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
+            return follow(numbers, texts, thinking_tokens, [THOUGHT_END])
+
+        if not thinking_tokens:
+            return answer(range(len(prompts)), prompt_texts(self, prompts, images, system, primer))
+        texts = prompt_texts(self, prompts, images, system, thinking=True)
+        return think_first(texts, primer, think=think, answer=answer)
 
     @torch.inference_mode()
     def loglikelihood(
@@ -316,7 +335,7 @@ class VisionLanguageModel(nn.Module):
             raise UserError(f"{len(prompts)} prompts but choices for {len(choices)}; give a list of choices per prompt")
         encoder = PromptEncoder(self)
         sequences, scored = [], []
-        for number, text in enumerate(self._prompt_texts(prompts, images, system, primer)):
+        for number, text in enumerate(prompt_texts(self, prompts, images, system, primer)):
             photos = images[number] if images else ()
             prompt = encoder.keys(text, photos)
             for choice in choices[number]:
@@ -354,28 +373,6 @@ class VisionLanguageModel(nn.Module):
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
         return answers
-
-    def _prompt_texts(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Sequence[Image.Image]] | None,
-        system: str | None,
-        primer: str,
-    ) -> list[str]:
-        """The prompts in the model's template, up to where the answer begins."""
-        if images is not None and len(images) != len(prompts):
-            raise UserError(f"{len(prompts)} prompts but photos for {len(images)}; give a list of photos per prompt")
-        texts = []
-        for number, prompt in enumerate(prompts):
-            photos = images[number] if images is not None else ()
-            marks = prompt.count(IMAGE_PLACEHOLDER)
-            if marks != len(photos):
-                raise UserError(f"prompt {number + 1}: {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(photos)} photo(s)")
-            if photos and self.tower is None:
-                raise UserError(f"prompt {number + 1} has a photo, but {self.name} has no vision tower")
-            turns = ([Turn("system", system)] if system is not None else []) + [Turn("user", prompt)]
-            texts.append(self.template.prompt(turns, primer=primer))
-        return texts
 
     def end_ids(self) -> list[int]:
         """The tokens that end an answer."""

@@ -12,7 +12,7 @@ from PIL import Image
 from mmtune.errors import UserError
 from mmtune.models import inference
 from mmtune.models.options import LoraOptions
-from mmtune.models.prompts import PromptEncoder
+from mmtune.models.prompts import PromptEncoder, prompt_texts
 from mmtune.models.vlm import VisionLanguageModel
 
 Build = Callable[..., VisionLanguageModel]
@@ -46,7 +46,7 @@ def spent(model: VisionLanguageModel, run: Callable[[], Any]) -> tuple[Any, dict
 def reference_logits(model: VisionLanguageModel, prompt: str, photos: list[Image.Image], said: str) -> torch.Tensor:
     """Logits [tokens, vocabulary] of transformers' own forward for one prompt and what follows it."""
     encoder = PromptEncoder(model)
-    (text,) = model._prompt_texts([prompt], [photos], None, "")
+    (text,) = prompt_texts(model, [prompt], [photos])
     with torch.inference_mode():
         embeddings = encoder.embed(encoder.keys(text + said, photos))
         logits: torch.Tensor = model.base_language(inputs_embeds=embeddings[None]).logits[0]

@@ -1,0 +1,128 @@
+"""Evaluations of models that think first: what is read, what is counted, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_models import SUITE, Scripted, small_data
+
+from mmtune.errors import UserError
+from mmtune.evaluation.answers import said_after_thought
+from mmtune.evaluation.engine import evaluate
+from mmtune.evaluation.suite import load_suite
+
+
+class Thinker(Scripted):
+    """Gives its reply after a thought that weighs the other answer; does not finish thinking about some."""
+
+    def __init__(self, thinking: str, finishes: Callable[[str], bool] = lambda prompt: True) -> None:
+        super().__init__(lambda _: "yes")
+        self.thinking, self.finishes, self.limits = thinking, finishes, []
+        self.limits: list[int]
+
+    def generate(self, prompts: Sequence[str], *args: Any, thinking_tokens: int = 0, **options: Any) -> list[str]:
+        self.limits.append(thinking_tokens)
+        said = super().generate(prompts, *args, **options)
+        if not thinking_tokens:
+            return said
+        thought = "<think>\nNo? Then the best answer is no."
+        return [
+            f"{thought}\n</think>\n\n{text}" if self.finishes(prompt) else thought
+            for prompt, text in zip(prompts, said, strict=True)
+        ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(SUITE)
+    return small_data(tmp_path)
+
+
+def run(model: Any, data: Path, **options: Any) -> Any:
+    return evaluate(model, data / "small.yaml", data_root=data, progress=False, **{"tasks": ["boolq"], **options})
+
+
+def test_what_follows_the_thought_is_read(data: Path) -> None:
+    model = Thinker("optional", finishes=lambda prompt: "number is 3." not in prompt)
+    results = run(model, data, thinking_tokens=64, out=data / "out")
+    assert set(model.limits) == {64}
+    assert model.options["primer"]  # the model puts it before its answer
+    samples = results.samples["boolq"]
+    assert {s.prediction for s in samples} == {"yes", None}
+    (unfinished,) = [s for s in samples if s.prediction is None]
+    assert unfinished.response == "<think>\nNo? Then the best answer is no."
+    assert unfinished.score == 0
+    assert results.tasks["boolq"].unparsed == 1 / len(samples)
+    kept = [json.loads(line)["response"] for line in (data / "out/samples/boolq.jsonl").read_text().splitlines()]
+    assert kept == [s.response for s in samples]
+    assert json.loads((data / "out/results.json").read_text())["tasks"]["boolq"]["thinking_tokens"] == 64
+
+
+def test_answers_with_and_without_thoughts_are_not_mixed_up(data: Path) -> None:
+    model = Thinker("optional")
+    for limit in (None, 64, 32, 64):
+        run(model, data, thinking_tokens=limit, out=data / "out")
+    assert list(dict.fromkeys(model.limits)) == [0, 64, 32]
+    before = len(model.limits)
+    run(model, data, thinking_tokens=32, out=data / "out")
+    assert len(model.limits) == before  # stored
+
+
+def test_a_task_file_may_ask_for_thoughts(data: Path) -> None:
+    (data / "small.yaml").write_text("name: small\ntasks:\n  - {task: boolq, thinking_tokens: 128}\n")
+    model = Thinker("always")
+    run(model, data)
+    assert set(model.limits) == {128}
+    with pytest.raises(UserError, match="thinks before every answer"):
+        run(model, data, thinking_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("thinking_tokens: -1", "thinking_tokens: must be at least 0, not -1"),
+        ("thinking_tokens: yes", "thinking_tokens: must be a whole number"),
+        ("thinking_tokens: 9, answering: likelihood", "likelihood compares choices, before any thought"),
+    ],
+)
+def test_wrong_task_files(data: Path, overrides: str, message: str) -> None:
+    (data / "small.yaml").write_text("name: small\ntasks:\n  - {task: boolq, " + overrides + "}\n")
+    with pytest.raises(UserError, match=message):
+        load_suite(str(data / "small.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (Scripted(lambda _: "yes"), {"thinking_tokens": 9}, "scripted has no way to think before it answers"),
+        (Thinker("always"), {}, "say how long it may, with --thinking-tokens 4096"),
+        (Thinker("optional"), {"thinking_tokens": -1}, "--thinking-tokens -1: must be at least 0"),
+        (
+            Thinker("optional"),
+            {"thinking_tokens": 9, "answering": "likelihood"},
+            "the choices of boolq are compared as they are, before any thought; use --answering generate",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(data: Path, model: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(model, data, **options)
+    assert model.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("response", "said"),
+    [
+        ("<think>\nB?\n</think>\n\nA", "A"),
+        ("B?\n</think>\n\nA", "A"),  # opened in the prompt
+        ("<think>\nis it A", ""),
+        ("A", ""),  # it did not do as it was asked
+        ("<think></think>A </think> B", "A </think> B"),
+    ],
+)
+def test_said_after_thought(response: str, said: str) -> None:
+    assert said_after_thought(response) == said

@@ -1,0 +1,73 @@
+"""Thinking before answering: two steps, the answer as it would be without a thought's stop strings and limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import qwen
+
+from mmtune.errors import UserError
+from mmtune.models.options import ModelSpec
+from mmtune.models.prompts import prompt_texts
+from mmtune.models.thinking import think_first
+from mmtune.models.vlm import VisionLanguageModel
+
+
+@pytest.fixture(scope="module")
+def thinker(llama: Path) -> VisionLanguageModel:
+    """A model with Qwen3's template; of random weights, so it never closes a thought."""
+    spec = ModelSpec(str(llama), template="chatml")
+    tokenizer = VisionLanguageModel.assemble(spec).tokenizer
+    tokenizer.chat_template = qwen.QWEN3
+    spec.template = "tokenizer"
+    return VisionLanguageModel.assemble(spec, tokenizer=tokenizer).eval()
+
+
+def test_the_answer_follows_the_thought_and_begins_with_the_primer() -> None:
+    asked: list[list[str]] = []
+
+    def think(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
+        asked.append(list(texts))
+        return ["<think>\nan <image>?\n</think>", "<think>\nendless", "<think></think>"]
+
+    def answer(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
+        assert list(numbers) == [0, 2]
+        asked.append(list(texts))
+        return ["yes", "no"]
+
+    said = think_first(["P0:", "P1:", "P2:"], "It is", think=think, answer=answer)
+    assert said == ["<think>\nan <image>?\n</think>\n\nyes", "<think>\nendless", "<think></think>\n\nno"]
+    assert asked == [
+        ["P0:", "P1:", "P2:"],
+        ["P0:<think>\nan image?\n</think>\n\nIt is", "P2:<think></think>\n\nIt is"],
+    ]
+
+
+def test_a_thought_has_its_own_limit_and_no_stop_strings(
+    thinker: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert thinker.thinking == "optional"
+    said = thinker.generate(["a", "b"], stop=list("abcdefghijklmnopqrstuvwxyz"), max_new_tokens=3, thinking_tokens=20)
+    assert all("</think>" not in text and len(text) > 3 for text in said)
+    # a thought that is over is answered as a prompt that holds it is
+    monkeypatch.setattr("mmtune.models.vlm.THOUGHT_END", said[0][5])
+    monkeypatch.setattr("mmtune.models.thinking.THOUGHT_END", said[0][5])
+    thought, _, answer = thinker.generate(["a"], primer="So", max_new_tokens=7, thinking_tokens=20)[0].partition("\n\n")
+    assert said[0].startswith(thought)
+    (prompt,) = prompt_texts(thinker, ["a"], thinking=True)
+    monkeypatch.setattr("mmtune.models.vlm.prompt_texts", lambda *_, **__: [f"{prompt}{thought}\n\nSo"])
+    assert thinker.generate(["a"], max_new_tokens=7) == [answer]
+
+
+def test_it_samples_where_it_is_asked_to(thinker: VisionLanguageModel) -> None:
+    (said,) = thinker.generate(["a"], thinking_tokens=5, max_new_tokens=2, do_sample=True, temperature=0.5)
+    assert said
+    assert thinker.usage["generated_tokens"] > 0
+
+
+def test_a_template_without_thoughts_is_refused(text_model: VisionLanguageModel) -> None:
+    assert text_model.thinking == "never"
+    with pytest.raises(UserError, match="template 'chatml' knows no thoughts before an answer"):
+        text_model.generate(["a"], thinking_tokens=5)
