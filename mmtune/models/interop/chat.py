@@ -13,6 +13,7 @@ from mmtune.data.templates import (
     VICUNA_SYSTEM,
     content_parts,
     takes_parts,
+    tokenizer_template,
 )
 from mmtune.errors import UserError
 from mmtune.models.interop.weights import find_file, read_settings
@@ -37,6 +38,8 @@ _FLATTEN = """\
 {%- endfor -%}
 {%- set messages = flat.messages -%}
 """
+# without this, Qwen3's template has the model think, and ours answers at once
+_AT_ONCE = "{%- set enable_thinking = enable_thinking | default(false) -%}\n"
 # the system prompt apart from the turns
 _SYSTEM = """\
 {%%- set about = namespace(system=%s) -%%}
@@ -100,7 +103,9 @@ def jinja_template(name: str, tokenizer: Any) -> str:
     if name != TOKENIZER_TEMPLATE:
         return _FLATTEN + _BODIES[name]
     own: str = tokenizer.chat_template
-    return own if takes_parts(tokenizer) else _FLATTEN + own
+    at_once = _AT_ONCE if tokenizer_template(tokenizer).thinking == "optional" else ""
+    before = at_once + ("" if takes_parts(tokenizer) else _FLATTEN)
+    return own if own.startswith(before) else before + own  # exported once before, it begins so
 
 
 def chat_template_of(reference: str) -> str | None:
@@ -139,7 +144,9 @@ def _render(source: str, turns: list[Turn]) -> str | None:
     for as_parts in (True, False):
         messages = [{"role": t.role, "content": content_parts(t.text) if as_parts else t.text} for t in turns]
         try:
-            rendered, _ = render_jinja_template([messages], chat_template=source, add_generation_prompt=True)
+            rendered, _ = render_jinja_template(
+                [messages], chat_template=source, add_generation_prompt=True, enable_thinking=False
+            )
         except Exception:  # a template raises as it likes at what it does not know
             continue
         if turns[-1].text.rpartition("\n")[2] in rendered[0]:

@@ -179,14 +179,21 @@ def _write_merged(model: VisionLanguageModel, folder: Path, dtype: torch.dtype, 
     _write_weights(_language_state(model), inside, dtype, max_shard_size)
     _text_config(model, dtype).save_pretrained(inside)
     _write_generation(model, model.tokenizer, inside)
-    model.tokenizer.save_pretrained(inside)
+    _speaking(model).save_pretrained(inside)
 
 
 def _write_peft(model: VisionLanguageModel, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
     """What a saved model is, its adapter where peft looks for it; what was trained is small and keeps its dtype."""
     saving.write_parts(model, folder)
     saving.write_adapter(model, folder)
-    model.tokenizer.save_pretrained(folder)
+    _speaking(model).save_pretrained(folder)
+
+
+def _speaking(model: VisionLanguageModel) -> Any:
+    """The tokenizer with the chat template of the model, which may be another than that of its base."""
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = jinja_template(model.spec.template, model.tokenizer)
+    return tokenizer
 
 
 def _language_state(model: VisionLanguageModel, image_token: int = -1) -> State:
