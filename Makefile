@@ -35,7 +35,11 @@ quickstart: $(STAMP) ## tune and score a small real model, in minutes; QUICKSTAR
 test: $(STAMP) ## the tests, but for those that take minutes
 	$(BIN)/pytest --durations=15
 
-test-slow: $(STAMP) ## the tests that take minutes
+.venv/harness: $(STAMP) # lm-evaluation-harness, which some of these tests compare with
+	$(BIN)/pip install --quiet -c .venv/constraints.txt -e '.[harness]'
+	touch $@
+
+test-slow: .venv/harness ## the tests that take minutes
 	$(BIN)/pytest -m slow --durations=15
 
 lint: $(STAMP) ## ruff: rules and format
