@@ -15,6 +15,7 @@ COMMANDS = {
     "fit": ("mmtune.cli.train", "train: align a projector or tune on instructions (Lightning CLI)"),
     "validate": ("mmtune.cli.train", "measure the loss of a saved model on a validation set (Lightning CLI)"),
     "eval": ("mmtune.cli.evaluate", "score a model zero-shot on a suite of language and vision sets"),
+    "chat": ("mmtune.cli.chat", "talk to a model, about photos too: in the terminal, or two side by side in a page"),
     "compare": ("mmtune.cli.compare", "compare evaluations sample by sample: differences, intervals, what flipped"),
     "report": ("mmtune.cli.report", "one page about runs: scores beside cost, losses, settings, answers to search"),
     "plan": ("mmtune.cli.plan", "what a run will take, before it is begun: tokens, operations, memory, time"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,9 +61,9 @@ class Sampling:
             generator.seed()
         else:
             generator.manual_seed(self.seed)
-        narrow = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
+        narrow = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
         if self.top_p < 1:
-            narrow.append(TopPLogitsWarper(self.top_p))
+            narrow.append(TopPLogitsWarper(float(self.top_p)))
         unused = torch.zeros(1, 0, dtype=torch.long)  # what was said before, which these do not look at
 
         def choose(logits: torch.Tensor) -> int:
@@ -84,6 +84,7 @@ class Chat:
     anew. A photo goes through the tower once.
 
     Attributes:
+        model: answers.
         turns: what was said, without the system prompt.
         photos: those of all turns, in order.
         counts: tokens computed, reused and generated.
@@ -100,7 +101,7 @@ class Chat:
         """
         if system is not None and IMAGE_PLACEHOLDER in system:
             raise UserError(f"the system prompt holds {IMAGE_PLACEHOLDER}; photos belong to what the user says")
-        self._model = model
+        self.model = model
         self._system = [Turn("system", _checked(system))] if system is not None else []
         self.reset()
 
@@ -109,7 +110,7 @@ class Chat:
         self.turns: list[Turn] = []
         self.photos: list[Image.Image] = []
         self.counts = Counts()
-        self._encoder = PromptEncoder(self._model)
+        self._encoder = PromptEncoder(self.model)
         self._cache = DynamicCache()
         self._known: Keys = np.zeros(0, dtype=np.int64)  # whose keys and values the cache holds
 
@@ -120,7 +121,7 @@ class Chat:
         *,
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Say something, and hear the answer piece by piece.
 
         An answer that is not heard to its end counts as far as it was heard; if that is nothing, the turn was not said.
@@ -140,10 +141,10 @@ class Chat:
         """
         turn = Turn("user", self._marked(text, len(images)))
         photos = [*self.photos, *images]
-        keys = self._encoder.keys(self._model.template.prompt([*self._system, *self.turns, turn]), photos)
+        keys = self._encoder.keys(self.model.template.prompt([*self._system, *self.turns, turn]), photos)
         room = self._room(len(keys))
         limit = sampling.max_new_tokens if room is None else min(sampling.max_new_tokens, room)
-        ending = Ending(limit, stop, self._model.end_ids(), self._model.end_text())
+        ending = Ending(limit, stop, self.model.end_ids(), self.model.end_text())
         answer, over = "", False
         try:
             for piece in self._answer(keys, ending, sampling.chooser()):
@@ -166,18 +167,18 @@ class Chat:
             raise UserError("nothing was said; write something, or give a photo")
         if marks != photos:
             raise UserError(f"{marks} {IMAGE_PLACEHOLDER} mark(s) but {photos} photo(s); every mark needs its photo")
-        if photos and self._model.tower is None:
-            raise UserError(f"{self._model.name} has no vision tower, so it cannot see photos")
+        if photos and self.model.tower is None:
+            raise UserError(f"{self.model.name} has no vision tower, so it cannot see photos")
         return text
 
     def _room(self, prompt: int) -> int | None:
         """How many tokens the model can still read after the prompt, if it knows."""
-        most = getattr(self._model.base_language.config, "max_position_embeddings", None)
+        most = getattr(self.model.base_language.config, "max_position_embeddings", None)
         if most is None:
             return None
         if prompt >= most:
             raise UserError(
-                f"the conversation is {prompt:,} tokens long, and {self._model.name} reads {most:,}; start a new one"
+                f"the conversation is {prompt:,} tokens long, and {self.model.name} reads {most:,}; start a new one"
             )
         return int(most - prompt)
 
@@ -196,7 +197,7 @@ class Chat:
         while True:
             ids.append(choose(logits))
             self.counts.generated += 1
-            text, over = ending.read(ids, self._model.tokenizer)
+            text, over = ending.read(ids, self.model.tokenizer)
             ready = text if over else ending.settled(text)
             if len(ready) > len(said) and ready.startswith(said):
                 yield ready[len(said) :]
@@ -208,7 +209,7 @@ class Chat:
     @torch.inference_mode()
     def _read(self, keys: Keys) -> torch.Tensor:
         """Compute tokens that follow those known; the logits [1, vocabulary] of what follows them."""
-        language = self._model.base_language
+        language = self.model.base_language
         embeddings = self._encoder.embed(keys)
         places = torch.arange(len(self._known), len(self._known) + len(keys), device=embeddings.device)
         with use_attention(language, "sdpa"):
@@ -220,7 +221,7 @@ class Chat:
             ).last_hidden_state
         # only now: where it was interrupted, the next turn cuts off what some layers have and others have not
         self._known = np.concatenate([self._known, keys])
-        logits: torch.Tensor = self._model.output_layer(hidden[:, -1])
+        logits: torch.Tensor = self.model.output_layer(hidden[:, -1])
         return logits
 
 

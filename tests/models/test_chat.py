@@ -165,6 +165,8 @@ def test_drawn_answers_are_those_of_transformers(text_model: VisionLanguageModel
         narrowed = {"top_p": top_p} if top_p < 1 else {}
         drawn = text_model.generate(["Hello"], max_new_tokens=20, do_sample=True, temperature=1.3, **narrowed)
         assert [heard(Chat(text_model), "Hello", sampling=sampling)] == drawn
+    whole = [heard(Chat(text_model), "Hello", sampling=Sampling(number, seed=1)) for number in (2, 2.0)]
+    assert whole[0] == whole[1]
     unseeded = {heard(Chat(text_model), "Hello", sampling=Sampling(2.0, 1.0, 20)) for _ in range(3)}
     assert len(unseeded) == 3
 

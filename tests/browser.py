@@ -11,6 +11,7 @@ import pytest
 
 needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium: apt-get install chromium")
 _QUIET = ["background-networking", "component-update", "sync", "quic", "gpu", "default-apps", "extensions"]
+CHROMIUM = ["chromium", "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{one}" for one in _QUIET)]
 
 
 class Visit(NamedTuple):
@@ -22,8 +23,13 @@ class Visit(NamedTuple):
 
 def visit(file: Path, profile: Path, fragment: str = "") -> Visit:
     """Open a page in Chromium; skips the test where Chromium does not start."""
-    command = ["chromium", "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{one}" for one in _QUIET)]
-    command += [f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom"]
+    command = [
+        *CHROMIUM,
+        f"--user-data-dir={profile}",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=3000",
+        "--dump-dom",
+    ]
     done = subprocess.run([*command, file.resolve().as_uri() + fragment], capture_output=True, timeout=120, check=False)
     dom, log = (output.decode(errors="replace") for output in (done.stdout, done.stderr))
     if not dom:

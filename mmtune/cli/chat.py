@@ -1,0 +1,210 @@
+"""`mmtune chat`: talk to a model in the terminal, or in a page of one's own browser."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from mmtune.analysis.untrusted import visible
+from mmtune.cli.options import build_parser, parse
+from mmtune.data.conversation import open_photo
+from mmtune.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from mmtune.models.chat import Chat, Sampling
+    from mmtune.models.vlm import VisionLanguageModel
+
+HELP = """\
+/image FILE  show a photo with what you say next; several for several photos
+/reset       forget the conversation and begin another
+/help        this list
+/exit        leave; so does Ctrl-D
+Ctrl-C stops an answer, and the conversation goes on."""
+
+
+@dataclass
+class ChatOptions:
+    """Talk to a model, about photos too: in the terminal, or with --web in a page.
+
+    From a pipe every line is a turn, and a mistake ends it.
+
+    Attributes:
+        model: a run directory, a saved model, or a language model (folder or hub id).
+        image: a photo to show with what is said first.
+        system: a system prompt in place of the template's own.
+        temperature: 0 answers with the likeliest token each time; above, tokens are drawn, the more evenly the higher.
+        top_p: draw only from the likeliest tokens that together have this probability.
+        max_new_tokens: the most tokens an answer may have.
+        seed: the same one draws the same answers.
+        device: auto (the GPU where there is one), cpu, cuda, cuda:1.
+        web: serve a page for a browser on this machine.
+        compare: with --web, a second model that answers beside the first.
+        host: with --web, the address to listen at. Anyone who reaches another than this machine's own can use the
+            models.
+        port: with --web, the port; 0 takes a free one.
+    """
+
+    model: str
+    image: str | None = None
+    system: str | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int | None = None
+    device: str = "auto"
+    web: bool = False
+    compare: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+    def __post_init__(self) -> None:
+        if self.compare is not None and not self.web:
+            raise UserError(f"--compare {self.compare}: two models are compared in a page; add --web")
+        if self.image is not None and self.web:
+            raise UserError(f"--image {self.image}: with --web, photos are given in the page; leave it out")
+        if not 0 <= self.port < 2**16:
+            raise UserError(f"--port {self.port}: give a number from 0 (any that is free) to 65535")
+
+
+def main(argv: list[str]) -> int:
+    """Load the model and talk until the user leaves.
+
+    Raises:
+        UserError: no such model, photo or device, an option out of its range; from a pipe, a turn that cannot be said.
+    """
+    options = parse(build_parser("chat", ChatOptions), ChatOptions, argv)
+    if options.web and not all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn")):
+        raise UserError("--web needs starlette and uvicorn; pip install 'mmtune[web]' brings them")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks, and transformers warns
+
+    from mmtune.models.chat import Chat, Sampling
+
+    sampling = Sampling(options.temperature, options.top_p, options.max_new_tokens, options.seed)
+    photos = [open_photo(Path(options.image), "--image")] if options.image is not None else []
+    models = [load(name, options.device) for name in (options.model, options.compare) if name is not None]
+    if options.web:
+        from mmtune.cli.chat_server import serve
+
+        serve(models, system=options.system, sampling=sampling, host=options.host, port=options.port)
+    else:
+        Conversation(Chat(models[0], system=options.system), sampling, photos).run()
+    return 0
+
+
+def load(name: str, device: str) -> VisionLanguageModel:
+    """A model as it is evaluated: its adapters folded in, which is faster."""
+    from mmtune.evaluation.protocol import fold_adapters, load_model
+    from mmtune.models.vlm import VisionLanguageModel
+
+    model = load_model(name, device)
+    assert isinstance(model, VisionLanguageModel)
+    fold_adapters(model)
+    return model
+
+
+class Conversation:
+    """A conversation in the terminal, or by lines from a pipe."""
+
+    def __init__(self, chat: Chat, sampling: Sampling, photos: list[Image.Image]) -> None:
+        """
+        Args:
+            chat: answers.
+            sampling: how.
+            photos: shown with what is said first.
+        """
+        self._chat, self._sampling, self._photos = chat, sampling, photos
+        self._live = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Talk until the user leaves.
+
+        Raises:
+            UserError: a mistake in a line from a pipe; in a terminal it is shown and the conversation goes on.
+        """
+        if self._live:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  # arrow keys and history for input()
+            sees = "; /image FILE shows it a photo" if self._chat.model.tower is not None else ""
+            print(f"{visible(self._chat.model.name)}: /help lists what there is besides talking{sees}", flush=True)
+        for line in self._lines():
+            try:
+                if line.startswith("/"):
+                    if not self._command(line):
+                        return
+                elif line or self._photos:
+                    self._say(line)
+            except UserError as error:
+                if not self._live:
+                    raise
+                print(visible(f"{error}"), file=sys.stderr, flush=True)
+
+    def _lines(self) -> Iterator[str]:
+        if not self._live:
+            sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # no mistake of the model's
+            yield from (line.strip() for line in sys.stdin)
+            return
+        while True:
+            try:
+                yield input("> ").strip()
+            except EOFError:
+                print()
+                return
+            except KeyboardInterrupt:
+                print("\n(Ctrl-D leaves)")
+
+    def _say(self, text: str) -> None:
+        """Print the answer as it comes."""
+        photos, self._photos = self._photos, []
+        try:
+            with contextlib.closing(self._chat.say(text, photos, sampling=self._sampling)) as pieces:
+                for piece in pieces:
+                    print(visible(piece), end="", flush=True)
+            print(flush=True)
+        except UserError:
+            self._photos = photos
+            raise
+        except KeyboardInterrupt:
+            if not self._live:
+                raise
+            print(" (stopped)", flush=True)
+
+    def _command(self, line: str) -> bool:
+        """Do what a line that begins with a slash asks. False if that is to leave."""
+        name, _, rest = line.partition(" ")
+        if name == "/exit":
+            return False
+        if name == "/help":
+            print(HELP, flush=True)
+        elif name == "/reset":
+            self._chat.reset()
+            self._photos = []
+            self._note("The conversation begins anew.")
+        elif name == "/image":
+            self._show(rest.strip())
+        else:
+            raise UserError(f"{name}: {did_you_mean(name, ['/image', '/reset', '/help', '/exit'])}")
+        return True
+
+    def _show(self, file: str) -> None:
+        if not file:
+            raise UserError("/image: name the photo's file, as /image cat.jpg")
+        # as terminals write a path that is dropped on them
+        path = Path(file.strip("'\"").replace("\\ ", " ")).expanduser()
+        if self._chat.model.tower is None:
+            raise UserError(f"/image {file}: {self._chat.model.name} has no vision tower, so it cannot see photos")
+        photo = open_photo(path, "/image")
+        self._photos.append(photo)
+        self._note(f"{path.name}, {photo.width} × {photo.height}: it goes with what you say next.")
+
+    def _note(self, text: str) -> None:
+        """Tell a person, and not a pipe."""
+        if self._live:
+            print(visible(text), flush=True)
