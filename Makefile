@@ -12,7 +12,7 @@ QUICKSTART_FLAGS ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help quickstart test test-slow lint types format docs-check wheel clean
+.PHONY: help quickstart test test-slow lint types format docs-check notebooks wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -52,6 +52,9 @@ types: $(STAMP) ## mypy over mmtune/
 format: $(STAMP) ## mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: $(STAMP) ## execute the notebooks anew, in place
+	$(BIN)/python notebooks/run.py
 
 docs-check: $(STAMP) ## commands and code in the documentation: flags exist, targets exist, code compiles
 	$(BIN)/pytest tests/test_docs.py
