@@ -335,7 +335,9 @@ def test_another_host_is_warned_of(
 
 
 @needs_browser
-def test_in_a_browser(tiny: VisionLanguageModel, spoken: dict[str, Any], tmp_path: Path) -> None:
+def test_in_a_browser(
+    tiny: VisionLanguageModel, spoken: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photo = tmp_path / 'x"><img src=x onerror=document.title=1>\u202egpj.png'
     photo.write_bytes(png(60, 40))
     title = "document.title"
@@ -389,4 +391,11 @@ def test_in_a_browser(tiny: VisionLanguageModel, spoken: dict[str, Any], tmp_pat
         tab.wait(f"{answers}.length === 4 && {idle}")
         assert "no longer kept" in tab.evaluate("document.querySelectorAll('.note')[2].textContent")
         assert tab.evaluate("document.getElementById('text').value") == "Second"
+        # so is one that the models cannot take
+        monkeypatch.undo()
+        tab.evaluate("document.getElementById('anew').click(); document.getElementById('text').value = ''")
+        tab.type("An <image>?")
+        tab.press_enter()
+        tab.wait(f"document.querySelectorAll('.note.bad').length === 2 && {idle}")
+        assert tab.evaluate("document.getElementById('text').value") == "An <image>?"
         assert [line for line in tab.console if "Content Security" in line or "exception" in line] == []

@@ -109,12 +109,11 @@ function showAnswer(place, name) {
   return { answer, text, note };
 }
 
-// Let one model answer. Returns whether it took the message.
+// Let one model answer. Returns whether it began to.
 async function hear(model, message, shown, signal) {
   let taken = false;
   try {
     const response = await post(`/conversations/${conversation}/${model}`, message, signal);
-    taken = true;
     let over = false;
     for await (const event of lines(response)) {
       changing(() => {
@@ -130,6 +129,7 @@ async function hear(model, message, shown, signal) {
         if (event.error) throw new Error(event.error);
       });
       over ||= Boolean(event.done);
+      taken ||= Boolean(event.text || event.done);
     }
     if (!over) throw new Error("The answer broke off; is the server still running?");
   } catch (error) {
@@ -220,6 +220,7 @@ $("text").addEventListener("keydown", (event) => {
   }
 });
 $("text").addEventListener("input", grow);
+window.addEventListener("resize", grow);
 $("text").addEventListener("paste", (event) => {
   const [file] = event.clipboardData.files;
   if (sees && file) choose(file);
