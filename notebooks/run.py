@@ -38,10 +38,11 @@ def execute(notebook: Path, folder: Path, parameters: dict[str, Any] | None = No
     (settings,) = (cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
     written = settings.source
     settings.source += "".join(f"\n{name} = {value!r}" for name, value in (parameters or {}).items())
-    commands = Path(
-        sys.executable
-    ).parent  # `!mmtune` is the one beside this Python, in an activated environment or not
-    environment = os.environ | {"PATH": os.pathsep.join([str(commands), os.environ.get("PATH", "")]), "COLUMNS": "120"}
+    # `!mmtune` is the one beside this Python, in an activated environment or not
+    commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    # figures go into the notebook whatever draws elsewhere: the kernel keeps an MPLBACKEND that is there
+    inline = "module://matplotlib_inline.backend_inline"
+    environment = os.environ | {"PATH": commands, "COLUMNS": "120", "MPLBACKEND": inline}
     with tempfile.TemporaryDirectory() as sockets:
         # files in place of ports, which others on the machine could read
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")

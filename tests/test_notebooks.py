@@ -76,7 +76,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "notebook",
     [pytest.param(n, id=n.stem, marks=() if n.stem == FASTEST else pytest.mark.slow) for n in NOTEBOOKS],
 )
-def test_a_notebook_runs(notebook: Path, folder: Path) -> None:
+def test_a_notebook_runs(notebook: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "Agg")  # as on a machine without a screen
     book = TOOLS["clean"](TOOLS["execute"](notebook, folder, SMALL[notebook.stem]))
     committed = nbformat.read(notebook, as_version=4)
     assert len(figures(book)) == len(figures(committed)) >= 2
