@@ -39,10 +39,16 @@ class ChatOptions:
     Attributes:
         model: a run directory, a saved model, or a language model (folder or hub id).
         image: a photo to show with what is said first.
+        language: the language model that adapters or a projector belong to, in place of the one that they name (its
+            path on somebody's machine, say).
+        template: how the model (not --compare's) writes conversations down (vicuna_v1, llama_2, chatml, tokenizer), in
+            place of what is recorded. Folders of the released LLaVA code do not record it: vicuna_v1 is taken for them.
         system: a system prompt in place of the template's own.
         temperature: 0 answers with the likeliest token each time; above, tokens are drawn, the more evenly the higher.
         top_p: draw only from the likeliest tokens that together have this probability.
         max_new_tokens: the most tokens an answer may have.
+        thinking_tokens: let the model think before it answers, at most so many tokens, and show the thought; 0 has it
+            answer at once. For models whose template can ask for it, as Qwen3's.
         seed: the same one draws the same answers.
         device: auto (the GPU where there is one), cpu, cuda, cuda:1.
         web: serve a page for a browser on this machine.
@@ -54,10 +60,13 @@ class ChatOptions:
 
     model: str
     image: str | None = None
+    language: str | None = None
+    template: str | None = None
     system: str | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 256
+    thinking_tokens: int = 0
     seed: int | None = None
     device: str = "auto"
     web: bool = False
@@ -85,11 +94,17 @@ def main(argv: list[str]) -> int:
         raise UserError("--web needs starlette and uvicorn; pip install 'mmtune[web]' brings them")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks, and transformers warns
 
-    from mmtune.models.chat import Chat, Sampling
+    from mmtune.models.chat import Chat, Sampling, check_thinking
 
-    sampling = Sampling(options.temperature, options.top_p, options.max_new_tokens, options.seed)
+    sampling = Sampling(
+        options.temperature, options.top_p, options.max_new_tokens, options.seed, options.thinking_tokens
+    )
     photos = [open_photo(Path(options.image), "--image")] if options.image is not None else []
-    models = [load(name, options.device) for name in (options.model, options.compare) if name is not None]
+    models = [load(options.model, options.device, language=options.language, template=options.template)]
+    if options.compare is not None:
+        models.append(load(options.compare, options.device))
+    for model in models:
+        check_thinking(model, sampling)
     if options.web:
         from mmtune.cli.chat_server import serve
 
@@ -99,12 +114,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def load(name: str, device: str) -> VisionLanguageModel:
+def load(name: str, device: str, *, language: str | None = None, template: str | None = None) -> VisionLanguageModel:
     """A model as it is evaluated: its adapters folded in, which is faster."""
     from mmtune.evaluation.protocol import fold_adapters, load_model
     from mmtune.models.vlm import VisionLanguageModel
 
-    model = load_model(name, device)
+    model = load_model(name, device, language=language, template=template)
     assert isinstance(model, VisionLanguageModel)
     fold_adapters(model)
     return model

@@ -8,7 +8,7 @@ import binascii
 import io
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from anyio import to_thread
@@ -105,7 +105,7 @@ def _sampling(sent: Any, limits: Limits, default: Sampling) -> Sampling:
     if values["max_new_tokens"] > limits.tokens:
         raise BadRequestError(400, f"max_new_tokens: an answer has at most {limits.tokens:,}")
     try:
-        return Sampling(**values, seed=seed)
+        return replace(default, **values, seed=seed)
     except UserError as error:
         raise BadRequestError(400, str(error)) from None
 

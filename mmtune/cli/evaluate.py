@@ -28,6 +28,10 @@ class EvaluateOptions:
         suite: a suite that mmtune ships (mlan9, local9, quickstart), a suite file, or a task file.
         out: the folder for answers.sqlite, which keeps answers as they come in, and for results.json and samples/,
             written after every finished task.
+        language: the language model that adapters or a projector belong to, in place of the one that they name (its
+            path on somebody's machine, say).
+        template: how the model writes conversations down (vicuna_v1, llama_2, chatml, tokenizer), in place of what is
+            recorded. Folders of the released LLaVA code do not record it: vicuna_v1 is taken for them.
         tasks: only these tasks of the suite, separated by commas.
         limit: only the first so many rows of each task.
         data_root: read DIR/hub/<hub id>/<config>/<split>.parquet in place of the Hugging Face hub.
@@ -51,6 +55,8 @@ class EvaluateOptions:
     model: str
     suite: str
     out: str
+    language: str | None = None
+    template: str | None = None
     tasks: str | None = None
     limit: int | None = None
     data_root: str | None = None
@@ -91,6 +97,8 @@ def _evaluate(options: EvaluateOptions) -> Results:
     return evaluate(
         options.model,
         options.suite,
+        language=options.language,
+        template=options.template,
         out=options.out,
         tasks=names,
         limit=options.limit,

@@ -25,19 +25,28 @@ class ExportOptions:
             in peft's layout, and the projector; `merged`: mmtune's own layout, the adapters merged into the language
             model.
         out: the folder to write (-o for short); it must be empty or not there.
-        dtype: of the weights; `auto` is that of the base's files.
+        language: the language model that adapters or a projector belong to, in place of the one that they name (its
+            path on somebody's machine, say).
+        template: how the model writes conversations down (vicuna_v1, llama_2, chatml, tokenizer), in place of what is
+            recorded. Folders of the released LLaVA code do not record it: vicuna_v1 is taken for them.
+        dtype: of the weights; `auto` is that of the base's files. `peft` holds only what was trained, and keeps it as
+            it was.
         max_shard_size: the most that one file of weights may hold, as 500MB or 5GB.
     """
 
     run: list[str]
     to: Literal["llava-hf", "peft", "merged"]
     out: str
+    language: str | None = None
+    template: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_shard_size: str = "5GB"
 
     def __post_init__(self) -> None:
         if len(self.run) != 1:
             raise UserError(f"mmtune export takes one run, not {len(self.run)}: {', '.join(self.run)}")
+        if self.to == "peft" and self.dtype != "auto":
+            raise UserError(f"--dtype {self.dtype}: --to peft keeps what was trained as it was; leave --dtype out")
         if not re.fullmatch(r"[1-9]\d*[KMG]B", self.max_shard_size):
             raise UserError(f"--max-shard-size {self.max_shard_size}: write a number and KB, MB or GB, as 5GB")
 
@@ -59,8 +68,9 @@ def main(argv: list[str]) -> int:
     from mmtune.models.interop.export import export, load_for_export
     from mmtune.models.saving import read_spec
 
-    card = model_card(reference, read_spec(reference).to_dict(), options.to)
-    model = load_for_export(reference, options.to)
+    other = {"language": options.language, "template": options.template}
+    card = model_card(reference, read_spec(reference, **other).to_dict(), options.to)
+    model = load_for_export(reference, options.to, **other)
     export(model, options.to, folder, dtype=options.dtype, max_shard_size=options.max_shard_size, card=card)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(visible(f"Exported {reference} as {options.to} to {folder}/ ({size / 1e6:,.1f} MB)"))

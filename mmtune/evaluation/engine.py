@@ -42,6 +42,8 @@ def evaluate(
     model: AnsweringModel | str | Path,
     suite: Suite | str | Path,
     *,
+    language: str | None = None,
+    template: str | None = None,
     out: str | Path | None = None,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
@@ -66,6 +68,8 @@ def evaluate(
     Args:
         model: the model, or what `VisionLanguageModel.from_pretrained` accepts.
         suite: the suite, or the name or file of one.
+        language: of a model given by its path, see `VisionLanguageModel.from_pretrained`.
+        template: of a model given by its path, see `VisionLanguageModel.from_pretrained`.
         out: where to keep answers as they come in, and to write `results.json` and `samples/` after every finished
             task; None writes nothing.
         tasks: only these tasks of the suite.
@@ -109,7 +113,15 @@ def evaluate(
         store, database = _open(out, workers)
         try:
             earlier = store.finished() if store is not None else {}
-            ready, fingerprint = _ready(model, chosen, device, share_prefixes)
+            ready = model
+            if isinstance(ready, (str, Path)):
+                ready = load_model(ready, device, language=language, template=template)
+            check_model(ready, chosen)
+            fingerprint = ready.fingerprint
+            if ready is not model:
+                fold_adapters(ready)
+            if share_prefixes is not None and hasattr(ready, "share_prefixes"):
+                ready.share_prefixes = share_prefixes
             evaluation = _Evaluation(
                 model=ready,
                 conditions=_Conditions(fingerprint, rule, limit, seed),
@@ -139,20 +151,6 @@ def _open(out: str | Path | None, workers: Workers) -> tuple[Store | None, Datab
     database = Database(store.answers_path)
     workers.barrier("made")
     return store, database
-
-
-def _ready(
-    model: AnsweringModel | str | Path, tasks: Sequence[Task], device: str, share_prefixes: bool | None
-) -> tuple[AnsweringModel, str]:
-    """The model, ready to be asked, and its fingerprint."""
-    ready = load_model(model, device) if isinstance(model, (str, Path)) else model
-    check_model(ready, tasks)
-    fingerprint = ready.fingerprint
-    if ready is not model:
-        fold_adapters(ready)
-    if share_prefixes is not None and hasattr(ready, "share_prefixes"):
-        ready.share_prefixes = share_prefixes
-    return ready, fingerprint
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,13 +89,17 @@ class AnsweringModel(Protocol):
         ...
 
 
-def load_model(path: str | Path, device: str = "auto") -> AnsweringModel:
+def load_model(
+    path: str | Path, device: str = "auto", *, language: str | None = None, template: str | None = None
+) -> AnsweringModel:
     """Load a run, a saved model, or a plain language model by folder or hub id.
 
     Args:
         path: what `VisionLanguageModel.from_pretrained` accepts.
         device: `auto` (a GPU where there is one, in a group of processes each its own), `cpu`, `cuda`, `cuda:1`. In
             bfloat16 on CUDA.
+        language: see `VisionLanguageModel.from_pretrained`.
+        template: see `VisionLanguageModel.from_pretrained`.
 
     Raises:
         UserError: no model there, or no such device here.
@@ -114,7 +118,9 @@ def load_model(path: str | Path, device: str = "auto") -> AnsweringModel:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {device}: cannot be used here ({reason}); try --device auto") from None
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    model: AnsweringModel = VisionLanguageModel.from_pretrained(path, device=where, dtype=dtype)
+    model: AnsweringModel = VisionLanguageModel.from_pretrained(
+        path, device=where, dtype=dtype, language=language, template=template
+    )
     return model
 
 

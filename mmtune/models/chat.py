@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn, is_unicode
+from mmtune.data.templates import THOUGHT_END
 from mmtune.errors import UserError
 from mmtune.models.attention import use_attention
 from mmtune.models.generation import Ending
@@ -32,6 +33,7 @@ class Sampling:
         top_p: draw only from the likeliest tokens that together have this probability.
         max_new_tokens: the most tokens an answer may have.
         seed: the same one draws the same answer; None draws another each time.
+        thinking_tokens: let the model think before it answers, at most so many tokens; 0 has it answer at once.
 
     Raises:
         UserError: a number is out of its range.
@@ -41,6 +43,7 @@ class Sampling:
     top_p: float = 1.0
     max_new_tokens: int = 256
     seed: int | None = None
+    thinking_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 10:
@@ -51,6 +54,8 @@ class Sampling:
             raise UserError(f"max_new_tokens {self.max_new_tokens}: give at least 1")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UserError(f"seed {self.seed}: give a number from 0 to 2^63 - 1")
+        if self.thinking_tokens < 0:
+            raise UserError(f"thinking_tokens {self.thinking_tokens}: give a number from 0 (answer at once)")
 
     def chooser(self) -> Callable[[torch.Tensor], int]:
         """Gives a token for the logits [1, vocabulary]; those drawn are what transformers' `generate` draws."""
@@ -125,6 +130,7 @@ class Chat:
         """Say something, and hear the answer piece by piece.
 
         An answer that is not heard to its end counts as far as it was heard; if that is nothing, the turn was not said.
+        With `sampling.thinking_tokens` the thought comes first. One that is longer is broken off with `</think>`.
 
         Args:
             text: what the user says, `<image>` where a photo goes; without such marks the photos go first.
@@ -133,21 +139,25 @@ class Chat:
             stop: strings that end an answer; the answer includes the first.
 
         Yields:
-            The pieces of the answer; together they are what `generate` gives for the same prompt.
+            The pieces of the answer; together they are what `generate` gives for the same prompt (of a thought that
+            was broken off, `generate` gives no answer).
 
         Raises:
             UserError: nothing is said, photos and marks differ in number, the model cannot see, or the conversation
-                is longer than the model can read. The turn was then not said.
+                is longer than the model can read, or its template knows no thoughts. The turn was then not said.
         """
         turn = Turn("user", self._marked(text, len(images)))
         photos = [*self.photos, *images]
-        keys = self._encoder.keys(self.model.template.prompt([*self._system, *self.turns, turn]), photos)
-        room = self._room(len(keys))
-        limit = sampling.max_new_tokens if room is None else min(sampling.max_new_tokens, room)
-        ending = Ending(limit, stop, self.model.end_ids(), self.model.end_text())
-        answer, over = "", False
+        thinking = sampling.thinking_tokens > 0
+        prompt = self.model.template.prompt([*self._system, *self.turns, turn], thinking=thinking)
+        choose, answer, over = sampling.chooser(), "", False
         try:
-            for piece in self._answer(keys, ending, sampling.chooser()):
+            if thinking:
+                for piece in self._thought(prompt, photos, sampling.thinking_tokens, choose):
+                    answer += piece
+                    yield piece
+                prompt += answer.replace(IMAGE_PLACEHOLDER, "image")
+            for piece in self._answer(prompt, photos, sampling.max_new_tokens, stop, choose):
                 answer += piece
                 yield piece
             over = True
@@ -182,8 +192,28 @@ class Chat:
             )
         return int(most - prompt)
 
-    def _answer(self, keys: Keys, ending: Ending, choose: Callable[[torch.Tensor], int]) -> Iterator[str]:
-        """The answer, each piece once it can no longer change."""
+    def _thought(
+        self, prompt: str, photos: Sequence[Image.Image], most: int, choose: Callable[[torch.Tensor], int]
+    ) -> Iterator[str]:
+        """The thought and the empty line behind it; one that does not end by itself is ended."""
+        thought = ""
+        for piece in self._answer(prompt, photos, most, [THOUGHT_END], choose):
+            thought += piece
+            yield piece
+        yield "\n\n" if thought.endswith(THOUGHT_END) else f"\n{THOUGHT_END}\n\n"
+
+    def _answer(
+        self,
+        prompt: str,
+        photos: Sequence[Image.Image],
+        most: int,
+        stop: Sequence[str],
+        choose: Callable[[torch.Tensor], int],
+    ) -> Iterator[str]:
+        """What follows a text, at most so many tokens, each piece once it can no longer change."""
+        keys = self._encoder.keys(prompt, photos)
+        room = self._room(len(keys))
+        ending = Ending(most if room is None else min(most, room), stop, self.model.end_ids(), self.model.end_text())
         known = min(common_prefix(self._known, keys), len(keys) - 1)
         self._known = self._known[:known]
         for layer in self._cache.layers:
@@ -223,6 +253,19 @@ class Chat:
         self._known = np.concatenate([self._known, keys])
         logits: torch.Tensor = self.model.output_layer(hidden[:, -1])
         return logits
+
+
+def check_thinking(model: VisionLanguageModel, sampling: Sampling) -> None:
+    """Make sure that a model can answer so.
+
+    Raises:
+        UserError: it is to think, and its template knows no thoughts.
+    """
+    if sampling.thinking_tokens and model.thinking == "never":
+        raise UserError(
+            f"thinking_tokens {sampling.thinking_tokens}: {model.name} writes conversations with the template "
+            f"{model.spec.template}, which knows no thoughts before an answer; leave it out"
+        )
 
 
 def _checked(text: str) -> str:

@@ -42,16 +42,25 @@ def model_folder(reference: str) -> Path | None:
     return next((p for p in (path, path / "model") if (p / SPEC_FILE).is_file()), None)
 
 
-def read_spec(reference: str, *, language: str | None = None) -> ModelSpec:
+def read_spec(reference: str, *, language: str | None = None, template: str | None = None) -> ModelSpec:
     """What a saved model is made of, ours or another tool's; a plain language model is one without a tower.
 
     Args:
         reference: a run, a saved model, a LLaVA of another tool, or a language model.
-        language: the language model of another tool's adapter or projector, in place of the one that it names.
+        language: the language model that adapters or a projector belong to, in place of the one that they name.
+        template: in place of the one that is recorded.
 
     Raises:
-        UserError: there is no model there.
+        UserError: there is no model there, or it has a language model of its own.
     """
+    spec = _read_spec(reference, language)
+    if template is not None:
+        spec.template = template
+    return spec
+
+
+def _read_spec(reference: str, language: str | None) -> ModelSpec:
+    own = f"{reference}: brings its language model; leave out the other one, {language}"
     folder = model_folder(reference)
     if folder is None:
         if (locate(reference) / "checkpoints").is_dir():
@@ -63,6 +72,8 @@ def read_spec(reference: str, *, language: str | None = None) -> ModelSpec:
         if (source := open_source(reference)) is not None:
             return source.spec(language)
         load_config(reference)
+        if language is not None:
+            raise UserError(own)
         return ModelSpec(language=reference, template="tokenizer")
     saved = read_json(folder / SPEC_FILE)
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
@@ -70,10 +81,12 @@ def read_spec(reference: str, *, language: str | None = None) -> ModelSpec:
     if not isinstance(saved.get("spec"), dict):
         raise UserError(f"{folder / SPEC_FILE}: lacks the model's parts ('spec'); save or copy the model again")
     spec = ModelSpec.from_dict(saved["spec"], str(folder / SPEC_FILE))
-    if (folder / LANGUAGE_FOLDER).is_dir():
-        spec.language = str(folder / LANGUAGE_FOLDER)
-    elif spec.language_trained:
-        raise UserError(f"{folder / LANGUAGE_FOLDER}: missing from the saved model; save or copy it again")
+    inside = folder / LANGUAGE_FOLDER
+    if spec.language_trained and not inside.is_dir():
+        raise UserError(f"{inside}: missing from the saved model; save or copy it again")
+    if inside.is_dir() and language is not None:
+        raise UserError(own)
+    spec.language = str(inside) if inside.is_dir() else language or spec.language
     return spec
 
 
@@ -86,9 +99,7 @@ def load(
     template: str | None = None,
 ) -> VisionLanguageModel:
     """See `VisionLanguageModel.from_pretrained`."""
-    spec = read_spec(reference, language=language)
-    spec.template = template or spec.template
-    model = cls.assemble(spec, dtype=dtype)
+    model = cls.assemble(read_spec(reference, language=language, template=template), dtype=dtype)
     load_trained(model, reference)
     return model
 

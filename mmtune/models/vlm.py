@@ -119,7 +119,7 @@ class VisionLanguageModel(nn.Module):
     ) -> VisionLanguageModel:
         """Load a run, a saved or exported model, a LLaVA of transformers or of the released code, or a language model.
 
-        `language` replaces the one that another tool's adapters or projector name, `template` the one that is recorded.
+        `language` replaces the one that adapters or a projector name, `template` the one that is recorded.
 
         Raises:
             UserError: there is no model there, or a part of it is missing.

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import qwen
 
+from mmtune.data.conversation import Turn
 from mmtune.errors import UserError
+from mmtune.models.chat import Chat, Sampling, check_thinking
 from mmtune.models.options import ModelSpec
 from mmtune.models.prompts import prompt_texts
 from mmtune.models.thinking import think_first
@@ -71,3 +73,34 @@ def test_a_template_without_thoughts_is_refused(text_model: VisionLanguageModel)
     assert text_model.thinking == "never"
     with pytest.raises(UserError, match="template 'chatml' knows no thoughts before an answer"):
         text_model.generate(["a"], thinking_tokens=5)
+
+
+def test_a_conversation_thinks_too(thinker: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first thought and answer are those of `generate`; later prompts are the template's, without the thought."""
+    (endless,) = thinker.generate(["a"], thinking_tokens=9)
+    thoughtful = Sampling(max_new_tokens=7, thinking_tokens=9)
+    chat = Chat(thinker)
+    said = "".join(chat.say("a", sampling=thoughtful))
+    broken_off, answer = f"{endless}\n</think>\n\n", said.rpartition("</think>\n\n")[2]
+    assert said == broken_off + answer
+    assert len(answer) > 0
+    again = "".join(chat.say("b", sampling=Sampling(max_new_tokens=7)))
+    turns = [Turn("user", "a"), Turn("assistant", said), Turn("user", "b")]
+    fresh = Chat(thinker)
+    fresh.turns = turns[:2]
+    assert again == "".join(fresh.say("b", sampling=Sampling(max_new_tokens=7)))
+    assert endless not in thinker.template.prompt(turns)
+
+    monkeypatch.setattr("mmtune.models.thinking.THOUGHT_END", endless[5])
+    monkeypatch.setattr("mmtune.models.vlm.THOUGHT_END", endless[5])
+    monkeypatch.setattr("mmtune.models.chat.THOUGHT_END", endless[5])
+    expected = thinker.generate(["a"], thinking_tokens=20, max_new_tokens=7)
+    assert ["".join(Chat(thinker).say("a", sampling=Sampling(max_new_tokens=7, thinking_tokens=20)))] == expected
+    assert "\n\n" in expected[0]
+
+
+def test_a_conversation_without_a_way_to_think_says_so(text_model: VisionLanguageModel) -> None:
+    with pytest.raises(UserError, match=r"thinking_tokens 5: .* the template chatml, which knows no thoughts"):
+        check_thinking(text_model, Sampling(thinking_tokens=5))
+    with pytest.raises(UserError, match="give a number from 0"):
+        Sampling(thinking_tokens=-1)

@@ -156,6 +156,13 @@ def test_dtype_and_size_of_the_files(run: Path, tmp_path: Path) -> None:
         assert shard.read_bytes() == (tmp_path / "second" / shard.name).read_bytes()
 
 
+def test_an_adapter_keeps_its_dtype(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--to", "peft", "-o", str(tmp_path / "out"), "--dtype", "bfloat16"]
+    assert main(["export", str(run), *flags]) == 2
+    assert "--to peft keeps what was trained as it was; leave --dtype out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_card_says_where_it_comes_from_and_nothing_in_it_acts(run: Path, tmp_path: Path) -> None:
     assert main(["export", str(run), "--to", "llava-hf", "-o", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()

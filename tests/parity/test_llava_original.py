@@ -16,12 +16,14 @@ import pytest
 import safetensors.torch
 import torch
 from huggingface_hub import save_torch_state_dict
+from llava_parity import our_logits
 from PIL import Image
 from transformers import CLIPVisionModel
 
+from mmtune.cli.main import main
 from mmtune.errors import UserError
 from mmtune.models.interop.weights import State, read_tensors
-from mmtune.models.options import LoraOptions
+from mmtune.models.options import LoraOptions, ModelSpec
 from mmtune.models.vlm import VisionLanguageModel
 
 Write = Callable[..., Path]
@@ -170,6 +172,39 @@ def test_an_aligned_projector_is_read_with_the_language_model_it_names(
         VisionLanguageModel.from_pretrained(folder)
     again = VisionLanguageModel.from_pretrained(folder, language=str(tmp_path / "moved"), template="chatml")
     same(again, reference, photos)
+
+
+def test_commands_name_the_template_and_the_language_model_that_a_folder_does_not(
+    whole: Path, reference: VisionLanguageModel, photos: list[Image.Image], tmp_path: Path, capsys: Any
+) -> None:
+    base = language_alone(whole, tmp_path / "base")
+    folder = write(whole, tmp_path / "aligned", "none", _name_or_path="/somebody/elses/llama")
+    torch.save({n: t for n, t in renamed(whole, tower=False).items() if "mm_" in n}, folder / "mm_projector.bin")
+    named = ["--language", str(base), "--template", "chatml"]
+    assert main(["export", str(folder), "--to", "llava-hf", "-o", str(tmp_path / "out"), *named]) == 0
+    again = VisionLanguageModel.from_pretrained(tmp_path / "out")
+    assert again.spec.template == "chatml"
+    same(again, reference, photos)
+    assert main(["export", str(folder), "--to", "llava-hf", "-o", str(tmp_path / "none")]) == 2
+    assert "/somebody/elses/llama" in capsys.readouterr().err
+    assert main(["export", str(whole), "--to", "merged", "-o", str(tmp_path / "none"), *named]) == 2
+    assert f"brings its language model; leave out the other one, {base}" in capsys.readouterr().err
+
+
+def test_a_run_is_read_with_its_language_model_moved(whole: Path, photos: list[Image.Image], tmp_path: Path) -> None:
+    base = language_alone(whole, tmp_path / "base")
+    spec = ModelSpec(str(base), template="chatml", lora=LoraOptions(r=2))
+    model = VisionLanguageModel.assemble(spec).eval()
+    model.save_pretrained(tmp_path / "saved")
+    shutil.move(base, tmp_path / "moved")
+    again = VisionLanguageModel.from_pretrained(tmp_path / "saved", language=str(tmp_path / "moved"))
+    assert torch.equal(our_logits(again, "Hello", []), our_logits(model, "Hello", []))
+    with pytest.raises(UserError, match="brings its language model"):
+        VisionLanguageModel.from_pretrained(tmp_path / "moved", language="another")
+    model.merge_adapters()
+    model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(UserError, match="brings its language model"):
+        VisionLanguageModel.from_pretrained(tmp_path / "whole", language=str(tmp_path / "moved"))
 
 
 def test_a_linear_projector_is_read(whole: Path, tmp_path: Path) -> None:

@@ -28,15 +28,23 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def load_for_export(reference: str, to: Format) -> VisionLanguageModel:
+def load_for_export(
+    reference: str, to: Format, *, language: str | None = None, template: str | None = None
+) -> VisionLanguageModel:
     """A model to export, in float32, so that merging adapters rounds once and no more.
 
     Adapters that were trained on weights of 4 or 8 bits are merged with the weights as they were before.
 
+    Args:
+        reference: the model.
+        to: the format that it is exported to.
+        language: see `VisionLanguageModel.from_pretrained`.
+        template: see `VisionLanguageModel.from_pretrained`.
+
     Raises:
         UserError: see `VisionLanguageModel.from_pretrained`; or the format cannot hold the model.
     """
-    spec = dataclasses.replace(saving.read_spec(reference), quantise=None)
+    spec = dataclasses.replace(saving.read_spec(reference, language=language, template=template), quantise=None)
     check(VisionLanguageModel.assemble(spec, meta=True), to)  # before gigabytes are read
     model = VisionLanguageModel.assemble(spec)
     saving.load_trained(model, reference)
