@@ -30,7 +30,7 @@ def flags(tmp_path: Path) -> list[str]:
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
 
-    def load(path: str, device: str) -> Scripted:
+    def load(path: str, device: str, **_: object) -> Scripted:
         assert (path, device) in (("m", "cpu"), ("m", "auto"))
         calls.append(Scripted(lambda _: "yes"))
         return calls[-1]
