@@ -133,10 +133,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def photo_fault(photo: Photo) -> str | None:
-    """What is wrong with a photo, to be read after file and row, or None if it decodes."""
-    try:
-        open_photo(photo, "")
-    except RowError as error:
-        return str(error)
-    return None
+class PhotoCheck:
+    """Decodes each photo once, however many rows show it."""
+
+    def __init__(self) -> None:
+        self._faults: dict[Photo, str | None] = {}  # to be read after file and row
+
+    def check(self, conversation: Conversation) -> None:
+        """Make sure that the photos of a row decode.
+
+        Raises:
+            RowError: one does not.
+        """
+        for photo in conversation.images:
+            if photo not in self._faults:
+                self._faults[photo] = self._fault(photo)
+            if (fault := self._faults[photo]) is not None:
+                raise RowError(f"{conversation.where}{fault}")
+
+    @staticmethod
+    def _fault(photo: Photo) -> str | None:
+        try:
+            open_photo(photo, "")
+        except RowError as error:
+            return str(error)
+        return None

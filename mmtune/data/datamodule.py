@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from mmtune.data.conversation import Conversation, Photo, RowError, photo_fault
+from mmtune.data.conversation import Conversation, Photo, PhotoCheck, RowError
 from mmtune.data.encoding import Example, ModelInputs, Tokens, answers_left_out, as_example, spelled_markers
 from mmtune.data.holdout import hold_out
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
@@ -85,7 +85,7 @@ class InstructionData(pl.LightningDataModule):
         self.record: dict[str, Any] = {}
         self.markers: list[str] = []
         self.left_out: list[str] = []
-        self._faults: dict[Photo, str | None] = {}
+        self._photo_check = PhotoCheck()
         self._train: PackDataset | None = None
         self._validation: PackDataset | None = None
 
@@ -210,7 +210,7 @@ class InstructionData(pl.LightningDataModule):
                 conversation, tokens(conversation), self.inputs, self.max_length, truncate=self.truncate
             )
             if self.check_photos:
-                self._check_photos(conversation)
+                self._photo_check.check(conversation)
         except RowError as error:
             self.bad_rows.handle(error)
             return None
@@ -219,14 +219,6 @@ class InstructionData(pl.LightningDataModule):
         if not example.cut and (left_out := answers_left_out(conversation, example.supervised)):
             self.left_out.append(f"{conversation.where}: {left_out} of {len(conversation.dialogue) // 2} answers")
         return example
-
-    def _check_photos(self, conversation: Conversation) -> None:
-        """Open each photo once, and report every row of a damaged one."""
-        for photo in conversation.images:
-            if photo not in self._faults:
-                self._faults[photo] = photo_fault(photo)
-            if (fault := self._faults[photo]) is not None:
-                raise RowError(f"{conversation.where}{fault}")
 
     def _packed(self, examples: list[Example], kind: str, seed: int) -> PackDataset:
         assert self.inputs is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmtune.data.conversation import Conversation, Photo, RowError, photo_fault
+from mmtune.data.conversation import Conversation, PhotoCheck, RowError
 from mmtune.data.encoding import Example, ModelInputs, answers_left_out, as_example, encode, spelled_markers
 from mmtune.data.readers import BadRows, read_rows
 from mmtune.data.templates import Rendered
@@ -107,13 +107,13 @@ def survey(
     """
     bad_rows = BadRows("skip")
     result = Survey(source, bad_rows=bad_rows.skipped)
-    faults: dict[Photo, str | None] = {}
+    photo_check = PhotoCheck()
     last_row = 0
     for reading in read_rows(source, image_root=image_root, bad_rows=bad_rows):
         conversation = reading.conversation
         try:
             if check_photos:
-                _check_photos(conversation, faults)
+                photo_check.check(conversation)
             example = encode(conversation, inputs, sys.maxsize)
         except RowError as error:
             bad_rows.handle(error)
@@ -151,14 +151,6 @@ def figures(values: list[int]) -> dict[str, float] | None:
         "max": int(numbers.max()),
         "total": int(numbers.sum()),
     }
-
-
-def _check_photos(conversation: Conversation, faults: dict[Photo, str | None]) -> None:
-    for photo in conversation.images:
-        if photo not in faults:
-            faults[photo] = photo_fault(photo)
-        if (fault := faults[photo]) is not None:
-            raise RowError(f"{conversation.where}{fault}")
 
 
 def _sample(conversation: Conversation, example: Example, inputs: ModelInputs) -> Sample:
