@@ -147,3 +147,22 @@ def test_code_compiles_and_links_lead_somewhere(document: Path) -> None:
     text = _FENCE.sub("", document.read_text(encoding="utf-8"))
     missing = [link for link in _LINK.findall(text) if not (document.parent / link).exists()]
     assert not missing
+
+
+ROOMS = re.findall(r"^\*\*`(\w+)/`: (.*?)(?=^\*\*|^## )", (ROOT / "docs/architecture.md").read_text(), re.M | re.S)
+
+
+def test_the_architecture_has_every_room() -> None:
+    assert {name for name, _ in ROOMS} == {path.parent.name for path in (ROOT / "mmtune").glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize(("room", "text"), ROOMS, ids=[name for name, _ in ROOMS])
+def test_the_architecture_names_every_module(room: str, text: str) -> None:
+    modules = {path.name for path in (ROOT / "mmtune" / room).rglob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"`(\w+\.py)`", text)) == modules
+
+
+def test_the_files_that_the_architecture_names_are_there() -> None:
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`", (ROOT / "docs/architecture.md").read_text())
+    assert named
+    assert not [path for path in named if not ((ROOT / path).is_file() or (ROOT / "mmtune" / path).is_file())]
