@@ -16,6 +16,11 @@ class UserError(Exception):
     """
 
 
+def brief(text: str, most: int = 80) -> str:
+    """A text to be quoted in a message, its middle left out where it is longer: what is quoted may be a megabyte."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 3 :]}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped name: the nearest known one, or all of them; of very many, the first few."""
     choices = sorted(known)

@@ -26,6 +26,22 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mmtune"
 
 
+def user_path(path: str) -> Path:
+    """A path as a user writes it, `~` standing for a home folder.
+
+    Raises:
+        UserError: there is no such home folder, or the system refuses to look there.
+    """
+    try:
+        expanded = Path(path).expanduser()
+        expanded.exists()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such home folder; write the path in full") from None
+    except OSError as error:  # too long a name, a folder of someone else
+        raise UserError(f"{path}: {error.strerror}; name another path") from None
+    return expanded
+
+
 def locate(reference: str) -> Path:
     """The path a reference stands for.
 
@@ -33,14 +49,15 @@ def locate(reference: str) -> Path:
     ``cache:inner/path`` for one below `cache_dir()`.
 
     Raises:
-        UserError: the package is not installed, or it holds no such file.
+        UserError: the package is not installed, or it holds no such file; there is no such home folder.
     """
     if reference.startswith(CACHE_SCHEME):
         return cache_dir() / reference.removeprefix(CACHE_SCHEME)
     if not reference.startswith(PACKAGE_SCHEME):
-        return Path(reference).expanduser()
+        return user_path(reference)
     package, _, inner = reference.removeprefix(PACKAGE_SCHEME).partition("/")
-    if not package.isidentifier():  # of a dotted name Python would import the first part, not only look for it
+    # of a dotted name Python would import the first part, not only look for it
+    if not package.isidentifier() or package == "__main__":
         raise UserError(f"{reference}: write package:NAME/file, NAME as Python imports it")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -58,7 +75,7 @@ def find_resource(kind: Literal["configs", "eval_suites"], name: str) -> Path:
     Raises:
         UserError: neither exists; the nearest shipped name is suggested.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return path
     folder = resource_folder(kind)
@@ -126,7 +143,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # also of very long numbers and of deep lists
         raise UserError(f"{path}: not valid JSON: {error}") from None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Photo, Role, RowError, Turn
+from mmtune.errors import brief
 
 Row = Mapping[str, Any]
 Draft = tuple[list[Turn], list[Photo]]
@@ -54,13 +55,14 @@ def detect_format(row: Row, where: str) -> Format:
         if empty := [column for column in known.columns if row.get(column, "") is None]:
             raise RowError(f"{where}: {empty[0]!r} is null")
     shapes = "; ".join(f"{known.name}: {', '.join(known.columns)}" for known in FORMATS)
-    raise RowError(f"{where}: columns {', '.join(map(str, row)) or '(none)'} match no known format ({shapes})")
+    found = brief(", ".join(map(str, row)), 200) or "(none)"
+    raise RowError(f"{where}: columns {found} match no known format ({shapes})")
 
 
 def _role(name: Any, where: str) -> Role:
     role = _ROLES.get(str(name).lower())
     if role is None:
-        raise RowError(f"{where}: unknown speaker {name!r}; known are {', '.join(_ROLES)}")
+        raise RowError(f"{where}: unknown speaker {brief(repr(name))}; known are {', '.join(_ROLES)}")
     return role
 
 
@@ -149,7 +151,7 @@ def _content_part(part: Any, photos: list[Photo], where: str) -> str:
         if cell is not None:  # otherwise the photo stands in the row's own image column
             photos.append(_photo(cell, where))
         return IMAGE_PLACEHOLDER
-    raise RowError(f"{where}: a content part has type {kind!r}; known are 'text' and 'image'")
+    raise RowError(f"{where}: a content part has type {brief(repr(kind))}; known are 'text' and 'image'")
 
 
 def _parse_alpaca(row: Row, where: str) -> Iterator[Draft]:

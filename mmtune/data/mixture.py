@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -124,18 +125,24 @@ class Mixture:
 
 def _named_rows(file: str) -> set[tuple[str, int]]:
     """The sources and row numbers that a file names."""
-    try:
-        return {(_place(hit["source"]), int(hit["row"])) for hit in read_json(locate(file))["hits"]}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"--data.train.leave_out {file}: needs 'hits', a list of objects with 'source' and 'row'"
-        ) from None
+    found = read_json(locate(file))
+    hits = found.get("hits") if isinstance(found, dict) else None
+    if not isinstance(hits, list) or not all(map(_is_hit, hits)):
+        raise UserError(f"--data.train.leave_out {file}: needs 'hits', a list of objects with 'source' and 'row'")
+    return {(_place(hit["source"]), hit["row"]) for hit in hits}
+
+
+def _is_hit(value: Any) -> bool:
+    """Whether it names a row: its source, and its number there."""
+    return isinstance(value, dict) and isinstance(value.get("source"), str) and type(value.get("row")) is int
 
 
 def _place(source: str) -> str:
     """The same for a file however its path is written."""
-    path = locate(source)
-    return str(path.resolve()) if path.exists() else source
+    try:
+        return str(locate(source).resolve(strict=True))
+    except (UserError, OSError, ValueError):  # a hub id, or a file that is not here any more
+        return source
 
 
 def _too_few(wanted: int, kind: str, available: str) -> UserError:

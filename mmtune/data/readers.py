@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from mmtune.data.conversation import Conversation, Photo, RowError, check
 from mmtune.data.formats import Format, detect_format
-from mmtune.errors import UserError
+from mmtune.errors import UserError, brief
 from mmtune.files import locate
 from mmtune.hub import go_offline_if_unreachable
 
@@ -102,8 +102,8 @@ def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows |
 
 
 def _parse(row: Any, where: str) -> tuple[Format, list[Any]]:
-    if isinstance(row, ValueError | RecursionError):
-        raise RowError(f"{where}: not valid JSON: {row}")
+    if isinstance(row, ValueError):
+        raise RowError(f"{where}: {row}")
     if not isinstance(row, dict):
         hint = " (a file that is one JSON list must be named .json)" if isinstance(row, list) else ""
         raise RowError(f"{where}: is {type(row).__name__}, not an object{hint}")
@@ -119,8 +119,9 @@ def _found(photo: Photo, root: Path | None, where: str) -> Photo:
     for folder in folders:
         if _is_file(folder / photo):
             return folder / photo
-    name = str(photo) if len(str(photo)) < 200 else f"{str(photo)[:60]}…"
-    raise RowError(f"{where}: the photo {name} does not exist; --data.image_root names the folder of the photos")
+    raise RowError(
+        f"{where}: the photo {brief(str(photo), 200)} does not exist; --data.image_root names the folder of the photos"
+    )
 
 
 def _is_file(path: Path) -> bool:
@@ -130,7 +131,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-# A row that is not even JSON comes as the exception that says so
+# A row that cannot even be read comes as the exception that says so
 NumberedRows = Iterator[tuple[int, Any]]
 
 
@@ -161,7 +162,7 @@ def _json_or_error(line: bytes) -> Any:
     try:
         return json.loads(line, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
-        return error
+        return ValueError(f"not valid JSON: {error}")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} is given twice")
+        raise ValueError(f"the key {brief(repr(twice))} is given twice")
     return found
 
 
@@ -226,7 +227,7 @@ def _wrapped_rows(path: Path, text: str) -> NumberedRows:
         raise UserError(f"{path}: expected a list of rows, found {type(rows).__name__}")
     lists = [value for value in rows.values() if isinstance(value, list)]
     if len(lists) != 1:
-        raise UserError(f"{path}: expected a list of rows, found an object with keys {', '.join(rows)}")
+        raise UserError(f"{path}: expected a list of rows, found an object with keys {brief(', '.join(rows), 200)}")
     yield from enumerate(lists[0], 1)
 
 
@@ -235,14 +236,24 @@ def _parquet_rows(path: Path) -> NumberedRows:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             number = 0
             for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
+                for row in _batch_rows(batch):
                     number += 1
                     yield number, row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: the name of a column is not UTF-8
         raise UserError(f"{path}: not a readable parquet file: {error}") from None
+
+
+def _batch_rows(batch: Any) -> list[Any]:
+    try:
+        rows: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a date that Python has not
+        if len(batch) > 1:  # its neighbours are sound
+            return [row for number in range(len(batch)) for row in _batch_rows(batch.slice(number, 1))]
+        return [ValueError(f"cannot be read: {error}")]
+    return rows
 
 
 def _hub_rows(source: str) -> NumberedRows:

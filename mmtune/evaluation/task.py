@@ -15,7 +15,7 @@ from mmtune.evaluation.fields import Fields, load_yaml
 from mmtune.evaluation.metrics import METRICS, MetricSpec, metric_arguments
 from mmtune.evaluation.outside_metrics import FORMS, Form, OutsideMetric
 from mmtune.evaluation.prompting import LETTER_CHOICES, template_names
-from mmtune.files import resource_folder, sha256_file, sha256_json
+from mmtune.files import resource_folder, sha256_file, sha256_json, user_path
 
 Modality = Literal["language", "vision"]
 Answering = Literal["generate", "likelihood", "likelihood_norm"]
@@ -179,7 +179,7 @@ def load_task(
 def find_task(name: str, relative_to: Path | None = None) -> Path:
     """The file of a task: a path if it looks like one, else a shipped task."""
     if name.endswith((".yaml", ".yml")):
-        path = (relative_to or Path()) / Path(name).expanduser()
+        path = (relative_to or Path()) / user_path(name)
         if not path.is_file():
             raise UserError(f"{path}: no such task file")
         return path
@@ -333,7 +333,7 @@ def _outside_metric(fields: Fields, raw: Mapping[str, Any], folder: Path) -> Out
     inner = Fields(raw, f"{fields.where}: metrics: evaluate")
     path, code = inner.take("path", str), None
     if path.endswith(".py"):
-        file = folder / Path(path).expanduser()
+        file = folder / user_path(path)
         if not file.is_file():
             raise inner.complaint("path", f"{file}: no such file")
         path, code = str(file), sha256_file(file)
