@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmtune.errors import UserError
+from mmtune.errors import UserError, brief
 
 IMAGE_PLACEHOLDER = "<image>"
+MOST_PIXELS = 89_478_485  # of a photo: Pillow warns of those that are larger, twice as large ones it refuses itself
 Role = Literal["system", "user", "assistant"]
 
 # A photo is a path, or the encoded bytes themselves (rows from parquet files and the hub)
@@ -111,18 +112,35 @@ def open_photo(photo: Photo, where: str) -> Image.Image:
     """Decode a photo to RGB, upright.
 
     Raises:
-        RowError: it is missing, truncated or not an image; the message begins with `where`.
+        RowError: it is missing, truncated, far too large or not an image; the message begins with `where`.
     """
     name = str(photo) if isinstance(photo, Path) else f"of {len(photo)} bytes"
     try:
-        with Image.open(photo if isinstance(photo, Path) else io.BytesIO(photo)) as image:
-            return to_rgb(image)
+        return decode(photo if isinstance(photo, Path) else io.BytesIO(photo))
     except FileNotFoundError:
         raise RowError(f"{where}: the photo {name} does not exist") from None
     except UnidentifiedImageError:
         raise RowError(f"{where}: the photo {name} is not a picture of a known format") from None
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RowError(f"{where}: the photo {name} cannot be decoded: {error}") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        reason = brief(str(error), 200) or type(error).__name__
+        raise RowError(f"{where}: the photo {name} cannot be decoded: {reason}") from None
+
+
+def decode(file: Path | BinaryIO) -> Image.Image:
+    """A picture's file as `to_rgb` gives it, decoded only if its header says that this takes no more than 256 MiB.
+
+    Raises:
+        Image.DecompressionBombError: it is larger.
+        Exception: it is damaged, or a program that draws a picture; Pillow's plugins raise nearly anything.
+    """
+    with Image.open(file) as image:
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            size = f"{width:,} x {height:,} pixels"
+            raise Image.DecompressionBombError(f"{size}, and no more than {MOST_PIXELS:,} are decoded; scale it down")
+        if image.format == "EPS":
+            raise ValueError("PostScript is a program, which is not run; save it as PNG")
+        return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

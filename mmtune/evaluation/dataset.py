@@ -43,17 +43,13 @@ class Photo:
         """The decoded photo, in RGB and upright.
 
         Raises:
-            PhotoError: the bytes are damaged or no picture.
+            PhotoError: the bytes are damaged, no picture, or one that is far too large.
         """
-        from PIL import Image
-
-        from mmtune.data.conversation import to_rgb
+        from mmtune.data.conversation import decode
 
         try:
-            with Image.open(io.BytesIO(self.data)) as image:
-                return to_rgb(image)
-        # Pillow's plugins raise nearly anything on damaged files
-        except Exception as error:
+            return decode(io.BytesIO(self.data))
+        except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
             raise PhotoError(f"the photo cannot be decoded: {type(error).__name__}") from error
 
 

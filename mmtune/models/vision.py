@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from mmtune.data.conversation import MOST_PIXELS
 from mmtune.errors import UserError, did_you_mean
 from mmtune.files import PACKAGE_SCHEME, locate
 from mmtune.hub import go_offline_if_unreachable
@@ -292,12 +293,18 @@ def _make_square(image: Image.Image, fit: PhotoFit, mean: Sequence[float], size:
     if fit == "crop" and width != height:
         # the short side first, then the centre, as CLIP's own preprocessing goes
         short = min(width, height)
+        if size * size * max(width, height) // short > MOST_PIXELS:  # so long that nearly all of it would be cut away
+            left, top = (width - short) // 2, (height - short) // 2
+            return image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + short, top + short))
         width, height = (size * width // short, size * height // short)
         left, top = (width - size) // 2, (height - size) // 2
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         return resized.crop((left, top, left + size, top + size))
     if fit == "pad" and width != height:
         side = max(width, height)
+        if side * side > MOST_PIXELS:  # the square would be a hundred times the photo
+            width, height = (max(1, size * length // side) for length in (width, height))
+            image, side = image.resize((width, height), Image.Resampling.BICUBIC), size
         red, green, blue = (int(255 * channel) for channel in mean)
         canvas = Image.new("RGB", (side, side), (red, green, blue))
         canvas.paste(image, ((side - width) // 2, (side - height) // 2))

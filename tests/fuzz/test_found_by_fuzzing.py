@@ -9,12 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
-from mmtune.data.conversation import RowError
+from mmtune.data.conversation import RowError, open_photo
 from mmtune.data.mixture import Mixture
 from mmtune.data.readers import BadRows, read_conversations
 from mmtune.errors import UserError
 from mmtune.files import locate, read_json
+from mmtune.models.options import PhotoFit, VisionOptions
+from mmtune.models.vision import TowerShape, preprocessing
 
 # Rows
 
@@ -93,3 +97,39 @@ def test_json_that_python_gives_up_on(text: str, tmp_path: Path) -> None:
 def test_a_folder_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_json(tmp_path)
+
+
+# Photos
+
+
+def test_a_photo_of_100000_by_1_pixels_is_padded_without_a_square_of_30_gb() -> None:
+    photo = Image.new("RGB", (100_000, 1), (255, 0, 0))
+    shape = TowerShape(num_tokens=1, width=1, size=28, mean=(0.0, 0.0, 1.0), std=(1.0, 1.0, 1.0))
+    pad, crop = (preprocessing(VisionOptions(fit=fit), shape)(photo) for fit in ("pad", "crop"))
+    assert [int((row[0] > 0.5).sum()) for row in pad.transpose(0, 1)] == [0] * 13 + [28] + [0] * 14
+    assert torch.equal(crop[0], torch.ones(28, 28))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (9000, 40)])
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_very_long_photos_become_what_others_do(
+    size: tuple[int, int], fit: PhotoFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done with photos too long to be padded first differs little from padding first."""
+    photo = Image.linear_gradient("L").resize(size).convert("RGB")
+    shape = TowerShape(num_tokens=1, width=1, size=56, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
+    preprocess = preprocessing(VisionOptions(fit=fit), shape)
+    usual = preprocess(photo)
+    monkeypatch.setattr("mmtune.models.vision.MOST_PIXELS", 1)
+    assert (preprocess(photo) - usual).abs().mean() < 0.02
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.eps")
+    with pytest.raises(RowError, match="PostScript is a program, which is not run"):
+        open_photo(tmp_path / "photo.eps", "row 1")
+
+
+def test_whatever_pillow_raises_is_said_of_the_row() -> None:
+    with pytest.raises(RowError, match="row 1: the photo of 148 bytes cannot be decoded: Unknown pixel format"):
+        open_photo(b"DDS |\0\0\0" + b"\x11" * 140, "row 1")
