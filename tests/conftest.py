@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import save_byte_llama, save_llama, save_tower
 
 import mmtune.torchvision_ops  # noqa: F401  # before a test imports lightning or transformers
 from mmtune.files import cache_dir
@@ -42,19 +42,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of two blocks with a token per byte and the ChatML markers, as transformers saves one."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     folder = tmp_path_factory.mktemp("llama")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    ).save_pretrained(folder)
-    _save_llama(folder, vocab_size=len(tokenizer.get_vocab()), eos_token_id=258)
+    save_byte_llama(folder)
     return folder
 
 
@@ -78,29 +67,8 @@ def sentencepiece_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = pytest.importorskip("mistral_common", reason="pip install mistral-common brings the tokenizer")
     folder = tmp_path_factory.mktemp("sentencepiece_llama")
     shutil.copy(Path(package.__file__).parent / "data" / "tokenizer.model.v1", folder / "tokenizer.model")
-    _save_llama(folder, vocab_size=32000, eos_token_id=2)
+    save_llama(folder, vocab_size=32000, eos_token_id=2)
     return folder
-
-
-def _save_llama(folder: Path, *, vocab_size: int, eos_token_id: int) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        initializer_range=0.2,  # far from uniform, so that what is said depends on what is seen
-        bos_token_id=None if vocab_size < 1000 else 1,
-        eos_token_id=eos_token_id,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -114,11 +82,6 @@ def photos() -> list[Image.Image]:
 @pytest.fixture(scope="session")
 def tower_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of timm's test_vit; a tower of random ones would differ each time it is built."""
-    import timm
-
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        trunk: Any = timm.create_model("test_vit", pretrained=False)
     file = tmp_path_factory.mktemp("tower") / "test_vit.pth"
-    torch.save(trunk.state_dict(), file)
+    save_tower(file)
     return file
