@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _LISTED = 30
+_LONGEST = 1500  # characters of a message
 
 
 class UserError(Exception):
@@ -14,6 +15,10 @@ class UserError(Exception):
     The command line prints the message as one line and exits with 2; everything else that is raised is a bug
     of ours and exits with 1.
     """
+
+    def __init__(self, message: str) -> None:
+        """An error with this message, its middle left out where what it quotes makes it very long."""
+        super().__init__(brief(message, _LONGEST))
 
 
 def brief(text: str, most: int = 80) -> str:

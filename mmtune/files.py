@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from mmtune.errors import UserError, did_you_mean
+from mmtune.errors import UserError, brief, did_you_mean
 
 PACKAGE_SCHEME = "package:"
 CACHE_SCHEME = "cache:"
+_MOST_VALUES = 100_000  # in a YAML file
 
 
 def cache_dir() -> Path:
@@ -133,6 +134,18 @@ def write_json(target: Path, value: Any) -> None:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is malformed, or nested too deeply for Python.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -140,13 +153,53 @@ def read_json(path: Path) -> Any:
         UserError: missing or malformed, naming file and line.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # also of very long numbers and of deep lists
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
+
+
+def read_yaml(path: Path, loader: Any = None) -> Any:
+    """The value of a YAML file.
+
+    Args:
+        path: the file.
+        loader: a class of PyYAML's in place of SafeLoader.
+
+    Raises:
+        UserError: it is missing, unreadable or no YAML of a size that configs have; file and line are named.
+    """
+    import yaml
+
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), loader or yaml.SafeLoader)
+        _check_extent(value)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = brief(str(getattr(error, "problem", error)), 200)
+        raise UserError(f"{path}{line}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: lists or mappings are nested too deeply") from None
+    except (ValueError, TypeError, OverflowError) as error:  # a date or a number that Python has not
+        raise UserError(f"{path}: not valid YAML: {brief(str(error), 200)}") from None
+    return value
+
+
+def _check_extent(value: Any) -> None:
+    """Raise a ValueError for what stands for millions of values in a few lines, by aliases of aliases."""
+    waiting, seen = [value], 0
+    while waiting:
+        one = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+        waiting.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
 
 
 def sha256_file(path: Path) -> str:

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmtune.analysis.compare import find_evaluation
-from mmtune.analysis.records import read_metrics, read_results
+from mmtune.analysis.records import is_number, read_metrics, read_results
 from mmtune.errors import UserError
-from mmtune.files import locate, read_json
+from mmtune.files import locate, read_json, read_yaml
 
 PLAN = "reproduce.json"
 _SEED_KEYS = ("seed", "model.seed", "seed_everything", "data.train.seed")
@@ -129,10 +127,7 @@ def read_config(run: Path) -> dict[str, Any]:
     file = run / "config.yaml"
     if not file.is_file():
         return {}
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(file)
     if not isinstance(raw, dict):
         raise UserError(f"{file}: holds no settings; it was not written by mmtune fit")
     return dict(_flat(raw))
@@ -218,9 +213,11 @@ def _read_ledger(run: Path) -> dict[str, Any] | None:
     ledger = read_json(file)
     numbers = {"train_s": (), "samples": (), "tower_passes": (), "tokens": ("text", "image"), "flops": ("language",)}
     for name, inner in numbers.items():
-        values = [ledger.get(name)] if isinstance(ledger, dict) else [None]
+        value = ledger.get(name) if isinstance(ledger, dict) else None
         if inner:
-            values = [values[0].get(key) if isinstance(values[0], dict) else None for key in inner]
-        if not all(isinstance(value, (int, float)) for value in values):
+            values = [*value.values(), *map(value.get, inner)] if isinstance(value, dict) else [None]
+        else:
+            values = [value]
+        if not all(map(is_number, values)):
             raise UserError(f"{file}: {name} is missing or no number; it was not written by mmtune fit")
     return ledger

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmtune.errors import UserError
-from mmtune.files import read_json
+from mmtune.errors import UserError, brief
+from mmtune.files import parse_json, read_json
 
 MODALITIES = ("language", "vision")
 # what must be the same for two scores of a task to compare, and what it means if it is not
@@ -35,6 +34,8 @@ _RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
     "protocol": str,
     "dataset": dict,
 }
+_SHARES = ("score", "unparsed")
+_LARGEST = 1e100
 _SAMPLE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "id": (int, str),
     "prompt": str,
@@ -176,7 +177,7 @@ def read_answers(folder: Path, task: str) -> Answers:
     try:
         with file.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
-                row = json.loads(line)
+                row = parse_json(line)
                 if wrong := _wrong_field(row, _SAMPLE_FIELDS):
                     raise UserError(f"{file}, line {number}: {wrong}; run the evaluation again")
                 if row["id"] in samples:
@@ -217,12 +218,25 @@ def paired_samples(before: Path, after: Path, task: str) -> list[PairedSample]:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """A run's metrics.csv, one dict a row, empty cells left out; [] where there is none."""
+    """A run's metrics.csv, one dict a row, empty cells left out; [] where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
     file = run / "metrics.csv"
     if not file.is_file():
         return []
-    with file.open(newline="") as stream:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
+    rows: list[dict[str, float]] = []
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                found = {k: float(v) for k, v in row.items() if v}
+                int(found.get("step", 0))
+                rows.append(found)
+    except (csv.Error, ValueError, TypeError, OverflowError) as error:  # a cell that is no number, or one too many
+        problem = f"damaged ({brief(str(error))}); delete it to do without the losses"
+        raise UserError(f"{file}, row {len(rows) + 1}: {problem}") from None
+    return rows
 
 
 def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str | None:
@@ -235,9 +249,16 @@ def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str 
         value = entry[field]
         if not isinstance(value, kind) or isinstance(value, bool):
             return f"{field} is {_short(value)}"
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"{field} is {value}"
+        if isinstance(value, (int, float)) and field != "id" and not is_number(value):
+            return f"{field} is {_short(value)}"
+        if field in _SHARES and isinstance(value, (int, float)) and not 0 <= value <= 1:
+            return f"{field} is {_short(value)}, not between 0 and 1"
     return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number to compute with: no truth value, not infinite, not of hundreds of digits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _digest(row: dict[str, Any]) -> str | None:

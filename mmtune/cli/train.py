@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
-from mmtune.files import atomic_path, claim_folder, find_resource
+from mmtune.files import atomic_path, claim_folder, find_resource, read_yaml
 from mmtune.models.inference import is_out_of_memory
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
@@ -258,9 +258,9 @@ def _config(name: str) -> Path:
     """The file of a config; the parser's own complaint about one that cannot be read does not name it."""
     path = find_resource("configs", name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: not valid YAML: {error}") from None
+        values = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: holds no keys and values; the configs that mmtune ships show how")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from pathlib import Path
 from mmtune.errors import UserError
 from mmtune.evaluation.asking import Answer
 from mmtune.evaluation.protocol import COSTS
+from mmtune.files import parse_json
 
 LAYOUT = 1
+_FIELDS = {field.name for field in dataclasses.fields(Answer)}
 _BUSY_SECONDS = 60.0  # how long a process waits for another one that is writing
 
 _TABLES = f"""
@@ -92,9 +95,11 @@ class Database:
             UserError: an answer is damaged.
         """
         with self._explained():
-            found = self._connection.execute("SELECT row, answer FROM answers WHERE key=?", [key]).fetchall()
+            # as bytes: of a text that is not UTF-8, sqlite3 itself would only say that it cannot decode it
+            query = "SELECT row, CAST(answer AS BLOB) FROM answers WHERE key=?"
+            found = self._connection.execute(query, [key]).fetchall()
         try:
-            return {row: _answer(text) for row, text in found}
+            return {row: _answer(row, text) for row, text in found}
         except (ValueError, TypeError):
             raise self._damaged("an answer cannot be read") from None
 
@@ -151,8 +156,21 @@ class Database:
         return UserError(f"{self._path}: damaged ({how}); {advice}")
 
 
-def _answer(text: str) -> Answer:
-    fields = json.loads(text)
-    if fields["loglikelihoods"] is not None:
-        fields["loglikelihoods"] = tuple(fields["loglikelihoods"])
-    return Answer(**fields)
+def _answer(row: int, text: bytes) -> Answer:
+    """The answer to a row, as it was stored.
+
+    Raises:
+        ValueError, TypeError: it is something else.
+    """
+    fields = parse_json(text.decode())
+    if not isinstance(fields, dict) or fields.keys() != _FIELDS:
+        raise ValueError("no answer")
+    answer = Answer(**fields)
+    sums = answer.loglikelihoods
+    if answer.row != row or not isinstance(answer.response, str) or not isinstance(answer.error, str | None):
+        raise ValueError("no answer to this row")
+    if sums is None:
+        return answer
+    if not all(one is None or (isinstance(one, float) and math.isfinite(one)) for one in sums):
+        raise ValueError("a log-likelihood that is no number")
+    return dataclasses.replace(answer, loglikelihoods=tuple(sums))

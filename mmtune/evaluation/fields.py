@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from mmtune.errors import UserError, did_you_mean
+from mmtune.files import read_yaml
 
 T = TypeVar("T")
 _TYPE_NAMES = {str: "text", int: "a whole number", list: "a list", dict: "a mapping of keys to values"}
@@ -35,14 +36,7 @@ def load_yaml(path: Path) -> Any:
     Raises:
         UserError: the file is missing, unreadable or not YAML; the line is named.
     """
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    return read_yaml(path, _StrictLoader)
 
 
 class Fields:

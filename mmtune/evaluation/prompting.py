@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2.exceptions import SecurityError
 from jinja2.sandbox import SandboxedEnvironment
 
 from mmtune.errors import UserError, did_you_mean
@@ -20,12 +21,38 @@ if TYPE_CHECKING:
     from mmtune.evaluation.task import Task
 
 IMAGE_PLACEHOLDER = "<image>"
+_LONGEST = 1_000_000
+# what a template can raise on a row
+_FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    MemoryError,
+    RecursionError,
+)
 LETTER_CHOICES = "letters"  # `choices: letters` compares the options' letters instead of their texts
+
+
+class _Sandbox(SandboxedEnvironment):
+    """A sandbox in which a few characters cannot ask for hours or for all memory, as `9 ** 9 ** 9` would."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            raise SecurityError("** is not for templates")
+        for one, times in ((left, right), (right, left)):
+            if isinstance(one, Sequence) and isinstance(times, int) and len(one) * times > _LONGEST:
+                raise SecurityError(f"* makes more than {_LONGEST:,} characters or entries")
+        return super().call_binop(context, operator, left, right)
 
 
 def _environment() -> SandboxedEnvironment:
     # task files come from anywhere: they may format a row, and nothing else
-    environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = _Sandbox(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(FILTERS)
     environment.globals.clear()
     return environment
@@ -54,6 +81,8 @@ def template_names(source: str, where: str, *, expression: bool = False) -> froz
         if message.startswith("No filter named"):
             message += f" {did_you_mean(message.split(chr(39))[1], _ENVIRONMENT.filters)}"
         raise UserError(f"{where}: not a jinja2 template: {message}") from None
+    except RecursionError:
+        raise UserError(f"{where}: not a jinja2 template: it is nested too deeply") from None
     return frozenset(names)
 
 
@@ -189,8 +218,8 @@ class Renderer:
     ) -> Any:
         try:
             value = run(names)
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise self._complaint(key, number, f"{error}") from None
+        except _FAULTS as error:
+            raise self._complaint(key, number, str(error) or type(error).__name__) from None
         if isinstance(value, StrictUndefined):
             raise self._complaint(key, number, "the value is undefined")
         return value

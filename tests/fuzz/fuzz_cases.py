@@ -151,7 +151,7 @@ def _where(error: BaseException) -> str:
     package = str(Path(sys.modules["mmtune"].__file__ or "").parent)
     own = [frame for frame in frames if frame.filename.startswith(package)]
     place = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "outside"
-    return f"{type(error).__name__} at {place}: {str(error)[:80]}"
+    return f"{type(error).__name__} at {place}: {str(error)[:25]}"
 
 
 def numbered(few: int, many: int) -> pytest.MarkDecorator:

@@ -9,7 +9,7 @@ from typing import Any
 
 # what JSON cannot say through `json.dumps`: written as these texts, and replaced after
 _RAW = {
-    "@deep": "[" * 3000 + "]" * 3000,
+    "@deep": "[" * 2000 + "]" * 2000,
     "@deeper": '{"a":' * 100_000 + "1" + "}" * 100_000,
     "@digits": "9" * 5000,
     "@huge": "1e999",

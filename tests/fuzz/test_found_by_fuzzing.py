@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
 
+from mmtune.analysis.arms import TrainedRun
+from mmtune.analysis.records import read_answers, read_metrics
 from mmtune.data.conversation import RowError, open_photo
 from mmtune.data.mixture import Mixture
 from mmtune.data.readers import BadRows, read_conversations
 from mmtune.errors import UserError
+from mmtune.evaluation.asking import Answer
+from mmtune.evaluation.database import Database
+from mmtune.evaluation.dataset import load_rows
+from mmtune.evaluation.prompting import Renderer
+from mmtune.evaluation.protocol import COSTS
+from mmtune.evaluation.suite import load_suite
 from mmtune.files import locate, read_json
 from mmtune.models.options import PhotoFit, VisionOptions
 from mmtune.models.vision import TowerShape, preprocessing
@@ -133,3 +143,114 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
 def test_whatever_pillow_raises_is_said_of_the_row() -> None:
     with pytest.raises(RowError, match="row 1: the photo of 148 bytes cannot be decoded: Unknown pixel format"):
         open_photo(b"DDS |\0\0\0" + b"\x11" * 140, "row 1")
+
+
+# Task files
+
+
+def task_file(folder: Path, **changes: Any) -> Path:
+    columns = {"question": ["a"], "label": [0], "choices": [["one", "two"]]}
+    rows = folder / "hub" / "me" / "mine" / "default" / "test.parquet"
+    rows.parent.mkdir(parents=True)
+    pq.write_table(pa.table(columns), rows)
+    task = {"name": "mine", "version": 1, "modality": "language", "dataset": {"path": "me/mine", "split": "test"},
+            "prompt": "{{ question }}", "target": "{{ label | letter }}", "answer": "letter", "options": "choices",
+            "max_new_tokens": 8, "metrics": ["accuracy"]}  # fmt: skip
+    (folder / "mine.yaml").write_text(yaml.safe_dump(task | changes))
+    return folder / "mine.yaml"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("{{ 9 ** (9 ** 9) }}", r"\*\* is not for templates"),
+        ("{{ 'a' * 100000000000 }}", r"\* makes more than 1,000,000"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "nested too deeply"),
+    ],
+)
+def test_a_template_cannot_ask_for_hours_or_all_memory(prompt: str, message: str, tmp_path: Path) -> None:
+    file = task_file(tmp_path, prompt=prompt)
+
+    def ask() -> None:
+        task = load_suite(file).tasks[0]
+        Renderer(task, "blind").question(0, load_rows(task, tmp_path, limit=None).rows[0][1])
+
+    with pytest.raises(UserError, match=message) as error:
+        ask()
+    assert str(error.value).startswith(f"{file}: prompt: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("? [a, b]\n: c", "not valid YAML"),
+        ("a: 2026-13-45", "month must be in 1..12"),
+        ("[" * 1000, "nested too deeply"),
+        (
+            "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrst")),
+            "aliases",
+        ),
+        ("&a [*a]", "aliases"),
+    ],
+)
+def test_yaml_that_python_gives_up_on(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"suite\.yaml.*{message}"):
+        load_suite(tmp_path / "suite.yaml")
+
+
+def test_a_message_is_never_longer_than_a_screen() -> None:
+    said = str(UserError(f"begin {'x' * 10_000} end"))
+    assert (said[:5], said[-3:]) == ("begin", "end")
+    assert len(said) < 2000
+
+
+# Results
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("step,loss\n0,3.0\n1,3.00.1\n", "row 2: damaged"), ("step,loss\n0,1,2\n", "row 1: damaged"),
+     ("step,loss\nnan,1\n", "row 1: damaged"), ("step,loss\n0,\udcb2\n", "row 1: damaged")],
+)  # fmt: skip
+def test_damaged_metrics_are_refused_by_row(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=rf"metrics\.csv, {message}"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "sample", [{"score": 2}, {"score": -0.5}, {"score": 10**400}, {"score": float("nan")}, {"id": True}]
+)
+def test_samples_with_scores_that_are_none_are_refused(sample: dict[str, Any], tmp_path: Path) -> None:
+    sound = {"id": 1, "prompt": "a", "response": "b", "prediction": "b", "target": "c", "score": 0.5}
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "t.jsonl").write_text(json.dumps(sound | sample) + "\n")
+    with pytest.raises(UserError, match=r"t\.jsonl, line 1"):
+        read_answers(tmp_path, "t")
+
+
+@pytest.mark.parametrize("flops", [{"language": 1, "tower": "x"}, {"language": float("inf")}, {"language": True}])
+def test_ledgers_with_operations_that_are_no_numbers_are_refused(flops: Any, tmp_path: Path) -> None:
+    tokens = {"text": 1, "image": 0}
+    ledger = {"train_s": 1.0, "samples": 1, "tower_passes": 0, "tokens": tokens, "flops": flops}
+    (tmp_path / "ledger.json").write_text(json.dumps(ledger))
+    (tmp_path / "results.json").write_text(json.dumps({"tasks": {}}))
+    with pytest.raises(UserError, match=r"ledger\.json: flops is missing or no number"):
+        TrainedRun.read(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"{}", b'{"row": 1}', b'{"row": 2, "response": ""}', b'{"row": 1, "response": 3}', b"[" * 5000, b'"\xb2"', b"7",
+     b'{"row": 1, "response": "", "loglikelihoods": ["a"]}', b'{"row": 1, "response": "", "loglikelihoods": [NaN]}'],
+)  # fmt: skip
+def test_damaged_answers_are_refused(answer: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "answers.sqlite"
+    database = Database(file)
+    database.add("key", 0, [Answer(1, "a")], dict.fromkeys(COSTS, 1.0))
+    database._connection.execute("UPDATE answers SET answer = CAST(? AS TEXT)", [answer])
+    with pytest.raises(UserError, match=r"answers\.sqlite: damaged \(an answer cannot be read\)"):
+        database.answers("key")
+    database.close()
