@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 
 from mmtune import __version__
 from mmtune.errors import UserError, did_you_mean
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        # peft asks transformers, which warns of the name
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a 4-bit kernel for CPUs that is not used
         module = importlib.import_module(COMMANDS[command][0])
         return int(module.main(arguments if command in ("fit", "validate") else arguments[1:]))

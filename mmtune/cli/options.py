@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
 
+from mmtune.cli.complaints import reworded
 from mmtune.errors import UserError
 
 Options = TypeVar("Options")
@@ -23,7 +24,7 @@ class OneLineParser(ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(f"{message} ({self.prog} --help lists the flags)") from ex
+        raise UserError(f"{reworded(message, self, self.args)} ({self.prog} --help lists the flags)") from ex
 
 
 def build_parser(

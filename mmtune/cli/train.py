@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import mmtune.torchvision_ops  # noqa: F401  # before lightning
 
 import lightning.pytorch as pl  # isort: skip
+import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -20,6 +21,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from mmtune.cli.complaints import reworded
+from mmtune.cli.main import COMMANDS
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
@@ -41,8 +44,11 @@ class TrainingParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         """Raise instead of printing the usage."""
-        command = self.prog.split()[-1].replace("mmtune", "fit")
-        raise UserError(f"{message} (mmtune {command} --help lists the flags)") from ex
+        arguments = getattr(self, "args", None)
+        if arguments is None:  # of one option's own keys; the parser of the whole line says so, too
+            raise UserError(message) from ex
+        command = self.prog.split()[-1].replace("mmtune", arguments[0] if arguments else "fit")
+        raise UserError(f"{reworded(message, self, arguments)} (mmtune {command} --help lists the flags)") from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -96,6 +102,16 @@ class TrainingCLI(LightningCLI):
         """Tell the data of the model."""
         parser.link_arguments("model.inputs", "data.inputs", apply_on="instantiate")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Have the help begin with what is mmtune's: Lightning's own comes first, and is three quarters of it."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.description = COMMANDS[subcommand][1].capitalize() + "."
+        parser.usage = f"mmtune {subcommand} [--config NAME] [--out DIR] [--model.…] [--data.…] [--trainer.…]"
+        parser._action_groups.sort(key=lambda group: (group.title or "").startswith("Customize every aspect"))
+        config = next(action for action in parser._actions if action.dest == "config")
+        config.help = "A config that mmtune ships, by its name, or a YAML file; of several, the later win."
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about arguments that do not come from sys.argv."""
         self.config = parser.parse_args(args)
@@ -148,6 +164,12 @@ class TrainingCLI(LightningCLI):
         """
         run = Path(self._get(self.config_init, "out"))
         options = self._get(self.config_init, "trainer", default={})
+        accelerator = options.get("accelerator")
+        if accelerator in ("cuda", "gpu") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            raise UserError(
+                f"--trainer.accelerator {accelerator}: torch {torch.__version__} finds no GPU here; give "
+                "--trainer.accelerator cpu, or see to the driver and a torch that is built for it"
+            )
         if (packs := options.get("accumulate_grad_batches", 1)) < 1:
             raise UserError(f"--trainer.accumulate_grad_batches {packs}: must be at least 1")
         callbacks = list(options.get("callbacks") or [])
@@ -310,7 +332,6 @@ def _quieten() -> None:
         ".*callbacks used to create the checkpoint need to be provided.*",
         "The dirpath has changed.*",
         ".*does not have many workers.*",
-        ".*is_gradient_checkpointing.*",
         ".*isinstance\\(treespec, LeafSpec\\).*",
         ".*exists and is not empty.*",
         ".*The number of training batches.*",
