@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+from mmtune.disk import naming, put, scratch_folder, sync
 from mmtune.errors import UserError, brief, did_you_mean
 
 PACKAGE_SCHEME = "package:"
 CACHE_SCHEME = "cache:"
+LOCK = ".lock"  # in a folder that one process alone may write to
+_held: list[IO[str]] = []  # such files, open as long as this process lives
 _MOST_VALUES = 100_000  # in a YAML file
 
 
@@ -111,19 +115,46 @@ def claim_folder(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} {folder}: cannot be written to ({error.strerror}); name another folder") from None
 
 
+def is_blank(folder: Path) -> bool:
+    """Whether a folder is not there, or holds only hidden names, such as what a kill may leave of `atomic_path`."""
+    return not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()))
+
+
+def hold_folder(folder: Path, flag: str) -> None:
+    """Claim a folder for this process alone until it ends, however it ends.
+
+    The lock is POSIX's: processes that are forked do not inherit it, so that none of them keeps it after a kill.
+
+    Raises:
+        UserError: another process holds the folder, or it cannot be written to; the message begins with the flag.
+    """
+    claim_folder(folder, flag)
+    stream = (folder / LOCK).open("a")
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            stream.close()
+            raise UserError(
+                f"{flag} {folder}: another process is writing there; wait until it has ended, or name another folder"
+            ) from None  # anything else: a file system without locks
+    _held.append(stream)
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` (file or folder) that is renamed to it only if the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        temporary = holder / target.name
+    """A temporary name beside `target` (file or folder) that is renamed to it only if the block succeeds.
+
+    What is renamed is on the disk, so that a power cut leaves no empty file under the final name.
+
+    Raises:
+        OSError: the disk is full or cannot be written to, whichever library noticed it; names `target`.
+    """
+    with naming(target), scratch_folder(target.parent, target.name) as scratch:
+        temporary = scratch / target.name
         yield temporary
-        if target.is_dir() and temporary.is_dir():
-            target.rename(holder / "replaced")
-        temporary.replace(target)
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
+        sync(temporary)
+        put(temporary, target, scratch)
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import inspect
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -27,6 +26,7 @@ from mmtune.data import conversation as conversation_module
 from mmtune.data import encoding, templates
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, RowError, Turn
 from mmtune.data.encoding import ModelInputs, Tokens, tokenise
+from mmtune.disk import scratch_folder
 from mmtune.files import cache_dir, sha256_file, sha256_json
 
 _FILE = 2**16  # rows that are kept in memory until they are written; none is lost but by a kill
@@ -210,10 +210,9 @@ def _batches(folder: Path) -> Iterator[_Batch]:
 def _write(folder: Path, rows: dict[bytes, Tokens]) -> None:
     import pyarrow as pa
 
-    folder.mkdir(parents=True, exist_ok=True)
     items = iter(rows.items())
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
-        path = Path(temporary) / "rows"
+    with scratch_folder(folder, "rows") as scratch:
+        path = scratch / "rows"
         with pa.ipc.new_file(str(path), _schema()) as writer:
             while some := list(islice(items, _BATCH)):
                 writer.write_batch(_columns(some))

@@ -9,14 +9,12 @@ writer. Several processes may write at once.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 
 from mmtune.data.conversation import Photo
+from mmtune.disk import locked
 from mmtune.files import cache_dir, sha256_file
 from mmtune.models.vision import VisionTower
 
@@ -60,7 +59,7 @@ class FeatureStore:
         Raises:
             OSError: the folder cannot be written to, or the disk is full.
         """
-        with self._locked():
+        with locked(self.folder / "lock"):
             stored = self.rows()
             new = {digest: tensor for digest, tensor in features.items() if digest not in stored}
             _append(self._features, len(stored) * self.row_bytes, b"".join(map(_bytes, new.values())))
@@ -71,13 +70,6 @@ class FeatureStore:
         stored = self.rows()
         rows = {photo: stored[digest] for photo, digest in digests.items()}
         return StoredFeatures(self._features, self.row_shape, self.dtype, rows)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
 
 class StoredFeatures:
