@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 
-from mmtune import __version__
+from mmtune import __version__, disk
 from mmtune.errors import UserError, did_you_mean
 
 COMMANDS = {
@@ -44,7 +44,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Returns 0, 2 for a user's mistake; a bug of ours raises, which exits with 1."""
+    """Run a command. Returns 0, 2 for what a user can mend; a bug of ours raises, which exits with 1."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -70,17 +70,26 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        from mmtune.analysis.untrusted import visible  # it may quote data, which must not act on the terminal
-
-        print(f"mmtune: error: {visible(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
+        return _complain(str(error))
     except BrokenPipeError:
         # the reader of our output (head, less) has seen enough; Python's own flush at exit must not complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        found = disk.trouble(error)
+        if debug or found is None:
+            raise
+        return _complain(disk.advice(found))
     except KeyboardInterrupt:
         print("mmtune: interrupted", file=sys.stderr)
         return 130
+
+
+def _complain(message: str) -> int:
+    from mmtune.analysis.untrusted import visible  # it may quote data, which must not act on the terminal
+
+    print(f"mmtune: error: {visible(' '.join(message.split()))}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mmtune.disk import naming
 from mmtune.errors import UserError
 
 LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -29,7 +30,11 @@ class WholeCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; one at an address such as s3://… is written by Lightning."""
+        """Write a checkpoint; one at an address such as s3://… is written by Lightning.
+
+        Raises:
+            OSError: the disk is full or cannot be written to; names the checkpoint.
+        """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -37,10 +42,14 @@ class WholeCheckpoints(TorchCheckpointIO):
         target.parent.mkdir(parents=True, exist_ok=True)
         # always the same name, so that what a kill leaves behind is written over by the next
         part = target.with_name(f"{target.name}.part")
-        with part.open("wb") as stream:
-            torch.save(checkpoint, stream)
-            stream.flush()
-            os.fsync(stream.fileno())  # else the name may reach the disk before the content
+        try:
+            with naming(target), part.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())  # else the name may reach the disk before the content
+        except BaseException:
+            part.unlink(missing_ok=True)  # it may be what fills the disk
+            raise
         if target.name == LAST and target.is_file():
             target.replace(target.with_name(_PREVIOUS))  # killed here, a run goes on from that one
         part.replace(target)

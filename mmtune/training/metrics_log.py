@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mmtune.disk import naming
 from mmtune.files import atomic_path
 
 
@@ -102,7 +103,7 @@ class MetricsCsv(Logger):
                 rows.pop()
             self._write_all(rows)
             self._last_at = None
-        with self.file.open("r+", newline="") as stream:
+        with naming(self.file), self.file.open("r+", newline="") as stream:
             stream.seek(0, io.SEEK_END)
             if self._last_at is None:
                 self._last_at = stream.tell()
