@@ -43,7 +43,8 @@ def keep_thumbnails(file: Path, questions: Sequence[Question], samples: Sequence
             small.thumbnail((SIDE, SIDE), reducing_gap=2.0)
             stream = io.BytesIO()
             small.save(stream, "JPEG", quality=75)
-            archive.writestr(f"{name}.jpg", stream.getvalue())
+            # without a date: a ZIP cannot hold those before 1980, where a machine's clock may begin
+            archive.writestr(zipfile.ZipInfo(f"{name}.jpg"), stream.getvalue())
 
 
 def _holds(file: Path, names: Iterable[str]) -> bool:
