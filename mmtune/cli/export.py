@@ -62,6 +62,10 @@ def main(argv: list[str]) -> int:
     (reference,), folder = options.run, Path(options.out)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"--out {folder}: is there and not an empty folder; name another")
+    if folder.is_mount():
+        raise UserError(
+            f"--out {folder}: is where a disk is mounted, which cannot be replaced; name a folder in it"
+        )
     claim_folder(folder.absolute().parent, "--out")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks, and transformers warns
 
