@@ -82,7 +82,9 @@ class Mixture:
             for conversation in kept(source, self.image_root):
                 (visual if conversation.images else text).append(conversation)
         if not text and not visual:
-            raise UserError(f"no row of the sources can be used; the first one left out: {bad_rows.skipped[0]}")
+            if bad_rows.skipped:
+                raise UserError(f"no row of the sources can be used; the first one left out: {bad_rows.skipped[0]}")
+            raise UserError(f"--data.train.leave_out {self.leave_out}: names every row of the sources; none is left")
         random = np.random.default_rng(self.seed)
         text, visual = ([pool[i] for i in random.permutation(len(pool))] for pool in (text, visual))
         if self.total is None and self.text_fraction is not None:  # what one kind lacks limits the other

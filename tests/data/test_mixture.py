@@ -186,6 +186,12 @@ def test_rows_that_a_file_names_are_left_out(text: str, visual: str, tmp_path: P
     assert {c.where for c in kept} == {c.where for c in everything[7:]}
     assert len(kept) == len(everything) - 7
 
+    file.write_text(
+        json.dumps({"hits": [{"source": source, "row": n + 1} for source in (text, visual) for n in range(99)]})
+    )
+    with pytest.raises(UserError, match=r"--data\.train\.leave_out .*hits\.json: names every row of the sources"):
+        draw(Mixture([text], [visual], leave_out=str(file)))
+
 
 @pytest.mark.parametrize(
     "content", ["{}", '{"hits": 3}', '{"hits": [{"source": "a"}]}', '{"hits": [{"source": "a", "row": "b"}]}']
