@@ -16,7 +16,7 @@ from mmtune.analysis.tables import change_table, cost_lines, example_table
 from mmtune.cli.options import build_parser, parse
 from mmtune.cli.quickstart_data import prepare
 from mmtune.errors import UserError
-from mmtune.files import claim_folder, read_json, write_json
+from mmtune.files import claim_folder, is_blank, read_json, write_json
 
 ALIGNED = "package:mmtune/assets/quickstart"
 # rows a task is scored on, and optimiser steps
@@ -76,7 +76,7 @@ def _claim(run: Path, budget: str) -> None:
     if marker.is_file():
         if read_json(marker).get("budget") != budget:
             raise UserError(f"--out {run}: holds a quickstart of another --budget; choose another folder")
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+    elif not is_blank(run):
         raise UserError(f"--out {run}: exists and is no quickstart; choose another folder")
     else:
         claim_folder(run, "--out")

@@ -12,7 +12,7 @@ from mmtune.cli.reproduce_data import object_questions
 from mmtune.cli.reproduce_presets import ARMS, BASE, Preset
 from mmtune.errors import UserError
 from mmtune.evaluation.suite import load_suite
-from mmtune.files import claim_folder, read_json, write_json
+from mmtune.files import hold_folder, is_blank, read_json, write_json
 
 RECORD = "reproduce.json"
 
@@ -71,12 +71,12 @@ class Comparison:
             before = read_json(file)
             self._check_same(before["settings"])
             self.seeds = sorted({*before["seeds"], *self.seeds})
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        elif not is_blank(self.out):
             raise UserError(f"--out {self.out}: exists and is no comparison of mmtune reproduce; choose another folder")
         missing = [file for file in self._files() if not Path(file).exists()]
         if missing:
             raise UserError(f"{missing[0]}: no such file; docs/reproduction.md says what the data is and where it lies")
-        claim_folder(self.out, "--out")
+        hold_folder(self.out, "--out")
         self.write(before["seen"] if before else {})
         if self.preset.objects and not self._questions.is_file():
             write_json(self._questions, object_questions(Path(self._in_root(self.preset.objects))))

@@ -26,7 +26,7 @@ from mmtune.cli.main import COMMANDS
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
-from mmtune.files import atomic_path, claim_folder, find_resource, read_yaml
+from mmtune.files import atomic_path, find_resource, hold_folder, read_yaml
 from mmtune.models.inference import is_out_of_memory
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
@@ -145,7 +145,7 @@ class TrainingCLI(LightningCLI):
         if subcommand != "fit":
             return arguments
         run = Path(self._get(self.config_init, "out"))
-        claim_folder(run, "--out")
+        rank_zero_only(hold_folder)(run, "--out")
         if (run / "model").exists():
             raise UserError(
                 f"--out {run}: holds a finished run; choose another folder, or delete that one to train again"
