@@ -29,6 +29,7 @@ from transformers.utils import (
 )
 
 from mmtune.data.sentencepiece import build_tokenizer
+from mmtune.disk import locked
 from mmtune.errors import UserError
 from mmtune.files import atomic_path, cache_dir, locate, sha256_file
 from mmtune.hub import go_offline_if_unreachable
@@ -207,6 +208,19 @@ def _converted(gguf: Path) -> Path:
     folder = cache_dir() / "gguf" / sha256_file(gguf)[:16]
     if (folder / "config.json").is_file():
         return folder
+    try:
+        with locked(folder.with_name(f"{folder.name}.lock")):
+            if not (folder / "config.json").is_file():  # another process has done it meanwhile
+                _convert(gguf, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: what {gguf.name} is converted to cannot be kept: {error.strerror}; free some space there, or "
+            "name another folder with MMTUNE_CACHE"
+        ) from None
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
     print(f"Converting {gguf.name} once, to {folder} ...", file=sys.stderr, flush=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -222,7 +236,6 @@ def _converted(gguf: Path) -> Path:
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-    return folder
 
 
 def _file(name: str, file: str) -> str | None:
