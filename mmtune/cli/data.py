@@ -24,7 +24,7 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
 _VISIBLE |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 # messages of the readers name the flags of `mmtune fit`
 _FLAGS = {
-    "--data.image_root": "--image-root",
+    "--data.train.image_root": "--image-root",
     "--data.max_length": "--max-length",
     "--model.template": "--template",
     " (--data.on_bad_row skip leaves such rows out)": "",
@@ -38,7 +38,7 @@ class DataOptions:
     With --unseen, show instead what they have in common with an evaluation.
 
     Attributes:
-        files: .json, .jsonl or .parquet files, package:NAME/file, or hub ids (owner/name:config:split).
+        files: .json, .jsonl, .csv or .parquet files, package:NAME/file, or hub ids (owner/name:config:split).
         template: how conversations are written down: vicuna_v1, llama_2, plain, chatml, or tokenizer for the
             tokenizer's own.
         tokenizer: the language model whose tokens are counted: hub id, folder or .gguf file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from mmtune.files import locate
 from mmtune.hub import go_offline_if_unreachable
 
 OnBadRow = Literal["error", "skip"]
-_FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".parquet"}
+_FILE_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".parquet"}
 # owner/name[:config[:split]]; a name without an owner could be one of the library's own loaders ("json",
 # "csv"), which read the working folder
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^:]*){0,2}")
@@ -60,7 +61,7 @@ def read_conversations(
     """Stream the conversations of a file or hub data set.
 
     Args:
-        source: a `.json`, `.jsonl` or `.parquet` file, `package:NAME/file`, or a hub id (`owner/name`,
+        source: a `.json`, `.jsonl`, `.csv` or `.parquet` file, `package:NAME/file`, or a hub id (`owner/name`,
             `owner/name:config`, `owner/name:config:split`; the split is `train` unless given).
         image_root: the folder photo paths are relative to; without it, the file's own folder or its `images`.
         bad_rows: what to do with rows that cannot be used (default: stop at the first).
@@ -80,7 +81,7 @@ def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows |
     if image_root is not None:
         root = locate(image_root)
         if not root.is_dir():
-            raise UserError(f"--data.image_root {image_root}: no such folder")
+            raise UserError(f"--data.train.image_root {image_root}: no such folder")
     number = 0
     for number, row in rows:
         where = f"{source}, row {number}"
@@ -120,7 +121,8 @@ def _found(photo: Photo, root: Path | None, where: str) -> Photo:
         if _is_file(folder / photo):
             return folder / photo
     raise RowError(
-        f"{where}: the photo {brief(str(photo), 200)} does not exist; --data.image_root names the folder of the photos"
+        f"{where}: the photo {brief(str(photo), 200)} does not exist; "
+        "--data.train.image_root names the folder of the photos"
     )
 
 
@@ -142,7 +144,7 @@ def _open(source: str) -> tuple[NumberedRows, Path | None]:
     if path.is_file():
         if suffix not in _FILE_SUFFIXES:
             raise UserError(f"{source}: unknown kind of file; expected {', '.join(sorted(_FILE_SUFFIXES))}")
-        read = {".parquet": _parquet_rows, ".json": _json_rows}.get(suffix, _json_lines)
+        read = {".parquet": _parquet_rows, ".json": _json_rows, ".csv": _csv_rows}.get(suffix, _json_lines)
         return read(path), path.parent
     if path.is_dir():
         raise UserError(f"{source}: is a folder; give the file in it")
@@ -229,6 +231,19 @@ def _wrapped_rows(path: Path, text: str) -> NumberedRows:
     if len(lists) != 1:
         raise UserError(f"{path}: expected a list of rows, found an object with keys {brief(', '.join(rows), 200)}")
     yield from enumerate(lists[0], 1)
+
+
+def _csv_rows(path: Path) -> NumberedRows:
+    """The rows below the header, whose cells name the columns; every cell is text."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets begin a file with a byte order mark
+            for number, row in enumerate(csv.DictReader(stream, strict=True), 1):
+                if None in row:
+                    problem = "more cells than the header; put a text that holds commas in double quotes"
+                    raise UserError(f"{path}, row {number}: {problem}")
+                yield number, row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid CSV: {error}; save it as UTF-8, with commas between the cells") from None
 
 
 def _parquet_rows(path: Path) -> NumberedRows:

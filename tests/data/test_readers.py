@@ -131,6 +131,36 @@ def test_windows_line_ends_byte_order_mark_and_odd_separators(tmp_path: Path) ->
             assert second.row == 2
 
 
+def test_spreadsheets(tmp_path: Path) -> None:
+    file = tmp_path / "rows.CSV"
+    text = 'instruction,input,output\r\n"Add, please.","1\n2",3\r\nSay hi.,,"""Hi"", ü"\r\n'
+    for encoding in ("utf-8", "utf-8-sig"):
+        file.write_bytes(text.encode(encoding))
+        assert [(c.row, *(t.text for t in c.turns)) for c in read_conversations(str(file))] == [
+            (1, "Add, please.\n1\n2", "3"),
+            (2, "Say hi.", '"Hi", ü'),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"prompt,response\na,b\na,b,c\n", "row 2: more cells than the header"),
+        (b"prompt,response\na\n", "row 1: 'response' is null"),
+        (b"prompt;response\na;b\n", "row 1: columns prompt;response match no known format"),
+        (b'prompt,response\n"a,b\n', "not valid CSV: unexpected end of data"),
+        (b"prompt,response\n\xe4,b\n", "not valid CSV: .*; save it as UTF-8"),
+        (b"prompt,response\n", "holds no rows"),
+        (b"", "holds no rows"),
+    ],
+)
+def test_spreadsheets_that_cannot_be_read(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_bytes(content)
+    with pytest.raises((UserError, RowError), match=rf"rows\.csv.*{message}"):
+        list(read_conversations(str(file)))
+
+
 def test_utf16_list_as_windows_shells_write_it(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(json.dumps([{"prompt": "a", "completion": "ü"}]).encode("utf-16"))
     assert next(read_conversations(str(tmp_path / "a.json"))).turns[1].text == "ü"
@@ -436,9 +466,9 @@ def test_sources_that_are_neither_file_nor_hub_id(source: str, message: str) -> 
 
 
 def test_folders_and_unknown_kinds_of_file(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("prompt,completion\na,b\n")
-    with pytest.raises(UserError, match=r"unknown kind of file; expected \.json"):
-        list(read_conversations(str(tmp_path / "rows.csv")))
+    (tmp_path / "rows.xlsx").write_text("prompt,completion\na,b\n")
+    with pytest.raises(UserError, match=r"unknown kind of file; expected \.csv, \.json"):
+        list(read_conversations(str(tmp_path / "rows.xlsx")))
     with pytest.raises(UserError, match="is a folder; give the file in it"):
         list(read_conversations(str(tmp_path)))
 
