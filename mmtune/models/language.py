@@ -195,7 +195,10 @@ def _transformers_name(reference: str) -> str:
         return str(_converted(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{reference}: the folder holds no config.json, so it is not a language model")
+            raise UserError(
+                f"{reference}: holds neither a run's model (model/mmtune.json) nor a language model (config.json); "
+                "name the folder of a finished run, of a saved model or of a language model"
+            )
         return str(path)
     if path.is_absolute() or reference.startswith(".") or reference.count("/") > 1 or path.suffix == ".gguf":
         raise UserError(f"{reference}: no such file or folder")

@@ -63,7 +63,7 @@ def _read_spec(reference: str, language: str | None) -> ModelSpec:
     own = f"{reference}: brings its language model; leave out the other one, {language}"
     folder = model_folder(reference)
     if folder is None:
-        if (locate(reference) / "checkpoints").is_dir():
+        if any((locate(reference) / left).exists() for left in ("checkpoints", "config.yaml")):
             raise UserError(
                 f"{reference}: the run has no model/ yet; finish it with `mmtune fit` and the same --config"
             )

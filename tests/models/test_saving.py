@@ -227,7 +227,8 @@ def test_a_run_that_is_not_there_is_no_hub_id() -> None:
         VisionLanguageModel.from_pretrained("runs/not_trained")
 
 
-def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
+@pytest.mark.parametrize("left", ["checkpoints", "config.yaml"])  # a run that ends early has no checkpoint yet
+def test_an_unfinished_run_says_so(left: str, tmp_path: Path) -> None:
+    (tmp_path / left).mkdir()
     with pytest.raises(UserError, match="has no model/ yet; finish it"):
         VisionLanguageModel.from_pretrained(tmp_path)
