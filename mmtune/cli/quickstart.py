@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +107,7 @@ def _show(run: Path) -> None:
     for line in cost_lines(read_json(run / "ledger.json")):
         console.print(line)
     console.print(f"\nThe run, its model and all answers: {run}/   The report: {run / 'report.html'}")
-    console.print(
-        f'Ask it yourself: python -c "import mmtune; m = mmtune.VisionLanguageModel.from_pretrained({str(run)!r}); '
-        "print(m.generate(['What is the capital of Italy?']))\""
-    )
+    console.print(f"Ask it yourself: mmtune chat --model {shlex.quote(str(run))}")
 
 
 def _telling(run: Path, change: TaskChange, count: int = 3) -> list[PairedSample]:
