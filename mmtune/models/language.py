@@ -212,7 +212,8 @@ def _converted(gguf: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     try:
-        with locked(folder.with_name(f"{folder.name}.lock")):
+        # a random state of its own: whether it had to be converted must not change the numbers that training draws
+        with locked(folder.with_name(f"{folder.name}.lock")), torch.random.fork_rng(devices=[]):
             if not (folder / "config.json").is_file():  # another process has done it meanwhile
                 _convert(gguf, folder)
     except OSError as error:
