@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+_HIDDEN, _INNER, _KEYS = 64, 96, 32  # sizes of the layers
 
 
 def save_byte_llama(folder: Path) -> None:
@@ -30,8 +33,8 @@ def save_llama(folder: Path, *, vocab_size: int, eos_token_id: int) -> None:
 
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=64,
-        intermediate_size=96,
+        hidden_size=_HIDDEN,
+        intermediate_size=_INNER,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -44,6 +47,45 @@ def save_llama(folder: Path, *, vocab_size: int, eos_token_id: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def save_gguf(file: Path) -> None:
+    """A Llama of two blocks with a token per byte, in llama.cpp's format."""
+    import gguf
+    from tokenizers import pre_tokenizers
+
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    writer, random = gguf.GGUFWriter(str(file), "llama"), np.random.default_rng(0)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(_HIDDEN)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(_INNER)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(_HIDDEN // 4)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL] * 3)
+    writer.add_token_merges(["h e"])  # transformers wants at least one
+    writer.add_bos_token_id(257)
+    writer.add_eos_token_id(259)
+    shapes = {"token_embd": (len(tokens), _HIDDEN), "output": (len(tokens), _HIDDEN)}
+    for block in range(2):
+        shapes |= {f"blk.{block}.attn_{name}": (_HIDDEN, _HIDDEN) for name in ("q", "output")}
+        shapes |= {f"blk.{block}.attn_{name}": (_KEYS, _HIDDEN) for name in ("k", "v")}
+        shapes |= {f"blk.{block}.ffn_{name}": (_INNER, _HIDDEN) for name in ("gate", "up")}
+        shapes[f"blk.{block}.ffn_down"] = (_HIDDEN, _INNER)
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", (0.2 * random.standard_normal(shape)).astype(np.float32))
+    for name in ("output_norm", *(f"blk.{block}.{part}_norm" for block in range(2) for part in ("attn", "ffn"))):
+        writer.add_tensor(f"{name}.weight", np.ones(_HIDDEN, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def save_tower(file: Path) -> None:
