@@ -26,6 +26,11 @@ def brief(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 3 :]}"
 
 
+def reason(error: BaseException) -> str:
+    """What an exception of a library says, as one short line; its kind where it says nothing."""
+    return brief(" ".join(str(error).split()), 200) or type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for a mistyped name: the nearest known one, or all of them; of very many, the first few."""
     choices = sorted(known)

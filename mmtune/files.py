@@ -47,6 +47,14 @@ def user_path(path: str) -> Path:
     return expanded
 
 
+def is_file(path: Path) -> bool:
+    """Whether it is a file; not so if the system takes no such name, of a picture that stands there as text, say."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def locate(reference: str) -> Path:
     """The path a reference stands for.
 
@@ -208,8 +216,10 @@ def read_yaml(path: Path, loader: Any = None) -> Any:
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), loader or yaml.SafeLoader)
         _check_extent(value)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid YAML: {error}; save it as UTF-8") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

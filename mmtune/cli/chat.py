@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +91,6 @@ def main(argv: list[str]) -> int:
     options = parse(build_parser("chat", ChatOptions), ChatOptions, argv)
     if options.web and not all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn")):
         raise UserError("--web needs starlette and uvicorn; pip install 'mmtune[web]' brings them")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks, and transformers warns
 
     from mmtune.models.chat import Chat, Sampling, check_thinking
 

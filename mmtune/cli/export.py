@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -63,11 +62,8 @@ def main(argv: list[str]) -> int:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"--out {folder}: is there and not an empty folder; name another")
     if folder.is_mount():
-        raise UserError(
-            f"--out {folder}: is where a disk is mounted, which cannot be replaced; name a folder in it"
-        )
+        raise UserError(f"--out {folder}: is where a disk is mounted, which cannot be replaced; name a folder in it")
     claim_folder(folder.absolute().parent, "--out")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft asks, and transformers warns
 
     from mmtune.models.interop.export import export, load_for_export
     from mmtune.models.saving import read_spec

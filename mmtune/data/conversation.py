@@ -9,7 +9,7 @@ from typing import BinaryIO, Literal
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmtune.errors import UserError, brief
+from mmtune.errors import UserError, reason
 
 IMAGE_PLACEHOLDER = "<image>"
 MOST_PIXELS = 89_478_485  # of a photo: Pillow warns of those that are larger, twice as large ones it refuses itself
@@ -122,8 +122,7 @@ def open_photo(photo: Photo, where: str) -> Image.Image:
     except UnidentifiedImageError:
         raise RowError(f"{where}: the photo {name} is not a picture of a known format") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        reason = brief(str(error), 200) or type(error).__name__
-        raise RowError(f"{where}: the photo {name} cannot be decoded: {reason}") from None
+        raise RowError(f"{where}: the photo {name} cannot be decoded: {reason(error)}") from None
 
 
 def decode(file: Path | BinaryIO) -> Image.Image:

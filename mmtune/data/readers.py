@@ -13,7 +13,7 @@ from typing import Any, Literal
 from mmtune.data.conversation import Conversation, Photo, RowError, check
 from mmtune.data.formats import Format, detect_format
 from mmtune.errors import UserError, brief
-from mmtune.files import locate
+from mmtune.files import is_file, locate
 from mmtune.hub import go_offline_if_unreachable
 
 OnBadRow = Literal["error", "skip"]
@@ -118,19 +118,12 @@ def _found(photo: Photo, root: Path | None, where: str) -> Photo:
         return photo
     folders = [Path()] if root is None or photo.is_absolute() else [root, root / "images"]
     for folder in folders:
-        if _is_file(folder / photo):
+        if is_file(folder / photo):
             return folder / photo
     raise RowError(
         f"{where}: the photo {brief(str(photo), 200)} does not exist; "
         "--data.train.image_root names the folder of the photos"
     )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # too long for a name: a picture written into the row as text, say
-        return False
 
 
 # A row that cannot even be read comes as the exception that says so
@@ -237,7 +230,11 @@ def _csv_rows(path: Path) -> NumberedRows:
     """The rows below the header, whose cells name the columns; every cell is text."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets begin a file with a byte order mark
-            for number, row in enumerate(csv.DictReader(stream, strict=True), 1):
+            reader = csv.DictReader(stream, strict=True)
+            names = list(reader.fieldnames or [])
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(f"{path}: two columns are named {brief(repr(twice))}; rename one of them")
+            for number, row in enumerate(reader, 1):
                 if None in row:
                     problem = "more cells than the header; put a text that holds commas in double quotes"
                     raise UserError(f"{path}, row {number}: {problem}")

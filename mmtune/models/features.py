@@ -51,7 +51,8 @@ class FeatureStore:
             return {}
         digests = self._photos.read_bytes()
         count = min(len(digests) // _DIGEST_BYTES, self._features.stat().st_size // self.row_bytes)
-        return {digests[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]: i for i in range(count)}
+        rows = {digests[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]: i for i in range(count)}
+        return rows if len(rows) == count else {}  # no photo is stored twice: the file is damaged
 
     def add(self, features: Mapping[bytes, torch.Tensor]) -> None:
         """Store photos' features [num_tokens, width] by digest; those that are there already are left as they are.

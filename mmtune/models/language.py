@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import re
 import sys
+from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -30,13 +30,16 @@ from transformers.utils import (
 
 from mmtune.data.sentencepiece import build_tokenizer
 from mmtune.disk import locked
-from mmtune.errors import UserError
+from mmtune.errors import UserError, reason
 from mmtune.files import atomic_path, cache_dir, locate, sha256_file
 from mmtune.hub import go_offline_if_unreachable
+from mmtune.models.complaints import complaining
 from mmtune.models.interop.chat import chat_template_of
 from mmtune.models.interop.llava_hf import TransformersLlava
 from mmtune.models.interop.sources import load_source_language, open_source
 from mmtune.models.options import LoraOptions, Quantisation
+
+_IN_BLOCK = re.compile(r"\blayers\.\d+\.")
 
 
 def load_config(reference: str) -> Any:
@@ -45,12 +48,10 @@ def load_config(reference: str) -> Any:
     Raises:
         UserError: it cannot be found, or its architecture is not known.
     """
-    if (source := open_source(reference)) is not None:
-        return source.language_config()
-    try:
+    with complaining(partial(_not_loadable, reference)):
+        if (source := open_source(reference)) is not None:
+            return source.language_config()
         return AutoConfig.from_pretrained(_transformers_name(reference))
-    except (OSError, ValueError) as error:
-        raise _not_loadable(reference, error) from None
 
 
 def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantise: Quantisation | None = None) -> Any:
@@ -68,14 +69,22 @@ def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantis
     options: dict[str, Any] = {}
     if quantise is not None:
         options["quantization_config"] = _quantisation(quantise, dtype)
-    if (source := open_source(reference)) is not None:
-        return load_source_language(source, dtype=dtype, attn_implementation="sdpa", **options)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            _transformers_name(reference), dtype=dtype, attn_implementation="sdpa", **options
+    with complaining(partial(_not_loadable, reference)):
+        if (source := open_source(reference)) is not None:
+            return load_source_language(source, dtype=dtype, attn_implementation="sdpa", **options)
+        language, found = AutoModelForCausalLM.from_pretrained(
+            _transformers_name(reference), dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
         )
-    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
-        raise _not_loadable(reference, error) from None
+        _check_complete(found)
+        return language
+
+
+def _check_complete(found: dict[str, Any]) -> None:
+    """Raise a ValueError where transformers would go on with random weights, or without a part of the blocks."""
+    left_over = [name for name in found["unexpected_keys"] if _IN_BLOCK.search(name) and not name.endswith("inv_freq")]
+    for names, problem in ((found["missing_keys"], "the weights lack"), (left_over, "the config has no place for")):
+        if names:
+            raise ValueError(f"{problem} {len(names)} tensors that the other has, such as {min(names)}")
 
 
 def empty_language(reference: str, *, dtype: torch.dtype = torch.float32) -> Any:
@@ -92,13 +101,22 @@ def check_language(reference: str, lora: LoraOptions | None) -> None:
     """
     name = _transformers_name(reference)
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-    try:
+    with complaining(partial(_not_loadable, reference)):
         if not any(_file(name, file) for file in names):
             raise OSError(f"there is none of {', '.join(names)}")
-    except (OSError, ValueError) as error:
-        raise _not_loadable(reference, error) from None
     if lora is not None:
         _adapted_layers(empty_language(reference), lora)
+
+
+def check_context(reference: str, max_length: int) -> None:
+    """Make sure that rows of `max_length` tokens are no longer than what the model was made to read.
+
+    Raises:
+        UserError: they are.
+    """
+    most = getattr(load_config(reference), "max_position_embeddings", None)
+    if most is not None and max_length > most:
+        raise UserError(f"--data.max_length {max_length}: {reference} reads {most} tokens; give at most that")
 
 
 def load_tokenizer(reference: str) -> Any:
@@ -111,23 +129,27 @@ def load_tokenizer(reference: str) -> Any:
     Raises:
         UserError: there is none.
     """
+    with complaining(partial(_not_loadable, reference)):
+        tokenizer = _read_tokenizer(reference)
+        tokenizer("a")  # what is wrong with its settings shows only in use
+        return tokenizer
+
+
+def _read_tokenizer(reference: str) -> Any:
     name = _transformers_name(reference)
-    try:
-        if _file(name, "tokenizer.json"):
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
-            if isinstance(open_source(reference), TransformersLlava):  # the processor has the chat template
-                tokenizer.chat_template = chat_template_of(reference)
-            return tokenizer
-        if model := _file(name, "tokenizer.model"):
-            config = _file(name, "tokenizer_config.json")
-            settings = json.loads(Path(config).read_text()) if config else {}
-            # a config that does not say is from before the flag existed
-            tokenizer = build_tokenizer(Path(model), legacy=settings.get("legacy", True) is not False, name=reference)
-            tokenizer.chat_template = settings.get("chat_template")
-            return tokenizer
-        return AutoTokenizer.from_pretrained(name, use_fast=True)
-    except (OSError, ValueError) as error:
-        raise _not_loadable(reference, error) from None
+    if _file(name, "tokenizer.json"):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+        if isinstance(open_source(reference), TransformersLlava):  # the processor has the chat template
+            tokenizer.chat_template = chat_template_of(reference)
+        return tokenizer
+    if model := _file(name, "tokenizer.model"):
+        config = _file(name, "tokenizer_config.json")
+        settings = json.loads(Path(config).read_text()) if config else {}
+        # a config that does not say is from before the flag existed
+        tokenizer = build_tokenizer(Path(model), legacy=settings.get("legacy", True) is not False, name=reference)
+        tokenizer.chat_template = settings.get("chat_template")
+        return tokenizer
+    return AutoTokenizer.from_pretrained(name, use_fast=True)
 
 
 def add_adapters(language: Any, options: LoraOptions) -> Any:
@@ -226,11 +248,9 @@ def _converted(gguf: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     print(f"Converting {gguf.name} once, to {folder} ...", file=sys.stderr, flush=True)
-    try:
+    with complaining(lambda error: UserError(f"{gguf}: not a GGUF file that transformers can read: {reason(error)}")):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{gguf}: not a GGUF file that transformers can read: {error}") from None
     config = AutoConfig.for_model(quantised.config.model_type)
     settings = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "dtype"):
@@ -248,8 +268,8 @@ def _file(name: str, file: str) -> str | None:
 
 
 def _not_loadable(reference: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
     return UserError(
         f"{reference}: cannot load the language model or its tokenizer; if it is a hub id, check it, your network and "
-        f"your access (`hf download {reference}` fetches it), otherwise give a folder or .gguf file ({reason})"
+        f"your access (`hf download {reference}` fetches it), otherwise give a folder or .gguf file "
+        f"({reason(error)})"
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mmtune.errors import UserError
+from mmtune.errors import UserError, brief
 
 ProjectorKind = Literal["linear", "mlp2x_gelu"]
 PhotoFit = Literal["pad", "crop", "squash"]
@@ -104,14 +105,31 @@ class ModelSpec:
         """From JSON.
 
         Raises:
-            UserError: a key is missing or unknown; the message begins with `where`.
+            UserError: a key is missing or unknown, or a value of another type; the message begins with `where`.
         """
         parts = dict(value)
         try:
             for name, kind in (("vision", VisionOptions), ("lora", LoraOptions)):
                 if parts.get(name) is not None:
                     parts[name] = kind(**parts[name])
-            return cls(**parts)
+            spec = cls(**parts)
         except TypeError as error:
             known = ", ".join(f.name for f in fields(cls))
             raise UserError(f"{where}: {error} (known keys: {known}); written by another version of mmtune?") from None
+        for part in (spec, spec.vision, spec.lora):
+            for name, hint in get_type_hints(type(part)).items() if part is not None else ():
+                if not _fits(given := getattr(part, name), hint):
+                    raise UserError(f"{where}: {name}: {brief(repr(given))} is of another type; save the model again")
+        return spec
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that was read from JSON is of a field's type."""
+    inner = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in inner
+    if get_origin(hint) in (Union, UnionType):  # of a Literal with None, Python makes the former
+        return any(_fits(value, one) for one in inner)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    return type(value) is hint or (hint is float and type(value) is int)

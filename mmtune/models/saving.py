@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from mmtune.errors import UserError
+from mmtune.errors import UserError, reason
 from mmtune.files import atomic_path, locate, read_json, write_json
+from mmtune.models.complaints import complaining
 from mmtune.models.interop.sources import Source, check_vocabulary, open_source
 from mmtune.models.language import load_config
 from mmtune.models.options import ModelSpec
@@ -69,8 +71,9 @@ def _read_spec(reference: str, language: str | None) -> ModelSpec:
             )
         if reference.startswith("runs/") and not locate(reference).exists():
             raise UserError(f"{reference}: no such run; train it first, or name another run, saved model or hub id")
-        if (source := open_source(reference)) is not None:
-            return source.spec(language)
+        with complaining(partial(_not_a_model, reference)):
+            if (source := open_source(reference)) is not None:
+                return source.spec(language)
         load_config(reference)
         if language is not None:
             raise UserError(own)
@@ -88,6 +91,11 @@ def _read_spec(reference: str, language: str | None) -> ModelSpec:
         raise UserError(own)
     spec.language = str(inside) if inside.is_dir() else language or spec.language
     return spec
+
+
+def _not_a_model(reference: str, error: Exception) -> UserError:
+    problem = f"a JSON file of it has a value that no such model has ({type(error).__name__}: {reason(error)})"
+    return UserError(f"{reference}: {problem}; download it again")
 
 
 def load(
@@ -113,8 +121,9 @@ def load_trained(model: VisionLanguageModel, reference: str) -> None:
         UserError: a file is missing, damaged, or of another shape.
     """
     if (folder := model_folder(reference)) is None:
-        if (source := open_source(reference)) is not None:
-            _load_source(model, source)
+        with complaining(partial(_not_a_model, reference)):
+            if (source := open_source(reference)) is not None:
+                _load_source(model, source)
         return
     if model.projector is not None:
         _load_into(model, _read(folder / PROJECTOR_FILE), str(folder / PROJECTOR_FILE))

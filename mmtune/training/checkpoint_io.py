@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mmtune.disk import naming
-from mmtune.errors import UserError
+from mmtune.errors import UserError, reason
 
 LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"
 _LISTED = 3
@@ -64,11 +62,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             checkpoint: Any = super().load_checkpoint(path, *args, **kwargs)
         except FileNotFoundError:
             raise UserError(f"--ckpt_path {path}: no such file") from None
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).split("\n")[0][:160]
+        except Exception as error:  # torch raises nearly anything over a damaged pickle
             raise UserError(
                 f"{path}: a damaged checkpoint; put a whole one in its place, or delete it to train from the "
-                f"beginning ({reason})"
+                f"beginning ({reason(error)})"
             ) from None
         if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
             raise UserError(f"{path}: not the checkpoint of a training run; give RUN/checkpoints/last.ckpt")
@@ -94,7 +91,7 @@ def _is_whole(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+    except Exception:  # zipfile raises what it meets: names that are not UTF-8, compressions that it does not know
         return False
 
 

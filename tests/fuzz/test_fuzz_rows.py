@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import random
@@ -184,6 +185,20 @@ def test_a_row_whose_required_field_is_damaged_is_refused(
             cases.fault("silently used", case, str(outcome)[:300])
 
 
+@numbered(60, 1000)
+def test_damaged_csv(numbers: range, cases: Cases, folder: Path) -> None:
+    texts_ = ["plain", 'with "quotes", commas', "two\nlines", "é🚀"]
+    stream = io.StringIO()
+    csv.writer(stream).writerows(
+        [["prompt", "completion", "id"], *([t, f"answer to {t}", n] for n, t in enumerate(texts_))]
+    )
+    file = folder / "rows.csv"
+    for number in numbers:
+        random_ = random.Random(f"csv {number}")
+        file.write_bytes(damaged(stream.getvalue().encode(), random_))
+        check(cases, f"csv {number}: {file.read_bytes()[:300]!r}", file)
+
+
 def parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
     stream = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), stream, **options)
@@ -254,10 +269,10 @@ def test_other_kinds_of_files_are_refused_by_name(cases: Cases, folder: Path) ->
     table = pa.Table.from_pylist([{"prompt": "a", "completion": "b"}])
     with pa.ipc.new_file(str(folder / "rows.arrow"), table.schema) as writer:
         writer.write_table(table)
-    (folder / "rows.csv").write_text("prompt,completion\na,b\n")
+    (folder / "rows.tsv").write_text("prompt\tcompletion\na\tb\n")
     (folder / "dataset").mkdir()
     (folder / "dataset" / "dataset_info.json").write_text("{}")
-    here = ["rows.arrow", "rows.csv", "dataset", "no.jsonl", "photo.png", "\0", "~nobody-of-this-name/rows.jsonl"]
+    here = ["rows.arrow", "rows.tsv", "dataset", "no.jsonl", "photo.png", "\0", "~nobody-of-this-name/rows.jsonl"]
     for name in [*(str(folder / one) for one in here), *NO_FILES]:
         outcome = cases.run(name[:100], partial(read, name), names=[name])
         if not isinstance(outcome, UserError):

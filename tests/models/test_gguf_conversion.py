@@ -44,9 +44,7 @@ def test_two_processes_convert_once(gguf: str, tmp_path: Path, capfd: pytest.Cap
 
 def test_a_cache_without_room_is_named(gguf: str, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
-    with pytest.raises(
-        UserError, match=r"what tiny.gguf is converted to cannot be kept: .*MMTUNE_CACHE"
-    ):
+    with pytest.raises(UserError, match=r"what tiny.gguf is converted to cannot be kept: .*MMTUNE_CACHE"):
         load_language(gguf)
     (tmp_path / "cache").unlink()
     load_language(gguf)

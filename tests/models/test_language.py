@@ -93,7 +93,7 @@ def test_a_hub_id_that_cannot_be_fetched_says_how_to(monkeypatch: pytest.MonkeyP
 
 
 def test_a_folder_or_file_of_another_kind_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no config\.json"):
+    with pytest.raises(UserError, match=r"holds neither a run's model .* nor a language model \(config\.json\)"):
         load_language(str(tmp_path))
     file = tmp_path / "model.bin"
     file.write_bytes(b"x")

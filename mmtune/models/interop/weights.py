@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from mmtune.errors import UserError
-from mmtune.files import locate, read_json
+from mmtune.errors import UserError, reason
+from mmtune.files import is_file, locate, read_json
 from mmtune.hub import go_offline_if_unreachable
 
 State = dict[str, torch.Tensor]
@@ -31,17 +31,16 @@ def find_file(reference: str, name: str) -> Path | None:
     """
     folder = locate(reference)
     if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
+        return folder / name if is_file(folder / name) else None
     if folder.is_absolute() or reference.startswith(".") or reference.count("/") > 1 or folder.exists():
         raise UserError(f"{reference}: no such folder")
     go_offline_if_unreachable()
     try:
         found = cached_file(reference, name, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{reference}: no such folder, and as a hub id it is not on this machine and cannot be reached; "
-            f"`hf download {reference}` fetches it where there is a network ({reason})"
+            f"`hf download {reference}` fetches it where there is a network ({reason(error)})"
         ) from None
     return Path(found) if found else None
 
@@ -126,12 +125,11 @@ def read_tensors(file: Path) -> State:
             return safetensors.torch.load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        unsafe = "Unsupported global" in reason or "Unsupported" in reason
+        unsafe = "Unsupported" in str(error)
         what = "a pickle with code in it, which is not run" if unsafe else "a damaged file"
         raise UserError(f"{file}: expected tensors, found {what}; get the weights as safetensors") from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{file}: damaged ({str(error).splitlines()[0][:120]}); download it again") from None
+    except Exception as error:  # torch raises nearly anything over a damaged pickle
+        raise UserError(f"{file}: damaged ({reason(error)}); download it again") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{file}: expected tensors by name, found {type(state).__name__} with other things in it")
     return state
