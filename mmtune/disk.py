@@ -39,9 +39,7 @@ def advice(found: OSError) -> str:
     where = f"{found.filename}: " if found.filename else ""
     if found.errno in _FULL:
         return f"{where}the disk is full; free some space and run the same command again"
-    return (
-        f"{where}{found.strerror}; mend that and run the same command again, or name another place"
-    )
+    return f"{where}{found.strerror}; mend that and run the same command again, or name another place"
 
 
 @contextmanager

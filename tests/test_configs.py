@@ -153,7 +153,7 @@ def test_a_recipe_has_the_papers_settings(name: str, build: Any) -> None:
     assert config.seed_everything == module.spec.seed == data.mixture.seed == 42
     assert trainer.devices * trainer.accumulate_grad_batches * data.pack_rows == (256 if align else 64)
     assert (trainer.precision, trainer.max_epochs) == ("bf16-mixed", 1)
-    assert module.dtype_of_frozen is torch.bfloat16
+    assert module.dtype_of_frozen is (torch.bfloat16 if align or lora else torch.float32)
     assert module.learning_rate == (1e-3 if align else 2e-4 if lora else 2e-5)
     assert module.projector_learning_rate == 2e-5
     assert (module.warmup, module.weight_decay) == (0.03, 0.0)

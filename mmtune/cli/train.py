@@ -14,7 +14,7 @@ import mmtune.torchvision_ops  # noqa: F401  # before lightning
 import lightning.pytorch as pl  # isort: skip
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -28,6 +28,7 @@ from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
 from mmtune.files import atomic_path, find_resource, hold_folder, read_yaml
 from mmtune.models.inference import is_out_of_memory
+from mmtune.models.language import check_context
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
 from mmtune.training.ledger import Ledger
@@ -127,6 +128,7 @@ class TrainingCLI(LightningCLI):
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             check_sharding(self.model.spec, self.model.stage)
         self.model.check_parts()
+        check_context(self.model.spec.language, self.datamodule.max_length)
         check_optimizer(self.model.optimizer_name, self.trainer.strategy.root_device)
 
     def before_validate(self) -> None:
@@ -172,7 +174,17 @@ class TrainingCLI(LightningCLI):
             )
         if (packs := options.get("accumulate_grad_batches", 1)) < 1:
             raise UserError(f"--trainer.accumulate_grad_batches {packs}: must be at least 1")
+        if (precision := str(options.get("precision"))) in ("bf16-true", "16-true"):
+            raise UserError(
+                f"--trainer.precision {precision}: small steps are lost in trained weights of 16 bits; give "
+                f"{precision.replace('true', 'mixed')}, and --model.dtype for what is frozen"
+            )
         callbacks = list(options.get("callbacks") or [])
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+            raise UserError(
+                "--trainer.callbacks GradientAccumulationScheduler: a step's tokens are counted ahead, for one number "
+                "of packs; give --trainer.accumulate_grad_batches"
+            )
         loggers = named_loggers(options.get("logger"))
         if self.subcommand == "fit":
             callbacks += [Ledger(run), RandomStates(), SoundLoss(), SaveModel(run), StopOnSigterm(run)]

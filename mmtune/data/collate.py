@@ -15,7 +15,7 @@ from mmtune.data.conversation import Photo, open_photo
 from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, Example, ModelInputs
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's precision plugins convert a copy in place
 class PackedBatch:
     """Documents end to end: no padding, and no document sees another.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -130,11 +131,13 @@ class InstructionData(pl.LightningDataModule):
         return {"packs": self._fingerprint(), "measures": self._measures()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on in other data than the run began with.
+        """Refuse to go on in other data than the run began with. What only measures a loss trains on none.
 
         Raises:
             UserError: the packs are not those of the checkpoint.
         """
+        if self._train is None:
+            return
         if state_dict["packs"] != self._fingerprint():
             then = state_dict.get("measures", {})
             changed = [f"{k} {then[k]} then and {v} now" for k, v in self._measures().items() if then.get(k, v) != v]
@@ -181,18 +184,31 @@ class InstructionData(pl.LightningDataModule):
                 dataset.inputs = replace(dataset.inputs, features=features)
 
     def _loader(self, dataset: PackDataset, *, shuffle: bool) -> PackLoader:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         order = EpochOrder(
             len(dataset), seed=self.mixture.seed, shuffle=shuffle, rank=rank, world=world, longest=dataset.longest
         )
-        rounds = self.trainer.accumulate_grad_batches if self.trainer else 1
-        return PackLoader(dataset, order, num_workers=self.num_workers, rounds_per_step=rounds)
+        if trainer is None:
+            return PackLoader(dataset, order, num_workers=self.num_workers)
+        limit = trainer.limit_train_batches
+        return PackLoader(
+            dataset,
+            order,
+            num_workers=self.num_workers,
+            rounds_per_step=trainer.accumulate_grad_batches,
+            rounds=limit if isinstance(limit, int) else int(len(order) * limit),
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+        )
 
     def _fingerprint(self) -> str:
         assert self._train is not None
         digest = hashlib.sha256(repr((self.mixture.seed, self._train.packs)).encode())
         for example in self._train.examples:
             digest.update(example.input_ids.tobytes())
+            digest.update(np.packbits(example.supervised).tobytes())
+            for photo in example.images:
+                digest.update(photo if isinstance(photo, bytes) else _name_and_size(Path(photo)))
         return digest.hexdigest()
 
     def _measures(self) -> dict[str, int]:
@@ -266,3 +282,8 @@ class InstructionData(pl.LightningDataModule):
             "rows_with_answers_left_out": {"count": len(self.left_out), "rows": self.left_out[:1000]},
             "folder_of_photos": str(Path(self.mixture.image_root)) if self.mixture.image_root else None,
         }
+
+
+def _name_and_size(photo: Path) -> bytes:
+    """What tells a photo's file from others without reading it, wherever its folder is moved to."""
+    return f"{photo.name} {photo.stat().st_size}".encode(errors="surrogateescape")

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmtune.data.collate import PackedBatch, pack
-from mmtune.data.encoding import Example, ModelInputs
+from mmtune.data.encoding import IGNORED, Example, ModelInputs
+from mmtune.errors import UserError
 
 
 class PackDataset(Dataset[PackedBatch]):
@@ -43,8 +44,9 @@ class PackDataset(Dataset[PackedBatch]):
 class EpochOrder:
     """The order of packs in an epoch, for one of several processes; the same packs in a new order each epoch.
 
-    Every process gets equally many: the first packs of the order fill up the last round. Shuffled, the very first
-    epoch begins with the pack `longest`, so that memory that does not suffice is known at the first step.
+    Every process gets equally many: the first packs of the order fill up the last round, and nothing is learnt from
+    them there. Shuffled, the very first epoch begins with the pack `longest`, so that memory that does not suffice is
+    known at the first step.
     """
 
     def __init__(
@@ -76,30 +78,41 @@ class EpochOrder:
                 order[[0, place]] = order[[place, 0]]
         return np.resize(order, (len(self), self.world))
 
+    def repeated(self) -> np.ndarray:
+        """Which of `everyones` only fill up the last round: bool [rounds, processes]."""
+        return (np.arange(len(self) * self.world) >= self.packs).reshape(len(self), self.world)
+
 
 class PackLoader(DataLoader[PackedBatch]):
     """A loader of packs that can be stopped and resumed in the middle of an epoch.
 
     Each pack is told how many tokens are learnt in its optimizer step, that is in its round and the others of the same
-    accumulation, by all processes together.
+    accumulation, by all processes together. Where an epoch is cut short, `rounds` is how many are trained.
 
     It counts its own epochs unless it is told them (Lightning tells), and a state loaded from a checkpoint
     continues the pass it was taken in. Lightning saves and restores the state with the fit loop.
     """
 
     def __init__(
-        self, dataset: PackDataset, order: EpochOrder, *, num_workers: int = 0, rounds_per_step: int = 1
+        self,
+        dataset: PackDataset,
+        order: EpochOrder,
+        *,
+        num_workers: int = 0,
+        rounds_per_step: int = 1,
+        rounds: int | None = None,
+        pin_memory: bool = False,
     ) -> None:
         super().__init__(
             dataset,
             sampler=order,  # type: ignore[arg-type]  # torch asks for an Iterable, which EpochOrder is
             batch_size=None,
             num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
             # a generator of its own, so that loading data draws nothing from the training's random numbers
             generator=torch.Generator().manual_seed(order.seed),
         )
-        self.order, self.rounds_per_step = order, rounds_per_step
+        self.order, self.rounds_per_step, self.rounds = order, rounds_per_step, rounds
         self._delivered = 0
         # whether the next pass goes on at (epoch, delivered) rather than beginning an epoch
         self._continue = True
@@ -113,10 +126,14 @@ class PackLoader(DataLoader[PackedBatch]):
         order.epoch, order.start, order.announced = epoch, self._delivered, None
         self._continue = False
         packs: PackDataset = self.dataset  # type: ignore[assignment]
-        learnt = packs.learnt[order.everyones()].sum(axis=1)
+        repeated = order.repeated()
+        learnt = np.where(repeated, 0, packs.learnt[order.everyones()]).sum(axis=1)[: self.rounds]
         steps = np.add.reduceat(learnt, np.arange(0, len(learnt), self.rounds_per_step))
         for batch in super().__iter__():
-            step = self._delivered // self.rounds_per_step
+            # a trainer that is to stop early may still ask for a round ahead
+            step = min(self._delivered // self.rounds_per_step, len(steps) - 1)
+            if repeated[self._delivered, order.rank]:
+                batch = replace(batch, targets=torch.full_like(batch.targets, IGNORED))
             self._delivered += 1
             yield replace(batch, step_supervised=int(steps[step]))
 
@@ -125,9 +142,25 @@ class PackLoader(DataLoader[PackedBatch]):
 
     def state_dict(self) -> dict[str, Any]:
         """The pass and how far it has come."""
-        return {"epoch": self.order.epoch, "delivered": self._delivered}
+        return {
+            "epoch": self.order.epoch,
+            "delivered": self._delivered,
+            "world": self.order.world,
+            "rounds_per_step": self.rounds_per_step,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next pass continue the one the state was taken in."""
+        """Make the next pass continue the one the state was taken in.
+
+        Raises:
+            UserError: it was taken with other numbers of processes or of packs in a step, and the place is another.
+        """
+        then, now = (state["world"], state["rounds_per_step"]), (self.order.world, self.rounds_per_step)
+        if then != now:
+            raise UserError(
+                f"the run to resume had {then[0]} process(es) with {then[1]} pack(s) of each in a step, and this one "
+                f"has {now[0]} with {now[1]}; give the same --trainer.devices, --trainer.num_nodes and "
+                "--trainer.accumulate_grad_batches, or another --out"
+            )
         self.order.epoch, self._delivered = state["epoch"], state["delivered"]
         self._continue = True

@@ -8,6 +8,7 @@ one call; elsewhere there is the mask.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ from mmtune.errors import UserError
 varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn
+
+    if not {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters):
+        varlen_attn = None  # torch 2.10 and 2.11
 except ImportError:  # torch before 2.10
     varlen_attn = None
 
@@ -44,13 +48,15 @@ def pack_mask(document_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     Args:
         document_ids: int64 [tokens], ascending.
-        dtype: that the model computes in.
+        dtype: of the embeddings; under autocast, attention is computed in another.
 
     Returns:
         bool [1, 1, tokens, tokens], True where attention is allowed: each token sees those before it in its own
         document, and itself. Where the documents are computed apart, a mask of no size, so that transformers makes
         none of its own.
     """
+    if torch.is_autocast_enabled(document_ids.device.type):
+        dtype = torch.get_autocast_dtype(document_ids.device.type)
     if not document_ids.is_cuda or _has_flash(document_ids.device, dtype):
         return document_ids.new_empty(1, 1, 0, 0, dtype=torch.bool)
     same = document_ids[:, None] == document_ids[None, :]
@@ -92,7 +98,7 @@ def _packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return out, None
-    if query.is_cuda:
+    if query.is_cuda and not dropout:  # which flash knows none of
         return _flash(query, key, value, document_lengths, scaling), None
     documents = [
         F.scaled_dot_product_attention(
@@ -106,6 +112,8 @@ def _packed_attention(
 def _flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scale: float | None
 ) -> torch.Tensor:
+    # rotary embeddings leave query and key in float32 under autocast
+    query, key = query.to(value.dtype), key.to(value.dtype)
     ends = torch.tensor([0, *lengths], device=query.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
     out: torch.Tensor = varlen_attn(
         query[0].transpose(0, 1).contiguous(),

@@ -195,10 +195,20 @@ def matrix_product_peak(device: torch.device | str = "cpu", dtype: torch.dtype =
     while len(seconds) < 3 or time.perf_counter() - begun < 0.5:
         start = time.perf_counter()
         a @ b
-        if on_cuda:
-            torch.cuda.synchronize(device)
+        if torch.device(device).type != "cpu":
+            torch.accelerator.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / min(seconds)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Parameters that are trained, and all; a weight packed into 4 bits counts as what it stands for."""
+    sizes: dict[nn.Parameter, int] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = name == "weight" and hasattr(parameter, "quant_state") and hasattr(module, "in_features")
+            sizes[parameter] = _size(module) if packed else parameter.numel()
+    return sum(size for parameter, size in sizes.items() if parameter.requires_grad), sum(sizes.values())
 
 
 def _size(layer: Any) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from mmtune.files import write_json
 from mmtune.training.metrics_log import MetricsCsv
-from mmtune.training.module import InstructionTuning
+from mmtune.training.module import STEP_METRICS, InstructionTuning
 from mmtune.training.processes import of_every_process, process_number
 from mmtune.training.sharding import gather_trained
 
@@ -34,7 +34,7 @@ class RandomStates(pl.Callback):
         """Note the place in the data, and the step's metrics, which are logged after the checkpoint is saved."""
         checkpoint["place_in_data"] = trainer.train_dataloader.state_dict()
         metrics = trainer.callback_metrics
-        logged = {n: float(metrics[n]) for n in ("train_loss", "tokens_per_s") if n in metrics}
+        logged = {n: float(value) for n, value in metrics.items() if n.startswith(STEP_METRICS)}
         if logged and not trainer.global_step % trainer.log_every_n_steps:
             row = {"step": trainer.global_step - 1, **logged, "epoch": trainer.current_epoch}
             checkpoint["last_metrics"] = row
@@ -65,7 +65,7 @@ class RandomStates(pl.Callback):
             "python": [python[0], list(python[1]), python[2]],
             "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss],
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         }
         return {"processes": of_every_process(own)}
 
@@ -86,7 +86,7 @@ class RandomStates(pl.Callback):
         name, keys, position, has_gauss, gauss = state["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
         torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"] is not None and torch.cuda.is_available():
+        if state["cuda"] is not None and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(state["cuda"].cpu())
 
 

@@ -17,7 +17,7 @@ import torch
 
 from mmtune.data.collate import PackedBatch
 from mmtune.files import write_json
-from mmtune.models.flops import FlopsCounter, matrix_product_peak
+from mmtune.models.flops import FlopsCounter, count_parameters, matrix_product_peak
 from mmtune.models.vlm import VisionLanguageModel
 from mmtune.training.energy import EnergyMeter
 from mmtune.training.loss import CHUNK
@@ -81,8 +81,8 @@ class Ledger(pl.Callback):
         self.counts["photos"] += encoded
         self.counts["tower"] += self._flops.step(documents=[], supervised=0, image_tokens=0, photos=encoded).tower
         self._peak = matrix_product_peak(pl_module.device, _product_dtype(trainer, pl_module.model))
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -157,8 +157,12 @@ class Ledger(pl.Callback):
         return self.counts["energy_kwh"] + (self._energy.read() if self._energy_here else 0)
 
     def _entries(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        device = pl_module.device
+        on_cuda = device.type == "cuda"
+
         def reduced(value: float, how: str) -> float:
-            tensor = torch.tensor(float(value), dtype=torch.float64, device=pl_module.device)
+            # Apple's GPUs have no float64, and a single process
+            tensor = torch.tensor(float(value), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
             return float(trainer.strategy.reduce(tensor, reduce_op=how))
 
         def total(name: str) -> int:
@@ -168,7 +172,7 @@ class Ledger(pl.Callback):
             return round(amount / self.counts["train_s"], 1) if self.counts["train_s"] else 0.0
 
         peak, energy = reduced(self._peak, "sum"), reduced(self._kwh(), "sum")
-        parameters = list(pl_module.parameters())
+        trained, parameters = count_parameters(pl_module)
         return {
             "wall_s": round(self._wall(), 3),
             "train_s": round(self.counts["train_s"], 3),
@@ -187,14 +191,11 @@ class Ledger(pl.Callback):
             "tower_passes": total("photos"),
             "peak_memory_bytes": {
                 "host": int(reduced(peak_host_memory(), "max")),
-                "device": int(reduced(torch.cuda.max_memory_allocated(), "max")) if torch.cuda.is_available() else None,
+                "device": int(reduced(torch.cuda.max_memory_allocated(device), "max")) if on_cuda else None,
             },
             "energy_kwh": None if math.isnan(energy) else energy,
-            "params": {
-                "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-                "total": sum(p.numel() for p in parameters),
-            },
-            "hardware": hardware(trainer.world_size),
+            "params": {"trainable": trained, "total": parameters},
+            "hardware": hardware(device, trainer.world_size),
             "versions": versions(),
         }
 
@@ -211,13 +212,13 @@ def _product_dtype(trainer: pl.Trainer, model: VisionLanguageModel) -> torch.dty
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def hardware(processes: int = 1) -> dict[str, Any]:
-    """What the run was on."""
+def hardware(device: torch.device, processes: int) -> dict[str, Any]:
+    """What the run was on; all of its processes must ask."""
     return {
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "gpus": of_every_process(torch.cuda.get_device_name(device)) if device.type == "cuda" else [],
         "processes": processes,
     }
 

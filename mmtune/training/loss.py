@@ -27,7 +27,7 @@ def supervised_loss(
         chunk: positions computed at once.
 
     Returns:
-        A scalar in float32.
+        A scalar in float32; 0 where nothing is learnt.
     """
     learnt = targets != IGNORED
     return chunked_loss(hidden[learnt], targets[learnt], output_layer, chunk=chunk)
@@ -46,4 +46,4 @@ def chunked_loss(
         total = summed(*parts[0])
     else:
         total = torch.stack([checkpoint(summed, *part, use_reentrant=False) for part in parts]).sum()
-    return total / len(wanted)
+    return total / max(1, len(wanted))

@@ -31,6 +31,7 @@ from mmtune.training.photo_features import encoded, stored_features
 from mmtune.training.sharding import shard
 
 _MEASURED = (".feature_mean", ".feature_std")  # not trained, and yet kept
+STEP_METRICS = ("train_loss", "tokens_per_s", "lr_")  # how the names begin of what is logged once a step
 _DEFAULT_LEARNING_RATE = {"align": 1e-3, "lora": 2e-4, "full": 2e-5}
 
 
@@ -44,7 +45,7 @@ class InstructionTuning(pl.LightningModule):
         base: a run or saved model to start from, in place of language, vision and projector.
         language: hub id, folder, GGUF file or `package:NAME/file` of the language model.
         vision: the tower; leave out for a text-only model.
-        projector: `mlp2x_gelu` or `linear`.
+        projector: `mlp2x_gelu` (where left out) or `linear`.
         template: how the model writes conversations down: vicuna_v1, llama_2, chatml or tokenizer (its own).
         training_template: the template of the training data; by default `plain` to align, and `template` to tune.
         lora: adapters to train in the tune stage; leave out to finetune in full.
@@ -56,7 +57,7 @@ class InstructionTuning(pl.LightningModule):
         weight_decay: of AdamW.
         optimizer: `adamw`; `adamw_8bit`, whose states take a quarter of the memory (bitsandbytes); or
             `paged_adamw_8bit`, which moves them to the host's memory where a GPU's runs short.
-        dtype: of the frozen weights; what is trained stays float32.
+        dtype: of the language model's frozen weights; what is trained stays float32, and so does the tower.
         gradient_checkpointing: compute activations twice rather than keep them.
         stored_features_gib: GiB of the cache that the tower's features may take, which are computed once for each photo
             and read by all later epochs and runs; where the photos need more, and with 0, the tower runs in every step.
@@ -69,7 +70,7 @@ class InstructionTuning(pl.LightningModule):
         base: str | None = None,
         language: str | None = None,
         vision: VisionOptions | None = None,
-        projector: ProjectorKind = "mlp2x_gelu",
+        projector: ProjectorKind | None = None,
         template: str | None = None,
         training_template: str | None = None,
         lora: LoraOptions | None = None,
@@ -88,10 +89,11 @@ class InstructionTuning(pl.LightningModule):
         _check_rates(learning_rate, projector_learning_rate, warmup, weight_decay)
         self.stage: Stage = stage
         self.base = base
-        adapters = lora if stage == "tune" else None
-        self.spec = _spec(base, language, vision, projector, template, adapters, quantise, seed)
+        self.spec = _spec(base, language, vision, projector, template, lora, quantise, seed)
         if stage == "align" and self.spec.vision is None:
             raise UserError("--model.stage align: there is no projector to align without a tower; give --model.vision")
+        if stage == "align" and lora is not None:
+            raise UserError("--model.lora: the align stage trains the projector alone; leave it out")
         if stage == "tune" and self.spec.quantise and not self.spec.lora:
             raise UserError(
                 f"--model.quantise {self.spec.quantise}: quantised weights cannot be trained; give --model.lora"
@@ -106,6 +108,7 @@ class InstructionTuning(pl.LightningModule):
         self.training_template = training_template or ("plain" if stage == "align" else self.spec.template)
         self.model: VisionLanguageModel | None = None
         self._step_started = time.perf_counter()
+        self._step = torch.zeros(3)
         self._wrong_photo = torch.zeros(2, dtype=torch.float64)
 
     @functools.cached_property
@@ -138,7 +141,9 @@ class InstructionTuning(pl.LightningModule):
         """Load the weights; Lightning calls this after the data is known to be good."""
         if self.model is not None:
             return
-        model = VisionLanguageModel.assemble(self.spec, dtype=self.dtype_of_frozen, tokenizer=self.tokenizer)
+        frozen = self.stage == "align" or self.spec.lora is not None
+        dtype = self.dtype_of_frozen if frozen else torch.float32  # what is trained in full is never rounded
+        model = VisionLanguageModel.assemble(self.spec, dtype=dtype, tokenizer=self.tokenizer)
         if self.base is not None:
             saving.load_trained(model, self.base)
         self.prepare(model)
@@ -180,17 +185,40 @@ class InstructionTuning(pl.LightningModule):
             features = encoded(tower, sample) if stored is None else map(stored, sample)
             tower.measure_standardisation(torch.stack(list(features)).to(self.device))
 
+    def on_train_start(self) -> None:
+        """Start the clock and the sums of the first step."""
+        self._begin_step()
+
     def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
         """A pack's share of the loss of its optimizer step, the mean over all tokens that the step learns from.
 
         Lightning divides by the packs accumulated and takes the mean over the processes; both are multiplied back in.
+        A strategy that accumulates by itself, as DeepSpeed's, divides once more.
         """
-        loss = self._loss(batch)
-        elapsed, self._step_started = time.perf_counter() - self._step_started, time.perf_counter()
-        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=1)
-        self.log("tokens_per_s", len(batch.input_ids) / elapsed, prog_bar=True, batch_size=1)
-        packs = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return loss * (packs * batch.supervised_tokens / batch.step_supervised)
+        loss, learnt = self._loss(batch), batch.supervised_tokens
+        self._step += torch.stack([loss.detach() * learnt, *loss.new_tensor([learnt, len(batch.input_ids)])])
+        accumulated = self.trainer.accumulate_grad_batches
+        packs = accumulated * self.trainer.world_size
+        if self.trainer.strategy.handles_gradient_accumulation:
+            packs *= accumulated
+        return loss * (packs * learnt / batch.step_supervised)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log what the step was: its loss, over all its packs and processes, their tokens per second, the rates."""
+        loss, learnt, tokens = self.trainer.strategy.reduce(self._step, reduce_op="sum")
+        elapsed = time.perf_counter() - self._step_started
+        self.log("train_loss", loss / learnt, prog_bar=True, batch_size=1)
+        self.log("tokens_per_s", tokens / elapsed, prog_bar=True, batch_size=1)
+        for group in optimizer.param_groups:
+            self.log(f"lr_{group['name']}", group["lr"], batch_size=1)
+        self._begin_step()
+
+    def on_validation_end(self) -> None:
+        """What a validation takes is no part of the next step's time."""
+        self._step_started = time.perf_counter()
+
+    def _begin_step(self) -> None:
+        self._step, self._step_started = torch.zeros(3, device=self.device), time.perf_counter()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """The loss of a held-out pack; where it has photos, also with every photo exchanged for another."""
@@ -237,8 +265,8 @@ class InstructionTuning(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained: a 7B model's adapters, not its 13 GB. Say whose the optimizer's states are."""
-        checkpoint["optimizer"] = self.optimizer_name
+        """Keep only what is trained: a 7B model's adapters, not its 13 GB. Say how the optimizer was set."""
+        checkpoint["optimizer"] = self._optimizer_settings()
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {
             name: tensor
@@ -250,12 +278,11 @@ class InstructionTuning(pl.LightningModule):
         """Refuse a checkpoint of another model; without this, what is missing from it would go unnoticed.
 
         Raises:
-            UserError: the parts that are trained differ, or the optimizer whose states it holds.
+            UserError: the parts that are trained differ, or what the optimizer whose states it holds was set to.
         """
-        if (used := checkpoint["optimizer"]) != self.optimizer_name:
-            raise UserError(
-                f"the run to resume began with --model.optimizer {used}, not {self.optimizer_name}; give that"
-            )
+        for name, now in self._optimizer_settings().items():
+            if (then := checkpoint["optimizer"][name]) != now:
+                raise UserError(f"the run to resume began with --model.{name} {then}, not {now}; give that")
         if type(self.trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
             return  # the others hold the weights in parts, and compare them themselves
         own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
@@ -265,6 +292,16 @@ class InstructionTuning(pl.LightningModule):
                 f"the run to resume trained another model, or other parts of it: {differences(saved, own)}; give the "
                 "--model options that it began with, or another --out"
             )
+
+    def _optimizer_settings(self) -> dict[str, Any]:
+        """What the states of a checkpoint belong to, and what they would put in the place of other options."""
+        return {
+            "optimizer": self.optimizer_name,
+            "learning_rate": self.learning_rate,
+            "projector_learning_rate": self.projector_learning_rate,
+            "warmup": self.warmup,
+            "weight_decay": self.weight_decay,
+        }
 
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         assert self.model is not None
@@ -285,7 +322,9 @@ class InstructionTuning(pl.LightningModule):
             return None
         if not any(parameter.requires_grad for parameter in projector.parameters()):
             return None
-        nothing: torch.Tensor = projector(torch.zeros(1, tower.shape.width, device=batch.input_ids.device))
+        dtype = next(projector.parameters()).dtype  # which a strategy may have changed
+        zeros = torch.zeros(1, tower.shape.width, dtype=dtype, device=batch.input_ids.device)
+        nothing: torch.Tensor = projector(zeros)
         return 0.0 * nothing.sum()
 
 
@@ -305,7 +344,7 @@ def _spec(
     base: str | None,
     language: str | None,
     vision: VisionOptions | None,
-    projector: ProjectorKind,
+    projector: ProjectorKind | None,
     template: str | None,
     lora: LoraOptions | None,
     quantise: Quantisation | None,
@@ -317,9 +356,14 @@ def _spec(
     if base is None:
         if language is None:
             raise UserError("no model: give --model.base (a run or saved model) or --model.language")
-        return ModelSpec(language, vision, projector, template or "vicuna_v1", lora, quantise, seed=seed)
-    if language is not None or vision is not None:
-        raise UserError("--model.base says what the model is made of; leave out --model.language and --model.vision")
+        return ModelSpec(
+            language, vision, projector or "mlp2x_gelu", template or "vicuna_v1", lora, quantise, seed=seed
+        )
+    if any(part is not None for part in (language, vision, projector)):
+        raise UserError(
+            "--model.base says what the model is made of; leave out --model.language, --model.vision and "
+            "--model.projector"
+        )
     spec = saving.read_spec(base)
     if lora is not None and spec.lora is not None:
         raise UserError(

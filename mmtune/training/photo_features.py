@@ -116,7 +116,7 @@ def _no_room(store: FeatureStore, digests: set[bytes], limit: float) -> str:
     needed = len(digests - stored.keys()) * store.row_bytes
     total = needed + len(stored) * store.row_bytes
     free = shutil.disk_usage(next(folder for folder in store.folder.parents if folder.is_dir())).free
-    if total > limit * _GIB:
+    if needed and total > limit * _GIB:
         return f"they would take {total / _GIB:.3g} GiB; --model.stored_features_gib {limit:g} allows no more"
     if needed > free / 2:
         return f"they would take {needed / _GIB:.3g} GiB, and {store.folder.parent} has {free / _GIB:.3g} GiB left"

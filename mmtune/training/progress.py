@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from mmtune.data.collate import PackedBatch
+from mmtune.models.flops import count_parameters
 
 _SECONDS_BETWEEN_LINES = 30
 _STEPS_OF_SPEED = 20  # the latest, from which tokens per second and the time left are reckoned
@@ -44,13 +45,11 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what is trained on what, and show how much is done."""
-        parameters = list(pl_module.parameters())
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        trained, total = count_parameters(pl_module)
         self._steps, self._step = int(trainer.estimated_stepping_batches), trainer.global_step
         rows = trainer.datamodule.record["rows"]["train"]  # type: ignore[attr-defined]
         self._say(
-            f"Training {_millions(trained)} of {_millions(sum(p.numel() for p in parameters))} parameters "
-            f"on {rows:,} rows in {self._steps:,} steps"
+            f"Training {_millions(trained)} of {_millions(total)} parameters on {rows:,} rows in {self._steps:,} steps"
         )
         self._begun = time.perf_counter()
         self._latest.append((self._begun, self._step, 0))

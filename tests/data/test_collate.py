@@ -13,6 +13,7 @@ import torch
 from data_builders import encoded_photo, fake_preprocess
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import move_data_to_device
 
 from mmtune.data.collate import PackedBatch, pack
@@ -103,3 +104,16 @@ def test_batches_move_between_devices_as_lightning_moves_them(tmp_path: Path) ->
     assert moved.pixels.device.type == "meta"
     assert moved.photo_keys == batch.photo_keys
     assert batch.input_ids.device.type == "cpu"
+
+
+def test_lightning_converts_a_batch(tmp_path: Path) -> None:
+    """Its precision plugins, DeepSpeed's too, convert floats and leave the rest."""
+    batch, _ = photo_batch(tmp_path)
+    assert batch.pixels is not None
+    converted = HalfPrecision("bf16-true").convert_input(batch)
+    assert isinstance(converted, PackedBatch)
+    assert converted.pixels is not None
+    assert converted.pixels.dtype == torch.bfloat16
+    assert batch.pixels.dtype == torch.float32
+    assert torch.equal(converted.input_ids, batch.input_ids)
+    assert converted.where == batch.where

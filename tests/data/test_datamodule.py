@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from data_builders import encoded_photo, fake_preprocess
+from PIL import Image
 
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, ModelInputs
@@ -276,3 +278,28 @@ def test_a_checkpoint_of_other_data_is_refused(write_lines: Any, text_inputs: Mo
     assert (
         len({state("a")["packs"], state("b")["packs"], state("a", seed=1)["packs"], state("a", total=4)["packs"]}) == 4
     )
+
+
+def test_a_checkpoint_of_other_photos_is_refused_and_of_moved_ones_is_not(
+    captions: Any, photo_inputs: ModelInputs, tmp_path: Path
+) -> None:
+    source = captions([["good1.png"], ["good2.png"]])
+
+    def packs(root: Path) -> str:
+        data = InstructionData(Mixture(visual=[source], image_root=str(root)), inputs=photo_inputs)
+        data.setup()
+        return str(data.state_dict()["packs"])
+
+    first = packs(Path(source).parent)
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(Path(source).parent, moved)
+    shutil.copytree(Path(source).parent, other)
+    Image.effect_noise((90, 90), 50).save(other / "good1.png")
+    assert packs(moved) == first != packs(other)
+
+
+def test_a_checkpoint_is_no_matter_where_nothing_is_trained(write_lines: Any, text_inputs: ModelInputs) -> None:
+    rows = write_lines([{"prompt": "q", "completion": "a"}])
+    data = InstructionData(Mixture([rows]), validation=[rows], inputs=text_inputs)
+    data.setup("validate")
+    data.load_state_dict({"packs": "of the run that is measured"})

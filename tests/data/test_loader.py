@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example, ModelInputs
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
+from mmtune.errors import UserError
 
 
 def loader(packs: int = 11, *, seed: int = 3, shuffle: bool = True, workers: int = 0) -> PackLoader:
@@ -25,6 +26,17 @@ def loader(packs: int = 11, *, seed: int = 3, shuffle: bool = True, workers: int
     ]
     dataset = PackDataset(examples, [[n] for n in range(packs)], ModelInputs(None, None))  # type: ignore[arg-type]
     return PackLoader(dataset, EpochOrder(packs, seed=seed, shuffle=shuffle), num_workers=workers)
+
+
+def shared(packs: int, world: int, *, rounds_per_step: int = 1, rounds: int | None = None) -> list[PackLoader]:
+    """The loaders of several processes; of pack n, n + 1 tokens are learnt."""
+    examples = [
+        Example(np.arange(n + 2, dtype=np.int32), np.asarray([False] + [True] * (n + 1)), (), str(n))
+        for n in range(packs)
+    ]
+    dataset = PackDataset(examples, [[n] for n in range(packs)], ModelInputs(None, None))  # type: ignore[arg-type]
+    orders = [EpochOrder(packs, seed=1, shuffle=True, rank=rank, world=world) for rank in range(world)]
+    return [PackLoader(dataset, order, rounds_per_step=rounds_per_step, rounds=rounds) for order in orders]
 
 
 def numbers(batches: Any) -> list[int]:
@@ -168,3 +180,27 @@ def test_lightning_continues_a_checkpoint_with_the_packs_that_remain(
 def expected_epochs(count: int) -> list[list[int]]:
     own = loader()
     return [numbers(own) for _ in range(count)]
+
+
+@given(packs=st.integers(1, 12), world=st.integers(1, 4), rounds_per_step=st.integers(1, 3))
+def test_every_pack_is_learnt_from_once(packs: int, world: int, rounds_per_step: int) -> None:
+    """What fills up the last round of several processes is computed and not learnt from."""
+    epochs = [list(process) for process in shared(packs, world, rounds_per_step=rounds_per_step)]
+    learnt = [batch.supervised_tokens for batches in epochs for batch in batches]
+    assert sorted(n for n in learnt if n) == list(range(1, packs + 1))
+    for first in range(0, len(epochs[0]), rounds_per_step):
+        step = [batch for batches in epochs for batch in batches[first : first + rounds_per_step]]
+        assert {batch.step_supervised for batch in step} == {sum(batch.supervised_tokens for batch in step)}
+
+
+def test_an_epoch_that_is_cut_short_weighs_its_last_step_by_what_it_has() -> None:
+    (process,) = shared(12, 1, rounds_per_step=4, rounds=10)
+    batches = [batch for batch, _ in zip(process, range(10), strict=False)]
+    assert batches[9].step_supervised == batches[8].supervised_tokens + batches[9].supervised_tokens
+    assert batches[7].step_supervised == sum(batch.supervised_tokens for batch in batches[4:8])
+
+
+def test_a_place_in_other_rounds_is_refused() -> None:
+    two, one = shared(8, 2)[0], shared(8, 1)[0]
+    with pytest.raises(UserError, match=r"2 process\(es\) with 1 pack\(s\).*has 1 with 1"):
+        one.load_state_dict(two.state_dict())

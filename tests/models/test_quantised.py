@@ -11,6 +11,7 @@ from torch import nn
 
 from mmtune.errors import UserError
 from mmtune.models import language
+from mmtune.models.flops import count_parameters
 from mmtune.models.options import LoraOptions, ModelSpec, Quantisation
 from mmtune.models.vlm import VisionLanguageModel
 from mmtune.training.loss import supervised_loss
@@ -41,6 +42,14 @@ def test_the_blocks_are_small_and_nearly_the_same(llama_of_64s: Path, kind: Quan
     assert answer_likelihood(small) != answer_likelihood(exact)
     assert answer_likelihood(small) == pytest.approx(answer_likelihood(exact), rel=0.15)
     assert small.fingerprint != exact.fingerprint
+
+
+def test_packed_weights_count_as_what_they_stand_for(llama_of_64s: Path) -> None:
+    adapters = LoraOptions(r=4)
+    counts = {count_parameters(quantised(llama_of_64s, kind, adapters)) for kind in (None, "nf4", "int8")}
+    assert len(counts) == 1
+    ((trained, total),) = counts
+    assert 0 < trained < total / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

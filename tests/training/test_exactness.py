@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from mmtune.training.module import InstructionTuning
@@ -24,13 +26,24 @@ Weights = Callable[[Path], dict[str, torch.Tensor]]
 def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """The gradients of every optimizer step from here on."""
     steps: list[dict[str, torch.Tensor]] = []
+    log = InstructionTuning.on_before_optimizer_step
 
     def note(module: InstructionTuning, optimizer: Any) -> None:
+        log(module, optimizer)
         found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
         steps.append(found)
 
     monkeypatch.setattr(InstructionTuning, "on_before_optimizer_step", note)
     return steps
+
+
+@pytest.fixture
+def read_metrics() -> Callable[[Path], list[dict[str, float]]]:
+    def read(run: Path) -> list[dict[str, float]]:
+        with (run / "metrics.csv").open() as stream:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(stream)]
+
+    return read
 
 
 @pytest.fixture
@@ -43,7 +56,12 @@ def uneven_rows(tmp_path: Path) -> Path:
 
 
 def test_accumulated_packs_are_one_large_pack(
-    fit: Fit, lora_flags: list[str], uneven_rows: Path, tmp_path: Path, gradients: list[dict[str, torch.Tensor]]
+    read_metrics: Callable[[Path], list[dict[str, float]]],
+    fit: Fit,
+    lora_flags: list[str],
+    uneven_rows: Path,
+    tmp_path: Path,
+    gradients: list[dict[str, torch.Tensor]],
 ) -> None:
     flags = [f"--data.train.text=[{uneven_rows}]", *lora_flags, "--model.lora.dropout=0"]
     assert fit(tmp_path / "large", *flags, "--data.pack_tokens=1024") == 0
@@ -54,6 +72,9 @@ def test_accumulated_packs_are_one_large_pack(
     assert large.keys() == small.keys() == first.keys()
     for name, gradient in large.items():
         torch.testing.assert_close(small[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+    (large_row,), (small_row,) = read_metrics(tmp_path / "large"), read_metrics(tmp_path / "small")
+    assert small_row["train_loss"] == pytest.approx(large_row["train_loss"], rel=1e-4)
+    assert small_row["lr_language"] == large_row["lr_language"] > 0
     some = next(name for name in large if "lora_B" in name)
     assert (first[some] - large[some]).norm() > 0.05 * large[some].norm()
     assert alone[some].norm() > 0
@@ -110,3 +131,30 @@ def test_two_processes_are_one(
         shutil.rmtree(tmp_path / "two" / "model")
         again = run()
         assert all(torch.equal(again[name], tensor) for name, tensor in two.items())
+
+
+@pytest.mark.parametrize("adapters", [True, False])
+def test_mixed_precision_learns_what_float32_does(
+    fit: Fit, lora_flags: list[str], vision_flags: list[str], text_rows: Path, tmp_path: Path, adapters: bool
+) -> None:
+    """As every recipe trains: frozen weights and products in bfloat16, what is trained in float32."""
+    flags = [f"--data.train.text=[{text_rows}]", "--data.train.total=8", "--data.pack_rows=4", *vision_flags]
+    flags += [*lora_flags, "--model.lora.dropout=0"] if adapters else ["--model.learning_rate=0.001"]
+    assert fit(tmp_path / "float32", *flags) == 0
+    mixed = ["--trainer.precision=bf16-mixed", "--model.dtype=bfloat16"]
+    assert fit(tmp_path / "mixed", *flags, *mixed) == 0
+    losses = []
+    for run in ("float32", "mixed"):
+        with (tmp_path / run / "metrics.csv").open() as stream:
+            losses.append([float(row["train_loss"]) for row in csv.DictReader(stream)])
+        trained = [*(tmp_path / run / "model").rglob("*.safetensors")]
+        dtypes = {t.dtype for file in trained for t in safetensors.torch.load_file(file).values()}
+        assert dtypes == {torch.float32}
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_weights_of_16_bits_are_not_trained(
+    fit: Fit, text_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(tmp_path / "run", f"--data.train.text=[{text_rows}]", "--trainer.precision=bf16-true") == 2
+    assert "--trainer.precision bf16-true: " in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,21 @@ import yaml
 
 from mmtune import VisionLanguageModel
 from mmtune.cli.main import main
+from mmtune.files import LOCK
 from mmtune.models.options import LoraOptions, ModelSpec
 
 Fit = Callable[..., int]
 Read = Callable[[Path, str], Any]
 Same = Callable[[Path, Path], None]
 Weights = Callable[[Path], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Without the features of the same photos that other modules' tests have stored."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,7 @@ def tuned(
 def test_the_run_directory_is_as_the_contract_says(tuned: Path, read_run: Read) -> None:
     names = {p.name for p in tuned.iterdir()}
     assert {"config.yaml", "model", "checkpoints", "ledger.json", "metrics.csv"} <= names
-    assert not [n for n in names if n.startswith(".")]
+    assert {n for n in names if n.startswith(".")} <= {LOCK}  # no temporary file is left
     ledger = read_run(tuned, "ledger.json")
     assert {
         "wall_s", "train_s", "samples", "tokens", "flops", "tower_passes", "peak_memory_bytes", "energy_kwh", "params",

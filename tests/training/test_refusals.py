@@ -208,3 +208,30 @@ def test_what_fsdp_cannot_divide(
     two = ["--config=fsdp", "--trainer.accelerator=cpu", "--trainer.devices=2"]
     assert fit(tmp_path / "run", f"--data.train.text=[{text_rows}]", *two, *flags) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--data.max_length=8192"], "--data.max_length 8192: "),
+        (["--model.stage=align", "--model.lora.r=4"], "--model.lora: the align stage trains the projector alone"),
+        (
+            [
+                "--trainer.callbacks=lightning.pytorch.callbacks.GradientAccumulationScheduler",
+                "--trainer.callbacks.scheduling={0: 2}",
+            ],
+            "GradientAccumulationScheduler: a step's tokens are counted ahead",
+        ),
+    ],
+)
+def test_what_would_not_do_what_it_says(
+    fit: Fit,
+    vision_flags: list[str],
+    text_rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    named: str,
+) -> None:
+    assert fit(tmp_path / "run", f"--data.train.text=[{text_rows}]", *vision_flags, *flags) == 2
+    assert named in capsys.readouterr().err

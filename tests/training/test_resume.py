@@ -117,7 +117,8 @@ def test_stopped_between_two_batches_of_one_step_right_after_a_resume(
             with pytest.raises(StoppedError):
                 fit(run, *flags)
             checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-            assert checkpoint["place_in_data"] == {"epoch": 0, "delivered": 6}
+            place = {"epoch": 0, "delivered": 6, "world": 1, "rounds_per_step": 2}
+            assert checkpoint["place_in_data"] == place
     assert fit(run, *flags) == 0
     assert_same_run(run, tmp_path / "whole", read_run, same_weights)
 
@@ -222,3 +223,23 @@ class TestMetricsCsv:
             ("2", "2.0"),
             ("3", "30.0"),
         ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("--model.learning_rate=0.001", "--model.learning_rate 0.01, not 0.001; give that"),
+        ("--model.weight_decay=0.1", "--model.weight_decay 0.0, not 0.1"),
+        ("--trainer.accumulate_grad_batches=1", "2 pack(s) of each in a step, and this one has 1 with 1"),
+    ],
+)
+def test_a_run_goes_on_as_it_began_or_not_at_all(
+    fit: Fit, flags: list[str], tmp_path: Path, changed: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The optimizer's states would put the old rates in the place of the new, and config.yaml would have the new."""
+    run = tmp_path / "run"
+    flags = [*flags, "--data.train.total=12", "--checkpoint_every=2"]
+    assert fit(run, *flags, "--trainer.max_steps=2") == 0
+    shutil.rmtree(run / "model")
+    assert fit(run, *flags, changed) == 2
+    assert named in capsys.readouterr().err
