@@ -123,7 +123,8 @@ def study_table(study: Study, baseline: str | None = None) -> Table:
         UserError: no arm has this name.
     """
     table = Table(title="Score beside cost, per cent ± one standard error", title_justify="left", show_edge=False)
-    table.add_column("arm", overflow="fold")
+    table.pad_edge, table.collapse_padding = False, True  # its columns are many
+    table.add_column("arm", overflow="fold", min_width=13)
     size, unit = flop_unit(max((arm.cost.flops for arm in study.arms if arm.cost), default=0.0))
     for heading in (*study.averages, "rows", "text tokens", "image tokens", "passes", unit, "seconds", "cheaper"):
         table.add_column(heading, justify="right")

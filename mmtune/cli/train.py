@@ -26,7 +26,7 @@ from mmtune.cli.main import COMMANDS
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
-from mmtune.files import atomic_path, find_resource, hold_folder, read_yaml
+from mmtune.files import atomic_path, find_resource, hold_folder, read_json, read_yaml
 from mmtune.models.inference import is_out_of_memory
 from mmtune.models.language import check_context
 from mmtune.training.callbacks import RandomStates, SaveModel
@@ -308,10 +308,14 @@ def _report(cli: TrainingCLI) -> None:
     run = cli.trainer.default_root_dir
     sources = record["sources"].values()
     text, visual = sum(s["text"] for s in sources), sum(s["visual"] for s in sources)
-    print(
-        f"{cli.trainer.global_step} steps on {text} text and {visual} visual rows "
-        f"({record['tokens']['supervised']:,} tokens to learn from); {run}/"
-    )
+    drawn = f"drawn from {text:,} text and {visual:,} visual ones; {run}/"
+    ledger = Path(run) / "ledger.json"
+    if ledger.is_file():
+        done = read_json(ledger)
+        learnt = f"{done['samples']:,} rows ({done['tokens']['supervised']:,} tokens learnt from)"
+        print(f"{done['steps']} steps on {learnt}, {drawn}")
+    else:
+        print(f"0 steps on no rows, {drawn}")
     markers = record["rows_spelling_markers"]
     if markers["count"]:
         print(

@@ -46,7 +46,7 @@ class LoraOptions:
 
     Attributes:
         r: rank.
-        alpha: scale; the update is multiplied by alpha / r.
+        alpha: scale; the update is multiplied by alpha / r. None takes 2 r, the recipe's proportion (LLaVA 1.5).
         dropout: dropout on the adapter's input.
         targets: names of the linear layers that get an adapter; None takes every one but the output layer.
         dora: weight-decomposed adapters (DoRA).
@@ -54,11 +54,15 @@ class LoraOptions:
     """
 
     r: int = 128
-    alpha: int = 256
+    alpha: int | None = None
     dropout: float = 0.05
     targets: list[str] | None = None
     dora: bool = False
     rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.alpha is None:
+            self.alpha = 2 * self.r
 
     def check(self) -> None:
         """Refuse what no adapter can have.

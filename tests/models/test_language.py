@@ -20,6 +20,8 @@ Build = Callable[..., VisionLanguageModel]
 
 
 def test_every_option_reaches_peft(build: Build) -> None:
+    assert LoraOptions().alpha == 256
+    assert LoraOptions(r=3).alpha == 6
     options = LoraOptions(r=3, alpha=5, dropout=0.25, targets=["q_proj", "down_proj"], dora=True, rslora=True)
     language = build(lora=options).language
     config = language.peft_config["default"]

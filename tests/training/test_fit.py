@@ -255,6 +255,14 @@ def test_adapters_are_trained_on_quantised_weights(
     assert losses[-1] < losses[0] - 1
     model = VisionLanguageModel.from_pretrained(tmp_path / "run")
     assert model.spec.quantise == "nf4"
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
+    rows = (
+        f"{ledger['steps']} steps on {ledger['samples']:,} rows ({ledger['tokens']['supervised']:,} tokens learnt from)"
+    )
+    assert (
+        f"{rows}, drawn from {len(text_rows.read_text().splitlines())} text and 0 visual ones"
+        in capsys.readouterr().out
+    )
     assert model.generate(["What comes after 3?"], max_new_tokens=4)
     assert fit(tmp_path / "full", *flags) == 2
     assert "--model.quantise nf4: quantised weights cannot be trained; give --model.lora" in capsys.readouterr().err
