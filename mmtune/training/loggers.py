@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mmtune.errors import UserError
-from mmtune.training.metrics_log import MetricsCsv
+from mmtune.training.metrics_log import MetricsCsv, RunLogger
 
 # what a logger of Lightning's needs: the modules of which one must be there, and what to install
 _NEEDS = {
@@ -23,7 +23,7 @@ _NEEDS = {
 }
 
 
-class TensorBoard(Logger):
+class TensorBoard(RunLogger):
     """Writes what Lightning logs to `RUN/tensorboard`, where a resumed run goes on with the same curves.
 
     Lightning's own logger opens its file before it is known which step a resumed run begins with, and so cannot take
@@ -40,20 +40,6 @@ class TensorBoard(Logger):
         self.folder = run / "tensorboard"
         self._csv = csv
         self._writer: Any = None
-
-    @property
-    def name(self) -> str:
-        """Part of Lightning's interface; the run directory says which run it is."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Part of Lightning's interface."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

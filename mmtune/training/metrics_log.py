@@ -14,7 +14,25 @@ from mmtune.disk import naming
 from mmtune.files import atomic_path
 
 
-class MetricsCsv(Logger):
+class RunLogger(Logger):
+    """A logger whose files lie in the run directory, which says which run it is."""
+
+    @property
+    def name(self) -> str:
+        """Part of Lightning's interface; the run directory says which run it is."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Part of Lightning's interface."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+
+class MetricsCsv(RunLogger):
     """Writes what Lightning logs to one CSV file.
 
     Lightning's own CSVLogger deletes the file of an earlier part of the run. This one goes on from it, and leaves out
@@ -33,25 +51,11 @@ class MetricsCsv(Logger):
         self._read = False
 
     @property
-    def name(self) -> str:
-        """Part of Lightning's interface; the run directory says which run it is."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Part of Lightning's interface."""
-        return ""
-
-    @property
     def log_dir(self) -> str:
         """The run directory."""
         return str(self.file.parent)
 
     save_dir = log_dir
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
