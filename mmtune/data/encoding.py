@@ -159,8 +159,8 @@ def as_example(
         limit = f"--data.max_length {max_length}"
         if not truncate:
             raise RowError(
-                f"{where}: {len(ids)} tokens, and the answer would be cut off at {limit}; raise it "
-                "(`mmtune data` says how long rows are), or let such rows be cut with --data.truncate true"
+                f"{where}: {len(ids)} tokens, and the answer would be cut off at {limit}; raise it, or let "
+                "such rows be cut with --data.truncate true"
             )
         ids, supervised = ids[:max_length], supervised[:max_length]
         whole, part = divmod(int((ids == IMAGE_TOKEN).sum()), inputs.tokens_per_photo) if images else (0, 0)

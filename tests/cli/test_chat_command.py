@@ -125,6 +125,11 @@ def test_the_page_needs_its_libraries(
     assert "pip install 'mmtune[web]'" in capsys.readouterr().err
 
 
+def _own_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C reaches who has the terminal
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which jobs in the background are started without
+
+
 class Terminal:
     """A command in a terminal of its own."""
 
@@ -138,7 +143,7 @@ class Terminal:
             stderr=theirs,
             env={**os.environ, **ENVIRONMENT},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C reaches who has the terminal
+            preexec_fn=_own_terminal,
         )
         os.close(theirs)
 
