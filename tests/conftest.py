@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,3 +86,13 @@ def tower_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("tower") / "test_vit.pth"
     save_tower(file)
     return file
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many cases the fuzzing tests tried; here, since it is this conftest that the reporting process has."""
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    torn_down = [report for report in reports if getattr(report, "when", None) == "teardown"]
+    counts = [value for report in torn_down for name, value in report.user_properties if name == "cases"]
+    if counts:
+        tried, refused = (sum(column) for column in zip(*counts, strict=True))
+        terminalreporter.write_line(f"fuzzing: {tried:,} cases, {refused:,} of them refused")
