@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and what its messages share."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ class UserError(Exception):
 def brief(text: str, most: int = 80) -> str:
     """A text to be quoted in a message, its middle left out where it is longer: what is quoted may be a megabyte."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 3 :]}"
+
+
+def check_seed(seed: int, where: str) -> None:
+    """Look whether numpy and torch both take a seed.
+
+    Raises:
+        UserError: one does not; the message begins with `where`.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"{where}: must be a whole number from 0 to {2**32 - 1:,}")
 
 
 def reason(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mmtune.errors import brief
+from mmtune.errors import brief, reason
 
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments: ([^\s=]+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[\w.]+)'|Subcommand '\w+') does not accept option '(?P<key>[^']+)'")
@@ -46,6 +46,12 @@ def reworded(message: str, parser: argparse.ArgumentParser, arguments: Sequence[
     if found := _WRONG_VALUE.match(message):
         return _wrong_value(found["key"], found["why"], parser, arguments)
     return message
+
+
+def unreadable(arguments: Sequence[str], error: ValueError | OverflowError) -> str:
+    """What jsonargparse lets through: Python's own complaint about a number of hundreds of digits."""
+    culprit = next((argument for argument in arguments if re.search(r"\d{300}", argument)), "--config")
+    return f"{brief(culprit)}: cannot be read ({reason(error)})"
 
 
 def _wrong_value(key: str, why: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from mmtune.cli.complaints import reworded
+from mmtune.cli.complaints import reworded, unreadable
 from mmtune.errors import UserError
 
 Options = TypeVar("Options")
@@ -67,7 +67,11 @@ def parse(parser: OneLineParser, options: type[Options], argv: list[str]) -> Opt
     Raises:
         UserError: an unknown or missing flag, or a value of the wrong type.
     """
-    return options(**parser.parse_args(argv).as_dict())
+    try:
+        values = parser.parse_args(argv).as_dict()
+    except (ValueError, OverflowError) as error:
+        raise UserError(unreadable(argv, error)) from None
+    return options(**values)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

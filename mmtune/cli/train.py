@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mmtune.cli.complaints import reworded
+from mmtune.cli.complaints import reworded, unreadable
 from mmtune.cli.main import COMMANDS
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
@@ -114,8 +114,26 @@ class TrainingCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse without Lightning's warning about arguments that do not come from sys.argv."""
-        self.config = parser.parse_args(args)
+        """Parse without Lightning's warning about arguments that do not come from sys.argv.
+
+        Raises:
+            UserError: they do not parse.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except (ValueError, OverflowError) as error:
+            raise UserError(unreadable(args, error)) from None
+
+    def _set_seed(self) -> None:
+        """Seed the generators.
+
+        Raises:
+            UserError: numpy takes no such seed.
+        """
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"--seed_everything: {error}") from None
 
     def instantiate_classes(self) -> None:
         """Look for the loggers' packages before anything is made."""

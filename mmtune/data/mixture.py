@@ -12,7 +12,7 @@ import numpy as np
 
 from mmtune.data.conversation import Conversation, RowError
 from mmtune.data.readers import BadRows, read_conversations
-from mmtune.errors import UserError
+from mmtune.errors import UserError, check_seed
 from mmtune.files import locate, read_json
 
 
@@ -46,6 +46,7 @@ class Mixture:
             )
         if self.total is not None and self.total < 1:
             raise UserError(f"--data.train.total {self.total}: must be at least 1")
+        check_seed(self.seed, "--data.train.seed")
 
     def draw(
         self, bad_rows: BadRows, usable: Callable[[Conversation], bool] = lambda conversation: True

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.errors import UserError, did_you_mean
+from mmtune.files import is_file
 from mmtune.hub import go_offline_if_unreachable
 
 if TYPE_CHECKING:
@@ -153,11 +154,11 @@ class _Source:
         import pyarrow.parquet as pq
 
         path = self.describe(config)
-        if not Path(path).is_file():
+        if not is_file(Path(path)):
             raise UserError(f"{path}: no such file, and task {self._task.name} needs it; put it there")
         try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowException, OSError) as error:
+            file = pq.ParquetFile(path, page_checksum_verification=True)
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: the name of a column is not UTF-8
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: not a readable parquet file ({reason}); download it again") from None
         if file.metadata.num_rows == 0:
@@ -183,7 +184,8 @@ class _Source:
         try:
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=sorted(columns)):
                 yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
+        # the last two: a text that is not UTF-8, a date that Python has not
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.describe(config)}: damaged ({reason}); download it again") from None
 

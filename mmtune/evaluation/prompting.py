@@ -32,6 +32,7 @@ _FAULTS = (
     ValueError,
     MemoryError,
     RecursionError,
+    NameError,  # jinja2 writes 1e999 into its code as `inf`
 )
 LETTER_CHOICES = "letters"  # `choices: letters` compares the options' letters instead of their texts
 
@@ -75,7 +76,8 @@ def template_names(source: str, where: str, *, expression: bool = False) -> froz
     text = "{{ (" + source + ") }}" if expression else source
     try:
         names = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
-        _ENVIRONMENT.from_string(text)  # finds unknown filters and tests, which parsing does not
+        # finds unknown filters and tests, which parsing does not
+        (_ENVIRONMENT.compile_expression if expression else _ENVIRONMENT.from_string)(source)
     except TemplateSyntaxError as error:
         message = str(error.message)
         if message.startswith("No filter named"):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mmtune.errors import UserError, brief
+from mmtune.errors import UserError, brief, check_seed
 
 ProjectorKind = Literal["linear", "mlp2x_gelu"]
 PhotoFit = Literal["pad", "crop", "squash"]
@@ -124,6 +124,7 @@ class ModelSpec:
             for name, hint in get_type_hints(type(part)).items() if part is not None else ():
                 if not _fits(given := getattr(part, name), hint):
                     raise UserError(f"{where}: {name}: {brief(repr(given))} is of another type; save the model again")
+        check_seed(spec.seed, f"{where}: seed")
         return spec
 
 

@@ -18,7 +18,7 @@ from transformers import get_cosine_schedule_with_warmup
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import ModelInputs
 from mmtune.data.templates import get_template
-from mmtune.errors import UserError
+from mmtune.errors import UserError, check_seed
 from mmtune.models import saving
 from mmtune.models.language import check_language, load_tokenizer
 from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
@@ -351,6 +351,7 @@ def _spec(
     seed: int,
 ) -> ModelSpec:
     """The model to train, from a saved one or from its parts."""
+    check_seed(seed, "--model.seed")
     if lora is not None:
         lora.check()
     if base is None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from command_lines import check, parse_training
 from PIL import Image
 
 from mmtune.analysis.arms import TrainedRun
@@ -35,6 +36,7 @@ from mmtune.models.options import ModelSpec, PhotoFit, VisionOptions
 from mmtune.models.saving import read_spec
 from mmtune.models.vision import TowerShape, build_tower, preprocessing
 from mmtune.training.checkpoint_io import WholeCheckpoints, newest_whole
+from mmtune.training.module import InstructionTuning
 
 # Rows
 
@@ -187,6 +189,53 @@ def test_a_template_cannot_ask_for_hours_or_all_memory(prompt: str, message: str
     assert str(error.value).startswith(f"{file}: prompt: ")
 
 
+@pytest.mark.parametrize("expression", [" ", "label) or (label", "label == 0 }} {{ label"])
+def test_an_expression_must_be_one_without_parentheses_around_it(expression: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"mine\.yaml: filter: not a jinja2 template"):
+        load_suite(task_file(tmp_path, filter=expression))
+
+
+def test_an_expression_with_a_number_that_is_infinite_fails_on_its_row(tmp_path: Path) -> None:
+    task = load_suite(task_file(tmp_path, filter="label < 1e999")).tasks[0]
+    with pytest.raises(UserError, match="filter: row 0: name 'inf' is not defined"):
+        load_rows(task, tmp_path, limit=None, keep=Renderer(task, "blind").keeps)
+
+
+def test_a_split_whose_name_no_file_can_have_is_missing(tmp_path: Path) -> None:
+    task = load_suite(task_file(tmp_path, dataset={"path": "me/mine", "split": "x" * 300})).tasks[0]
+    with pytest.raises(UserError, match="no such file, and task mine needs it"):
+        load_rows(task, tmp_path, limit=None)
+
+
+def rows_of_task(folder: Path, table: pa.Table, **options: Any) -> tuple[Any, Path]:
+    """The task of `task_file` with other rows, and their file."""
+    task = load_suite(task_file(folder)).tasks[0]
+    file = folder / "hub" / "me" / "mine" / "default" / "test.parquet"
+    pq.write_table(table, file, **options)
+    return task, file
+
+
+@pytest.mark.parametrize(
+    ("was", "now"), [(b"the name", b"the \xffame"), (b"the text", b"the t\xffxt")], ids=["of a column", "of a row"]
+)
+def test_texts_of_a_task_that_are_not_utf8_are_refused(was: bytes, now: bytes, tmp_path: Path) -> None:
+    table = pa.table({"question": ["the text"], "label": [0], "choices": [["a", "b"]], "the name": [1]})
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False, "store_schema": False}
+    task, file = rows_of_task(tmp_path, table, **plain)
+    file.write_bytes(file.read_bytes().replace(was, now))
+    with pytest.raises(UserError, match=r"test\.parquet: (not a readable parquet file|damaged) \('utf-8' codec"):
+        load_rows(task, tmp_path, limit=None)
+
+
+def test_the_checksums_of_a_task_s_rows_are_looked_at(tmp_path: Path) -> None:
+    table = pa.table({"question": ["the text"], "label": [0], "choices": [["a", "b"]]})
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    task, file = rows_of_task(tmp_path, table, write_page_checksum=True, **plain)
+    file.write_bytes(file.read_bytes().replace(b"the text", b"the next"))
+    with pytest.raises(UserError, match=r"test\.parquet: damaged .*; download it again"):
+        load_rows(task, tmp_path, limit=None)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -269,6 +318,41 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,completion,completion\na,b,c\n")
     with pytest.raises(UserError, match=r"rows\.csv: two columns are named 'completion'"):
         list(read_conversations(str(tmp_path / "rows.csv")))
+
+
+# Configs and flags
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [(f"--data={'9' * 5000}", "--data=999"), (f"--model.weight_decay={'9' * 400}", "--model.weight_decay=9"),
+     ("--seed_everything=-1", "--seed_everything: -1 is not in bounds")],
+)  # fmt: skip
+def test_numbers_that_cannot_be_computed_with_are_refused(flag: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        parse_training(["fit", flag])
+
+
+def test_a_number_of_hundreds_of_digits_is_refused_by_every_command() -> None:
+    with pytest.raises(UserError, match=r"^--temperature=999.*cannot be read"):
+        check(["chat", "--model=a", f"--temperature={'9' * 400}"])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
+def test_seeds_that_numpy_or_torch_does_not_take_are_refused(seed: int) -> None:
+    between = "must be a whole number from 0 to 4,294,967,295"
+    with pytest.raises(UserError, match=f"--data.train.seed: {between}"):
+        Mixture(["rows.jsonl"], seed=seed)
+    with pytest.raises(UserError, match=f"--model.seed: {between}"):
+        InstructionTuning(language="a", seed=seed)
+    with pytest.raises(UserError, match=f"mmtune.json: seed: {between}"):
+        ModelSpec.from_dict({"language": "a", "seed": seed}, "mmtune.json")
+
+
+def test_a_config_with_a_number_of_hundreds_of_digits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(json.dumps({"model": {"weight_decay": 10**400}}))
+    with pytest.raises(UserError, match=r"^--config: cannot be read"):
+        parse_training(["fit", "--config", str(tmp_path / "a.yaml")])
 
 
 # Models
