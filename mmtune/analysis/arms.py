@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmtune.analysis.compare import find_evaluation
-from mmtune.analysis.records import is_number, read_metrics, read_results
+from mmtune.analysis.records import read_metrics, read_results
+from mmtune.analysis.runs import read_config, read_ledger, run_of
 from mmtune.errors import UserError
-from mmtune.files import locate, read_json, read_yaml
+from mmtune.files import read_json
 
 PLAN = "reproduce.json"
 _SEED_KEYS = ("seed", "model.seed", "seed_everything", "data.train.seed")
@@ -48,8 +49,8 @@ class TrainedRun:
             UserError: a file is missing or damaged.
         """
         results = read_results(evaluation)
-        run = _run_of(evaluation, str(results.get("model", ""))) if run is None else run
-        ledger = None if run is None else _read_ledger(run)
+        run = run_of(evaluation, str(results.get("model", ""))) if run is None else run
+        ledger = None if run is None else read_ledger(run)
         if seed is None and run is not None:
             settings = read_config(run)
             seed = next((int(settings[key]) for key in _SEED_KEYS if isinstance(settings.get(key), int)), None)
@@ -118,29 +119,6 @@ def read_arms(paths: Sequence[str | Path]) -> list[Arm]:
     return list(arms.values())
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """A run's config.yaml, flat, by dotted key; {} where there is none.
-
-    Raises:
-        UserError: it is no YAML mapping.
-    """
-    file = run / "config.yaml"
-    if not file.is_file():
-        return {}
-    raw = read_yaml(file)
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: holds no settings; it was not written by mmtune fit")
-    return dict(_flat(raw))
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
-
-
 def _labelled(text: str) -> tuple[str | None, Path]:
     """`LABEL=PATH` or a path, which may hold an equals sign itself."""
     label, equals, path = text.partition("=")
@@ -186,38 +164,3 @@ def _planned_arm(folder: Path, entry: dict[str, Any], seen: Mapping[str, str]) -
 def _joined(one: Arm, other: Arm) -> Arm:
     runs, unfinished = one.runs + other.runs, one.unfinished + other.unfinished
     return Arm(one.name, runs, unfinished, {**one.seen, **other.seen})
-
-
-def _run_of(evaluation: Path, model: str) -> Path | None:
-    """The run that made the model: the folder above the evaluation if it is that run, or where the model is."""
-    for folder in (evaluation, *evaluation.absolute().parents):
-        if (folder / "ledger.json").is_file() and _is_model(folder, model):
-            return folder
-    try:
-        place = locate(model)
-    except UserError:
-        return None
-    return place if model and (place / "ledger.json").is_file() else None
-
-
-def _is_model(run: Path, model: str) -> bool:
-    """Whether results that name this model are of the run, which may have been moved since, or written elsewhere."""
-    name = Path(model.removesuffix("/model")).name
-    return bool(name) and ":" not in model and name in (run.resolve().name, Path(str(read_config(run).get("out"))).name)
-
-
-def _read_ledger(run: Path) -> dict[str, Any] | None:
-    file = run / "ledger.json"
-    if not file.is_file():
-        return None
-    ledger = read_json(file)
-    numbers = {"train_s": (), "samples": (), "tower_passes": (), "tokens": ("text", "image"), "flops": ("language",)}
-    for name, inner in numbers.items():
-        value = ledger.get(name) if isinstance(ledger, dict) else None
-        if inner:
-            values = [*value.values(), *map(value.get, inner)] if isinstance(value, dict) else [None]
-        else:
-            values = [value]
-        if not all(map(is_number, values)):
-            raise UserError(f"{file}: {name} is missing or no number; it was not written by mmtune fit")
-    return ledger

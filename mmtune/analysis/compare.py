@@ -13,9 +13,19 @@ from typing import Any
 import numpy as np
 
 from mmtune.analysis.bootstrap import Floats, interval, resampled_means, sign_test
-from mmtune.analysis.records import MODALITIES, Answers, PairedSample, difference, pair, read_answers, read_results
+from mmtune.analysis.records import (
+    MODALITIES,
+    Answers,
+    PairedSample,
+    difference,
+    is_number,
+    pair,
+    read_answers,
+    read_results,
+)
+from mmtune.analysis.runs import read_ledger, run_of
 from mmtune.errors import UserError, did_you_mean
-from mmtune.files import atomic_path, locate, read_json
+from mmtune.files import atomic_path
 
 CONFIDENCE = 0.95
 REPLICATES = 10_000
@@ -49,15 +59,16 @@ class Side:
     def seconds(self, tasks: Sequence[str]) -> float | None:
         """What scoring these tasks took, or None where it was not written down."""
         seconds = [self.results["tasks"][name].get("seconds") for name in tasks]
-        return sum(seconds) if all(isinstance(one, (int, float)) for one in seconds) else None
+        return sum(seconds) if all(map(is_number, seconds)) else None
 
     def training(self) -> dict[str, float] | None:
         """Seconds and operations of the run that made the model, or None where the model is no run with a ledger."""
         try:
-            ledger = read_json(locate(self.model) / "ledger.json")
-            return {"train_s": float(ledger["train_s"]), "flops": float(sum(ledger["flops"].values()))}
-        except (UserError, OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None  # the cost stands beside the scores where it is known; they do not depend on it
+            run = run_of(self.folder, self.model)
+            ledger = None if run is None else read_ledger(run)
+        except UserError:  # the cost stands beside the scores where it is known; they do not depend on it
+            return None
+        return ledger and {"train_s": float(ledger["train_s"]), "flops": float(sum(ledger["flops"].values()))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +202,7 @@ class Comparison:
                     "label": side.label,
                     "folder": str(side.folder),
                     "model": side.model,
-                    "suite": side.results.get("suite"),
+                    "suite": str(side.results.get("suite", "unknown")),
                     "seconds": side.seconds(self.tasks),
                     "training": side.training(),
                 }

@@ -278,9 +278,12 @@ def test_cost_stands_beside_the_scores_where_it_is_known(tmp_path: Path) -> None
     run = tmp_path / "run"
     a = write_evaluation(tmp_path / "a", {"t": [1]}, model=str(run))
     b = write_evaluation(run / "scores", {"t": [0]}, model=str(run))
-    (run / "ledger.json").write_text(json.dumps({"train_s": 7, "flops": {"language": 2e12, "tower": 1e12}}))
+    ledger = {"train_s": 7, "samples": 1, "tower_passes": 0, "tokens": {"text": 1, "image": 0}}
+    (run / "ledger.json").write_text(json.dumps(ledger | {"flops": {"language": 2e12, "tower": 1e12}}))
     first, second = compare([a, b]).sides
     assert first.training() == second.training() == {"train_s": 7.0, "flops": 3e12}
+    moved = write_evaluation(run / "more", {"t": [0]}, model="elsewhere/run")  # above the evaluation, moved since
+    assert compare([a, moved]).sides[1].training() == first.training()
     assert first.seconds(["t"]) == 2
     (run / "ledger.json").write_text('{"train_s": 7}')
     assert first.training() is None
