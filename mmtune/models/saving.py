@@ -73,7 +73,9 @@ def _read_spec(reference: str, language: str | None) -> ModelSpec:
             raise UserError(f"{reference}: no such run; train it first, or name another run, saved model or hub id")
         with complaining(partial(_not_a_model, reference)):
             if (source := open_source(reference)) is not None:
-                return source.spec(language)
+                spec = source.spec(language)
+                spec.check(reference)
+                return spec
         load_config(reference)
         if language is not None:
             raise UserError(own)
@@ -177,7 +179,7 @@ def write_parts(model: VisionLanguageModel, folder: Path) -> None:
 def write_adapter(model: VisionLanguageModel, folder: Path) -> None:
     """Write the adapters in peft's layout."""
     model.language.save_pretrained(folder, save_embedding_layers=False)
-    _without_machine_paths(folder, model.spec.language)
+    _settle_adapter_config(folder, model.spec.language)
 
 
 def trained_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
@@ -250,10 +252,13 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{file}: damaged ({error}); copy the saved model again") from None
 
 
-def _without_machine_paths(adapter: Path, language: str) -> None:
-    """peft notes the folder the base was loaded from, which is a cache of this machine; note the reference instead."""
+def _settle_adapter_config(adapter: Path, language: str) -> None:
+    """Make peft's settings the same for the same adapter, wherever and however often it is trained."""
     file = adapter / "adapter_config.json"
     config: dict[str, Any] = read_json(file)
-    config["base_model_name_or_path"] = language
+    config["base_model_name_or_path"] = (
+        language  # for peft it is the folder it was loaded from, a cache of this machine
+    )
+    config["target_modules"] = sorted(config["target_modules"])  # a set, in the order of this process' hashes
     write_json(file, config)
     (adapter / "README.md").unlink(missing_ok=True)  # peft's form for a model card, with the same folder in it

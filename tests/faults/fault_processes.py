@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,8 @@ def jumping_clock(seed: int) -> Prepare:
     """The time of day jumps with every look at it, by up to sixty years forward and to before 1980; timers do not."""
 
     def prepare() -> None:
+        from mmtune.evaluation import engine
+
         draw, lock, real = random.Random(seed), threading.Lock(), time.time
 
         def now() -> float:
@@ -193,8 +196,6 @@ def jumping_clock(seed: int) -> Prepare:
                 return real() + draw.choice([0, 3600, -3600, 4e8, 1.8e9, -4e8, -real() + 86400])
 
         class Moment(datetime.datetime):
-            __slots__ = ()  # libraries in C know how large a datetime is
-
             @classmethod
             def now(cls, tz: datetime.tzinfo | None = None) -> Moment:
                 return cls.fromtimestamp(now(), tz)
@@ -204,6 +205,7 @@ def jumping_clock(seed: int) -> Prepare:
         time.localtime = lambda seconds=None: localtime(now() if seconds is None else seconds)
         time.gmtime = lambda seconds=None: gmtime(now() if seconds is None else seconds)
         time.strftime = lambda text, moment=None: strftime(text, time.localtime() if moment is None else moment)
-        datetime.datetime = Moment  # type: ignore[misc]
+        # the package's alone: libraries in C know how large a datetime is, and crash over another
+        engine.datetime = types.SimpleNamespace(datetime=Moment, UTC=datetime.UTC)  # type: ignore[attr-defined]
 
     return prepare

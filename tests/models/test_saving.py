@@ -102,6 +102,7 @@ def test_only_what_was_trained_is_saved(saved: tuple[VisionLanguageModel, Path],
 def test_the_adapter_names_the_base_as_it_was_given(saved: tuple[VisionLanguageModel, Path]) -> None:
     model, run = saved
     config = json.loads((run / "model" / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
     assert config["base_model_name_or_path"] == model.spec.language
 
 
