@@ -11,6 +11,7 @@ from mmtune.errors import UserError, brief, check_seed
 ProjectorKind = Literal["linear", "mlp2x_gelu"]
 PhotoFit = Literal["pad", "crop", "squash"]
 Quantisation = Literal["nf4", "int8"]
+_MOST = 2**20  # of a rank or an alpha: no layer is as wide
 
 
 @dataclass
@@ -72,6 +73,9 @@ class LoraOptions:
         """
         if self.r < 1:
             raise UserError(f"--model.lora.r {self.r}: must be at least 1")
+        for name, value in (("r", self.r), ("alpha", self.alpha)):
+            if value is not None and abs(value) > _MOST:
+                raise UserError(f"--model.lora.{name}: must be at most {_MOST:,}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"--model.lora.dropout {self.dropout}: must lie in [0, 1)")
 
@@ -120,12 +124,21 @@ class ModelSpec:
         except TypeError as error:
             known = ", ".join(f.name for f in fields(cls))
             raise UserError(f"{where}: {error} (known keys: {known}); written by another version of mmtune?") from None
-        for part in (spec, spec.vision, spec.lora):
+        spec.check(where)
+        return spec
+
+    def check(self, where: str) -> None:
+        """Refuse what was read from a file and is of another type.
+
+        Raises:
+            UserError: a value is; the message begins with `where`.
+        """
+        for part in (self, self.vision, self.lora):
             for name, hint in get_type_hints(type(part)).items() if part is not None else ():
                 if not _fits(given := getattr(part, name), hint):
-                    raise UserError(f"{where}: {name}: {brief(repr(given))} is of another type; save the model again")
-        check_seed(spec.seed, f"{where}: seed")
-        return spec
+                    said = f"{where}: {name}: {brief(repr(given))} is of another type"
+                    raise UserError(f"{said}; save or copy the model again")
+        check_seed(self.seed, f"{where}: seed")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -126,7 +126,7 @@ def altered(value: Any, random: random.Random) -> Any:
         elif kind == 4 and isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool):
             holder[key] = random.choice((-holder[key], holder[key] + 1, str(holder[key]), 10**30, 1e308, 0))
         else:
-            holder[key] = random.choice(ODD)
+            holder[key] = copy.deepcopy(random.choice(ODD))  # which later changes must not reach
     return whole[""]
 
 

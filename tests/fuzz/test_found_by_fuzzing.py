@@ -17,6 +17,7 @@ from command_lines import check, parse_training
 from PIL import Image
 
 from mmtune.analysis.arms import TrainedRun
+from mmtune.analysis.compare import compare
 from mmtune.analysis.records import read_answers, read_metrics
 from mmtune.data.conversation import RowError, open_photo
 from mmtune.data.mixture import Mixture
@@ -32,7 +33,7 @@ from mmtune.files import locate, read_json
 from mmtune.models.features import FeatureStore
 from mmtune.models.interop.weights import Weights, read_tensors
 from mmtune.models.language import load_config, load_language, load_tokenizer
-from mmtune.models.options import ModelSpec, PhotoFit, VisionOptions
+from mmtune.models.options import LoraOptions, ModelSpec, PhotoFit, VisionOptions
 from mmtune.models.saving import read_spec
 from mmtune.models.vision import TowerShape, build_tower, preprocessing
 from mmtune.training.checkpoint_io import WholeCheckpoints, newest_whole
@@ -296,6 +297,21 @@ def test_ledgers_with_operations_that_are_no_numbers_are_refused(flops: Any, tmp
         TrainedRun.read(tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), True, 10**400])
+def test_a_comparison_leaves_out_seconds_that_are_no_number(seconds: Any, tmp_path: Path) -> None:
+    task = {"modality": "language", "version": 1, "n": 1, "metric": "accuracy", "score": 1.0, "stderr": 0.0,
+            "unparsed": 0.0, "protocol": "blind", "dataset": {}, "seconds": seconds}  # fmt: skip
+    sample = {"id": 1, "prompt": "a", "response": "b", "prediction": "b", "target": "b", "score": 1.0}
+    for name in ("a", "b"):
+        (tmp_path / name / "samples").mkdir(parents=True)
+        results = {"suite": float("nan"), "tasks": {"t": task}}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+        (tmp_path / name / "samples" / "t.jsonl").write_text(json.dumps(sample) + "\n")
+    found = compare([tmp_path / "a", tmp_path / "b"]).as_dict()
+    json.dumps(found, allow_nan=False)
+    assert [side["seconds"] for side in found["evaluations"]] == [None, None]
+
+
 @pytest.mark.parametrize(
     "answer",
     [b"{}", b'{"row": 1}', b'{"row": 2, "response": ""}', b'{"row": 1, "response": 3}', b"[" * 5000, b'"\xb2"', b"7",
@@ -398,16 +414,36 @@ def test_parts_of_a_model_of_another_type_are_refused(change: dict[str, Any]) ->
         ModelSpec.from_dict({"language": "a"} | change, "mmtune.json")
 
 
-def test_an_adapter_that_says_no_rank_is_refused(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"has a value that no such model has \(KeyError: 'r'\)"),
+        ({"r": "4"}, "r: '4' is of another type"),
+        ({"r": 4, "lora_alpha": [8]}, r"alpha: \[8\] is of another type"),
+        ({"r": 4, "base_model_name_or_path": ["a"]}, "base_model_name_or_path"),
+    ],
+)
+def test_an_adapter_of_other_values_is_refused(
+    changes: dict[str, Any], message: str, llama: Path, tmp_path: Path
+) -> None:
     config = json.loads((llama / "config.json").read_text()) | {"mm_vision_tower": str(tmp_path)}
     clip = {"model_type": "clip_vision_model", "hidden_size": 32, "num_attention_heads": 2}
     (tmp_path / "tower").mkdir()
     (tmp_path / "tower" / "config.json").write_text(json.dumps(clip))
     (tmp_path / "config.json").write_text(json.dumps(config | {"mm_vision_tower": "tower"}))
     adapter = {"peft_type": "LORA", "target_modules": ["q_proj"], "base_model_name_or_path": str(llama)}
+    if changes:
+        adapter |= {"lora_alpha": 8, **changes}
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
-    with pytest.raises(UserError, match=r"has a value that no such model has \(KeyError: 'r'\)"):
+    with pytest.raises(UserError, match=message) as error:
         read_spec(str(tmp_path))
+    assert str(error.value).startswith(str(tmp_path))
+
+
+@pytest.mark.parametrize("options", [{"r": 10**10, "alpha": 8}, {"r": 4, "alpha": 10**400}])
+def test_a_rank_or_alpha_beyond_every_layer_is_refused(options: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"--model\.lora\.\w+: must be at most 1,048,576"):
+        LoraOptions(**options).check()
 
 
 def test_a_pickle_that_ends_in_the_middle_is_refused(tmp_path: Path) -> None:

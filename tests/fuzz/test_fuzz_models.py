@@ -17,6 +17,7 @@ import torch
 from fuzz_cases import Cases, numbered
 from llava_builders import write_llava
 from mutations import altered, damaged, written
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from mmtune.errors import UserError
 from mmtune.models.interop.weights import Weights, read_tensors
@@ -35,20 +36,40 @@ def layouts(llama: Path, tower_weights: Path, tmp_path_factory: pytest.TempPathF
     spec = ModelSpec(str(llama), tower, template="chatml", lora=LoraOptions(r=4, alpha=8))
     VisionLanguageModel.assemble(spec).save_pretrained(folder / "ours")
     write_llava(folder / "hf", llama)
-    released = folder / "released"
-    released.mkdir()
-    config = json.loads((llama / "config.json").read_text())
-    tower_of = {"mm_vision_tower": str(folder / "hf"), "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2}
-    config |= tower_of | {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_hidden_size": 32}
-    (released / "config.json").write_text(json.dumps(config))
-    adapter = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"],
-               "bias": "none", "base_model_name_or_path": str(llama)}  # fmt: skip
-    (released / "adapter_config.json").write_text(json.dumps(adapter))
-    state = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(4, 64)}
-    torch.save(state, released / "adapter_model.bin")
-    torch.save({"model.mm_projector.0.weight": torch.zeros(64, 32)}, released / "non_lora_trainables.bin")
+    write_clip(folder / "clip")
+    write_released(folder / "released", llama, folder / "clip")
     shutil.copytree(llama, folder / "language")
     return {path.name: path for path in folder.iterdir()}
+
+
+def write_clip(folder: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(size))
+
+
+def write_released(folder: Path, llama: Path, clip: Path) -> None:
+    """Adapters and a projector as LLaVA's own code writes them."""
+    folder.mkdir()
+    config = json.loads((llama / "config.json").read_text())
+    tower_of = {"mm_vision_tower": str(clip), "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2}
+    config |= tower_of | {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"], "mm_hidden_size": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    adapter = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
+               "bias": "none", "base_model_name_or_path": str(llama)}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    layer, width = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight", config["hidden_size"]
+    shapes = {"A": (4, width), "B": (width, 4)}
+    torch.save(
+        {layer.format(n, part): torch.zeros(shape) for n in range(2) for part, shape in shapes.items()},
+        folder / "adapter_model.bin",
+    )
+    projector = {"0.weight": (width, 32), "0.bias": (width,), "2.weight": (width, width), "2.bias": (width,)}
+    torch.save(
+        {f"base_model.model.model.mm_projector.{name}": torch.zeros(shape) for name, shape in projector.items()},
+        folder / "non_lora_trainables.bin",
+    )
 
 
 class Copy:
@@ -70,7 +91,7 @@ class Copy:
 
 
 def over(
-    cases: Cases, numbers: range, name: str, copy: Copy, files: list[str], load: Callable[[str], Any], also: str = "--"
+    cases: Cases, numbers: range, name: str, copy: Copy, files: list[str], load: Callable[[str], Any], *also: str
 ) -> None:
     """Load a folder with one of its files damaged at a time."""
     for number in numbers:
@@ -79,15 +100,16 @@ def over(
         content = copy.damage(file, random_)
         there = (copy.folder / file).read_bytes()
         cases.run(
-            f"{name} {number}: {file} {there[:500]!r}", partial(load, str(copy.folder)), names=[copy.folder, also]
+            f"{name} {number}: {file} {there[:500]!r}",
+            partial(load, str(copy.folder)),
+            names=[copy.folder, "--", *also],
         )
         (copy.folder / file).write_bytes(content)
 
 
 def test_what_is_damaged_is_sound_before(layouts: dict[str, Path]) -> None:
-    for name in ("ours", "hf"):
+    for name in ("ours", "hf", "released"):
         VisionLanguageModel.from_pretrained(layouts[name])
-    assert read_spec(str(layouts["released"])).lora is not None
     load_language(str(layouts["language"]))
 
 
@@ -103,10 +125,11 @@ def test_what_a_model_is_made_of(numbers: range, cases: Cases, layouts: dict[str
 
 @numbered(5, 200)
 def test_whole_models(numbers: range, cases: Cases, layouts: dict[str, Path], tmp_path: Path, llama: Path) -> None:
-    for name in ("ours", "hf"):
+    for name in ("ours", "hf", "released"):
         copy = Copy(layouts[name], tmp_path)
         files = [str(path.relative_to(copy.folder)) for path in sorted(copy.folder.rglob("*")) if path.is_file()]
-        over(cases, numbers, name, copy, files, VisionLanguageModel.from_pretrained)
+        # the language model that an adapter names is complained of by that name
+        over(cases, numbers, name, copy, files, VisionLanguageModel.from_pretrained, "cannot load the language")
 
 
 def loaded(folder: str) -> None:

@@ -150,7 +150,7 @@ class OriginalLlava:
     def _base(self) -> str:
         """The language model that an adapter or a projector belongs to, as it is named there."""
         named = (self._adapter_settings or {}).get("base_model_name_or_path") or self.settings.get("_name_or_path")
-        if not named:
+        if not named or not isinstance(named, str):
             file = (
                 "adapter_config.json: base_model_name_or_path"
                 if self._adapter_settings
@@ -160,7 +160,7 @@ class OriginalLlava:
                 f"{self.reference}: expected weights, or the name of the language model that it belongs to, found "
                 f"neither; write it into {file}"
             )
-        return str(named)
+        return named
 
     def _lora(self) -> LoraOptions | None:
         settings = self._adapter_settings
