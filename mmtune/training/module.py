@@ -278,10 +278,17 @@ class InstructionTuning(pl.LightningModule):
         """Refuse a checkpoint of another model; without this, what is missing from it would go unnoticed.
 
         Raises:
-            UserError: the parts that are trained differ, or what the optimizer whose states it holds was set to.
+            UserError: it is of another program, the parts that are trained differ, or what the optimizer whose states
+                it holds was set to.
         """
-        for name, now in self._optimizer_settings().items():
-            if (then := checkpoint["optimizer"][name]) != now:
+        own_settings, settings = self._optimizer_settings(), checkpoint.get("optimizer")
+        if not isinstance(settings, dict) or settings.keys() != own_settings.keys():
+            raise UserError(
+                "--ckpt_path: the checkpoint of another program, or of another version of mmtune; give that of a run "
+                "of this one, RUN/checkpoints/last.ckpt"
+            )
+        for name, now in own_settings.items():
+            if (then := settings[name]) != now:
                 raise UserError(f"the run to resume began with --model.{name} {then}, not {now}; give that")
         if type(self.trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
             return  # the others hold the weights in parts, and compare them themselves

@@ -471,6 +471,13 @@ def test_a_checkpoint_whose_names_are_not_utf8_is_not_whole(tmp_path: Path) -> N
         WholeCheckpoints().load_checkpoint(file)
 
 
+@pytest.mark.parametrize("settings", [{}, {"optimizer": 3}, {"optimizer": {"learning_rate": 1.0}}])
+def test_a_checkpoint_of_another_program_is_refused(settings: dict[str, Any]) -> None:
+    checkpoint = {"pytorch-lightning_version": "2.6", "state_dict": {}, **settings}
+    with pytest.raises(UserError, match="--ckpt_path: the checkpoint of another program"):
+        InstructionTuning(language="a").on_load_checkpoint(checkpoint)
+
+
 def test_a_photo_that_is_stored_twice_makes_the_store_begin_anew(
     tower_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
