@@ -19,6 +19,7 @@ from mmtune.errors import UserError, brief, did_you_mean
 
 PACKAGE_SCHEME = "package:"
 CACHE_SCHEME = "cache:"
+SCHEMES = (PACKAGE_SCHEME, CACHE_SCHEME)
 LOCK = ".lock"  # in a folder that one process alone may write to
 _held: list[IO[str]] = []  # such files, open as long as this process lives
 _MOST_VALUES = 100_000  # in a YAML file

@@ -32,8 +32,8 @@ from mmtune.cli.chat_limits import Limits, RateLimit
 from mmtune.cli.chat_sessions import Session, Sessions, Turnstile
 from mmtune.cli.chat_uploads import BadRequestError, Message, read_message
 from mmtune.errors import UserError
+from mmtune.models.batches import is_out_of_memory
 from mmtune.models.chat import Sampling
-from mmtune.models.inference import is_out_of_memory
 from mmtune.models.vlm import VisionLanguageModel
 
 # nothing is loaded from elsewhere, run in the page's text, sent elsewhere, or shown in another page's frame

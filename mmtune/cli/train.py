@@ -27,7 +27,7 @@ from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
 from mmtune.files import atomic_path, find_resource, hold_folder, read_json, read_yaml
-from mmtune.models.inference import is_out_of_memory
+from mmtune.models.batches import is_out_of_memory
 from mmtune.models.language import check_context
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole

@@ -270,7 +270,7 @@ def _batch_rows(batch: Any) -> list[Any]:
 
 def _hub_rows(source: str) -> NumberedRows:
     go_offline_if_unreachable()
-    from datasets import Image, load_dataset
+    from datasets import Image, List, load_dataset
 
     name, _, rest = source.partition(":")
     config, _, split = rest.partition(":")
@@ -279,6 +279,8 @@ def _hub_rows(source: str) -> NumberedRows:
         for column, feature in dataset.features.items():
             if isinstance(feature, Image):
                 dataset = dataset.cast_column(column, Image(decode=False))
+            elif isinstance(feature, List) and isinstance(feature.feature, Image):
+                dataset = dataset.cast_column(column, List(Image(decode=False)))
     except Exception as error:  # the library raises a different one for every way this can fail
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -15,7 +15,7 @@ from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn, is_unicode
 from mmtune.data.templates import THOUGHT_END
 from mmtune.errors import UserError
 from mmtune.models.attention import use_attention
-from mmtune.models.generation import Ending
+from mmtune.models.generation import Answer, Ending
 from mmtune.models.inference import Counts
 from mmtune.models.prefixes import Keys, common_prefix
 from mmtune.models.prompts import PromptEncoder
@@ -222,19 +222,19 @@ class Chat:
         logits = self._read(keys[known:])
         self.counts.computed += len(keys) - known
         self.counts.reused += known
-        ids: list[int] = []
+        answer = Answer(ending, self.model.tokenizer)
         said = ""
         while True:
-            ids.append(choose(logits))
+            token = choose(logits)
             self.counts.generated += 1
-            text, over = ending.read(ids, self.model.tokenizer)
-            ready = text if over else ending.settled(text)
+            answer.add(token)
+            ready = answer.text if answer.over else ending.settled(answer.text)
             if len(ready) > len(said) and ready.startswith(said):
                 yield ready[len(said) :]
                 said = ready
-            if over:
+            if answer.over:
                 return
-            logits = self._read(np.array(ids[-1:]))
+            logits = self._read(np.array([token]))
 
     @torch.inference_mode()
     def _read(self, keys: Keys) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mmtune.errors import UserError
-from mmtune.models.inference import is_out_of_memory
+from mmtune.models.batches import is_out_of_memory
 
 
 @contextmanager

@@ -44,15 +44,26 @@ class FeatureStore:
         self.row_shape, self.dtype = (tower.shape.num_tokens, tower.shape.width), weight.dtype
         self.row_bytes = tower.shape.num_tokens * tower.shape.width * self.dtype.itemsize
         self._features, self._photos = self.folder / "features.bin", self.folder / "photos.bin"
+        self._index: dict[bytes, int] = {}  # what `rows` has read so far
+        self._file: int | None = None  # the inode of the file it is of
 
     def rows(self) -> dict[bytes, int]:
         """The row of each stored photo, by its digest."""
         if not self._photos.is_file() or not self._features.is_file():
             return {}
-        digests = self._photos.read_bytes()
-        count = min(len(digests) // _DIGEST_BYTES, self._features.stat().st_size // self.row_bytes)
-        rows = {digests[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]: i for i in range(count)}
-        return rows if len(rows) == count else {}  # no photo is stored twice: the file is damaged
+        with self._photos.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            count = min(status.st_size // _DIGEST_BYTES, self._features.stat().st_size // self.row_bytes)
+            if status.st_ino != self._file or count < len(self._index):
+                self._index, self._file = {}, status.st_ino
+            known = len(self._index)
+            stream.seek(known * _DIGEST_BYTES)
+            digests = stream.read((count - known) * _DIGEST_BYTES)
+        for i in range(len(digests) // _DIGEST_BYTES):
+            self._index[digests[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]] = known + i
+        if len(self._index) < count:  # no photo is stored twice: the file is damaged
+            self._index = {}
+        return self._index
 
     def add(self, features: Mapping[bytes, torch.Tensor]) -> None:
         """Store photos' features [num_tokens, width] by digest; those that are there already are left as they are.

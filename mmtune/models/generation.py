@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,28 +12,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from mmtune.models.attention import use_attention
 
+_CONTEXT = 16  # tokens that further ones are decoded with; more than a character or a cleaned-up space spans
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of sentencepiece that is one byte of a character
 # a model's own generation_config.json may ask for sampling or for a penalty on repetition
 _PLAIN = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
-
-
-def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Group prompts of similar length so that a batch, padded to its longest, stays within `budget` tokens.
-
-    Args:
-        lengths: tokens of each prompt, room for the answer included.
-        budget: tokens a batch may hold; a prompt above it goes alone.
-
-    Yields:
-        Indices of a batch, longest batches first.
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
@@ -57,19 +40,6 @@ class Ending:
     end_ids: Sequence[int]
     end_text: str
 
-    def read(self, ids: Sequence[int], tokenizer: Any) -> tuple[str, bool]:
-        """The answer as far as these tokens say it, and whether it is over."""
-        said = ids[:-1] if ids[-1] in self.end_ids else ids
-        text: str = tokenizer.decode(said, skip_special_tokens=True)
-        stopped = first_stop(text, [*self.stop, self.end_text])
-        over = stopped is not None or not len(said) == len(ids) < self.max_new_tokens
-        return text[:stopped].removesuffix(self.end_text), over
-
-    def answer(self, ids: Sequence[int], tokenizer: Any) -> str | None:
-        """The answer that these tokens are, or None if it is not over yet."""
-        text, over = self.read(ids, tokenizer)
-        return text if over else None
-
     def settled(self, text: str) -> str:
         """The text without an end that further tokens may change: part of a character, or of the end marker."""
         text = text.rstrip("\ufffd")
@@ -77,15 +47,72 @@ class Ending:
         return next((text[:-n] for n in begun if text.endswith(self.end_text[:n])), text)
 
 
+class Answer:
+    """An answer as its tokens come; a token of a long one costs what a token of a short one does.
+
+    Attributes:
+        text: the answer as far as its tokens say it.
+        tokens: how many there are, that which ended it included.
+        over: whether it is complete.
+    """
+
+    def __init__(self, ending: Ending, tokenizer: Any) -> None:
+        """
+        Args:
+            ending: what ends it.
+            tokenizer: the model's.
+        """
+        self.text, self.tokens, self.over = "", 0, False
+        self._ending, self._tokenizer = ending, tokenizer
+        self._head = ""  # what the tokens before `_context` and those in it say
+        self._context: list[int] = []  # the last of these, which following tokens are decoded with: spaces, characters
+        self._new: list[int] = []  # the tokens after them
+
+    def add(self, token: int) -> bool:
+        """Take the next token; True if the answer is over."""
+        self.tokens += 1
+        ended = token in self._ending.end_ids
+        if not ended:
+            self._new.append(token)
+        text = self._decoded()
+        stopped = first_stop(text, [*self._ending.stop, self._ending.end_text])
+        self.text = text[:stopped].removesuffix(self._ending.end_text)
+        self.over = ended or stopped is not None or self.tokens >= self._ending.max_new_tokens
+        return self.over
+
+    def _decoded(self) -> str:
+        """What all tokens say."""
+        text = self._following(self._new)
+        known, new = self._new[:-_CONTEXT], self._new[-_CONTEXT:]
+        # sentencepiece decodes neighbouring bytes together: one that is no character spoils those before it
+        if len(known) >= 2 * _CONTEXT and not _BYTE.fullmatch(self._tokenizer.convert_ids_to_tokens(known[-1])):
+            before = self._head, self._context, self._new
+            self._head, self._context, self._new = self._following(known), known[-_CONTEXT:], new
+            said = self._said(self._context)
+            # not so where the context ends within a character, or says nothing but spaces
+            if self._following(new) != text or said.endswith("\ufffd") or not said.strip():
+                self._head, self._context, self._new = before
+        return text
+
+    def _following(self, new: Sequence[int]) -> str:
+        """What is said up to these tokens, which follow the context."""
+        return self._head + self._said([*self._context, *new])[len(self._said(self._context)) :]
+
+    def _said(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
 class _Ended(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
     """Stop each row of a batch where its answer is over."""
 
-    def __init__(self, ending: Ending, tokenizer: Any) -> None:
-        self.ending, self.tokenizer = ending, tokenizer
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self.answers = answers
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         """Which rows are done: bool [rows]."""
-        over = [self.ending.answer(row, self.tokenizer) is not None for row in input_ids.tolist()]
+        newest = input_ids[:, -1].tolist()
+        over = [answer.over or answer.add(token) for answer, token in zip(self.answers, newest, strict=True)]
         return torch.tensor(over, device=input_ids.device)
 
 
@@ -117,22 +144,15 @@ def generate_batch(
     for row, embedded in enumerate(embeddings):
         padded[row, longest - len(embedded) :] = embedded
         mask[row, longest - len(embedded) :] = 1
+    answers = [Answer(ending, tokenizer) for _ in embeddings]
     with use_attention(language, "sdpa"):
-        out = language.generate(
+        language.generate(
             inputs_embeds=padded,
             attention_mask=mask,
             max_new_tokens=ending.max_new_tokens,
-            stopping_criteria=StoppingCriteriaList([_Ended(ending, tokenizer)]),
+            stopping_criteria=StoppingCriteriaList([_Ended(answers)]),
             eos_token_id=list(end_ids) or None,
             pad_token_id=pad,
             **{**_PLAIN, **options},
         )
-    answers, generated = [], 0
-    for row in out.tolist():
-        # what follows the end of an answer is padding
-        tokens, answer = next(
-            (n, text) for n in range(1, len(row) + 1) if (text := ending.answer(row[:n], tokenizer)) is not None
-        )
-        answers.append(answer)
-        generated += tokens
-    return answers, generated
+    return [answer.text for answer in answers], sum(answer.tokens for answer in answers)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmtune.errors import UserError
 from mmtune.models.attention import use_attention
-from mmtune.models.generation import Ending
+from mmtune.models.batches import in_batches
+from mmtune.models.generation import Answer, Ending
 from mmtune.models.prefixes import Keys, Node, common_prefix, in_tree_order, prefix_tree
 from mmtune.models.tree_attention import TREE, Decoding, TreePack
 
@@ -108,75 +108,57 @@ class PrefixSharing:
     def _in_batches(
         self, sequences: Sequence[Keys], held: Callable[[_Size], int], run: Callable[[list[int]], None]
     ) -> None:
-        """Run batches of sequences that begin alike; smaller ones once memory has run out.
+        """Run batches of sequences that begin alike.
 
         Args:
             sequences: all of them.
             held: how many tokens a batch of this size keeps in memory.
             run: computes a batch.
         """
-        waiting = in_tree_order(sequences)
-        while waiting:
+
+        def first(waiting: Sequence[int], budget: int) -> list[int]:
             size, batch = _Size(), list[int]()
             for number in waiting:
                 keys = sequences[number]
                 shared = common_prefix(sequences[batch[-1]], keys) if batch and self._share else 0
                 size = _Size(size.count + 1, max(size.longest, len(keys)), size.distinct + len(keys) - shared)
-                if batch and held(size) > self._budget:
+                if batch and held(size) > budget:
                     break
                 batch.append(number)
-            try:
-                run(batch)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise UserError(
-                        f"out of memory with a single prompt of {len(sequences[batch[0]])} tokens; use a smaller "
-                        "model, or a device with more memory"
-                    ) from None
-            else:
-                waiting = waiting[len(batch) :]
-                continue
-            # not in the handler, where the error still holds on to what was computed
-            self._budget = max(1, self._budget // 2)
-            torch.cuda.empty_cache()
+            return batch
+
+        lengths = [len(keys) for keys in sequences]
+        self._budget = in_batches(in_tree_order(sequences), lengths, self._budget, first, run)
 
     def _answer(self, prompts: Sequence[Keys], ending: Ending) -> list[str]:
         decoding = Decoding(len(prompts), max(map(len, prompts)) + ending.max_new_tokens)
-        answers = [""] * len(prompts)
-        growing: list[tuple[list[int], list[int]]] = []  # whose answer, and its tokens so far
-
-        def ended(whose: list[int], ids: list[int]) -> bool:
-            text = ending.answer(ids, self._tokenizer)
-            if text is None:
-                return False
-            self.counts.generated += len(ids)
-            for i in whose:
-                answers[i] = text
-            return True
-
+        answers: dict[int, Answer] = {}
+        growing: list[tuple[Answer, int]] = []  # each with its newest token
         for pack, packs in self._compute(prompts):
             nodes = [node for node in pack.nodes if node.ends]
             if not nodes:
                 continue
             last = torch.tensor([pack.rows(node).stop - 1 for node in nodes], device=pack.hidden.device)
             for node, token in zip(nodes, self._next_tokens(pack.hidden[last]), strict=True):
-                if not ended(node.ends, [token]):
+                answer = Answer(ending, self._tokenizer)
+                answers.update(dict.fromkeys(node.ends, answer))
+                if not answer.add(token):
                     decoding.add(node, packs)
-                    growing.append((node.ends, [token]))
+                    growing.append((answer, token))
         while growing:
             decoding.grow()
-            newest = np.array([ids[-1] for _, ids in growing])
+            newest = np.array([token for _, token in growing])
             hidden = self._forward(self._embed(newest), decoding.lengths - 1, decoding)
             for place, token in reversed(list(enumerate(self._next_tokens(hidden)))):
-                whose, ids = growing[place]
-                ids.append(token)
-                if ended(whose, ids):
+                answer, _ = growing[place]
+                growing[place] = (answer, token)
+                if answer.add(token):
                     decoding.remove(place)
                     growing[place] = growing[-1]
                     growing.pop()
-        return answers
+        # counted once it is done: a batch that ran out of memory is computed again
+        self.counts.generated += sum(answer.tokens for answer in set(answers.values()))
+        return [answers[i].text for i in range(len(prompts))]
 
     def _score(self, inputs: Sequence[Keys], targets: Sequence[Sequence[int]]) -> list[float]:
         sums = [0.0] * len(inputs)
@@ -249,8 +231,3 @@ def _groups(nodes: Sequence[Node], tokens: int) -> Iterator[list[Node]]:
         held += len(node.keys)
     if group:
         yield group
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory or the host's ran out; torch has no class of its own for the latter."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)

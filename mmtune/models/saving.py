@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from mmtune.errors import UserError, reason
-from mmtune.files import atomic_path, locate, read_json, write_json
+from mmtune.files import SCHEMES, atomic_path, locate, read_json, write_json
 from mmtune.models.complaints import complaining
 from mmtune.models.interop.sources import Source, check_vocabulary, open_source
 from mmtune.models.language import load_config
@@ -171,7 +171,13 @@ def save(model: VisionLanguageModel, folder: Path) -> None:
 
 def write_parts(model: VisionLanguageModel, folder: Path) -> None:
     """Write what every saved model has: its parts' names, and the projector where there is one."""
-    write_json(folder / SPEC_FILE, {"format": FORMAT, "spec": model.spec.to_dict()})
+    spec = model.spec.to_dict()
+    spec["language"] = _from_anywhere(model.spec.language)
+    if model.spec.vision is not None:
+        kind, mark, tower = model.spec.vision.tower.partition("clip:")
+        spec["vision"]["tower"] = kind + mark + (_from_anywhere(tower) if mark else tower)
+        spec["vision"]["weights"] = _from_anywhere(model.spec.vision.weights)
+    write_json(folder / SPEC_FILE, {"format": FORMAT, "spec": spec})
     if model.projector is not None:
         safetensors.torch.save_file(projector_state(model), folder / PROJECTOR_FILE)
 
@@ -179,7 +185,7 @@ def write_parts(model: VisionLanguageModel, folder: Path) -> None:
 def write_adapter(model: VisionLanguageModel, folder: Path) -> None:
     """Write the adapters in peft's layout."""
     model.language.save_pretrained(folder, save_embedding_layers=False)
-    _settle_adapter_config(folder, model.spec.language)
+    _settle_adapter_config(folder, _from_anywhere(model.spec.language))
 
 
 def trained_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
@@ -250,6 +256,12 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         return safetensors.torch.load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: damaged ({error}); copy the saved model again") from None
+
+
+def _from_anywhere(reference: str) -> str:
+    """A local path as it is found from every working directory; any other reference as it is."""
+    path = locate(reference)
+    return str(path.absolute()) if not reference.startswith(SCHEMES) and path.exists() else reference
 
 
 def _settle_adapter_config(adapter: Path, language: str) -> None:

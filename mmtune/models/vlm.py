@@ -18,10 +18,12 @@ from mmtune.data.templates import THOUGHT_END, Thinking, get_template
 from mmtune.errors import UserError
 from mmtune.models import saving
 from mmtune.models.attention import PACKED, pack_mask
-from mmtune.models.generation import Ending, generate_batch, token_budget_batches
+from mmtune.models.batches import in_batches, longest_first, padded_batch
+from mmtune.models.generation import Ending, generate_batch
 from mmtune.models.inference import PrefixSharing
 from mmtune.models.language import add_adapters, empty_language, load_language, load_tokenizer
 from mmtune.models.options import ModelSpec
+from mmtune.models.prefixes import Keys
 from mmtune.models.projector import build_projector
 from mmtune.models.prompts import PromptEncoder, prompt_texts
 from mmtune.models.thinking import think_first
@@ -289,7 +291,7 @@ class VisionLanguageModel(nn.Module):
             end = Ending(limit, stop, self.end_ids(), self.end_text())
             encoded = [encoder.keys(text, images[i] if images else ()) for i, text in zip(numbers, texts, strict=True)]
             if options:
-                return self._sample([encoder.embed(keys) for keys in encoded], end, batch_tokens, options)
+                return self._sample(encoder, encoded, end, batch_tokens, options)
             return self._sharing(encoder, batch_tokens, lambda engine: engine.generate(encoded, end))
 
         def answer(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
@@ -360,18 +362,26 @@ class VisionLanguageModel(nn.Module):
             self._counts["generated_tokens"] += engine.counts.generated
 
     def _sample(
-        self, embeddings: Sequence[torch.Tensor], ending: Ending, batch_tokens: int, options: dict[str, Any]
+        self,
+        encoder: PromptEncoder,
+        prompts: Sequence[Keys],
+        ending: Ending,
+        batch_tokens: int,
+        options: dict[str, Any],
     ) -> list[str]:
         """Answers by transformers' own `generate`."""
-        answers = [""] * len(embeddings)
-        for batch in token_budget_batches([len(e) + ending.max_new_tokens for e in embeddings], batch_tokens):
-            texts, generated = generate_batch(
-                self.base_language, self.tokenizer, [embeddings[i] for i in batch], ending, options
-            )
-            self._counts["prompt_tokens"] += sum(len(embeddings[i]) for i in batch)
+        answers = [""] * len(prompts)
+
+        def answer(batch: list[int]) -> None:
+            embeddings = [encoder.embed(prompts[i]) for i in batch]
+            texts, generated = generate_batch(self.base_language, self.tokenizer, embeddings, ending, options)
+            self._counts["prompt_tokens"] += sum(map(len, embeddings))
             self._counts["generated_tokens"] += generated
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
+
+        lengths = [len(keys) + ending.max_new_tokens for keys in prompts]
+        in_batches(longest_first(lengths), list(map(len, prompts)), batch_tokens, padded_batch(lengths), answer)
         return answers
 
     def end_ids(self) -> list[int]:

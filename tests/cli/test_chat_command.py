@@ -186,7 +186,9 @@ def test_in_a_terminal(saved: Path, tiny: VisionLanguageModel, photo: Path) -> N
         terminal.type("\x03")
         terminal.until(" (stopped)")
         terminal.until("> ")
-        terminal.type("abc\x03")
+        terminal.type("abc")
+        terminal.until("abc")  # sooner, and readline does not listen yet: its signal would wait for the next key
+        terminal.type("\x03")
         terminal.until("(Ctrl-D leaves)")
         terminal.until("> ")
         terminal.type("/reset\n")

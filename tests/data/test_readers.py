@@ -485,6 +485,22 @@ def test_unknown_hub_id_offline_is_one_line_at_once(monkeypatch: pytest.MonkeyPa
     assert str(error.value).startswith("nobody/nothing-here: no such file, and the hub data set cannot be loaded")
 
 
+def test_lists_of_photos_of_hub_sets_stay_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    import mmtune.torchvision_ops  # noqa: F401  # before datasets
+
+    stream = io.BytesIO()
+    Image.new("RGB", (5, 4), "red").save(stream, "PNG")
+    photo = {"bytes": stream.getvalue(), "path": None}
+    turns = [{"role": "user", "content": "<image>\n<image>\nSame?"}, {"role": "assistant", "content": "Yes."}]
+    rows = datasets.Dataset.from_list([{"messages": turns, "images": [photo, photo]}])
+    rows = rows.cast_column("images", datasets.List(datasets.Image()))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    [conversation] = read_conversations("owner/name")
+    assert conversation.images == (photo["bytes"],) * 2
+
+
 # Real rows
 
 

@@ -487,6 +487,7 @@ def test_a_photo_that_is_stored_twice_makes_the_store_begin_anew(
     store.add(features)
     digests = store.folder / "photos.bin"
     digests.write_bytes(digests.read_bytes().replace(b"\1", b"\2"))
+    store = FeatureStore(build_tower(VisionOptions("timm:test_vit", str(tower_weights), grid=2)))
     store.add(features)
     reader = store.reader({digest: digest for digest in features})
     assert all(torch.equal(reader(digest), tensor) for digest, tensor in features.items())

@@ -14,7 +14,7 @@ from PIL import Image
 from mmtune.data.conversation import Turn
 from mmtune.errors import UserError
 from mmtune.models.chat import Chat, Sampling
-from mmtune.models.generation import Ending
+from mmtune.models.generation import Answer, Ending
 from mmtune.models.options import ModelSpec
 from mmtune.models.prompts import PromptEncoder
 from mmtune.models.vlm import VisionLanguageModel
@@ -179,7 +179,10 @@ def test_no_piece_holds_part_of_a_character_or_loses_a_space(family: str, reques
     ending = Ending(1000, (), [], "</s>")
     text = "Grüße  an 東京 🙂‍↔️ – a < b </ s>, x"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    settled = [ending.settled(ending.read(ids[: n + 1], tokenizer)[0]) for n in range(len(ids))]
+    answer, settled = Answer(ending, tokenizer), []
+    for token in ids:
+        answer.add(token)
+        settled.append(ending.settled(answer.text))
     for shorter, longer in itertools.pairwise([*settled, text]):
         assert longer.startswith(shorter)
         assert "\ufffd" not in shorter
@@ -204,8 +207,8 @@ def test_a_mark_that_the_model_writes_is_no_photo(
     text_model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = Chat(text_model)
-    monkeypatch.setattr(Ending, "read", lambda *_: ("an <image> here", True))
-    assert heard(chat, "Hi") == "an <image> here"
+    monkeypatch.setattr(text_model.tokenizer, "decode", lambda ids, **_: "an <image> here" if ids else "")
+    assert heard(chat, "Hi", sampling=Sampling(max_new_tokens=1)) == "an <image> here"
     monkeypatch.undo()
     assert chat.turns[1].text == "an image here"
     heard(chat, "More")

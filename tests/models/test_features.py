@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,18 @@ def test_half_precision_is_kept(tower: VisionTower, tower_weights: Path) -> None
     store = FeatureStore(half)
     store.add({digests(1)[0]: features})
     assert torch.equal(store.reader({b"x": digests(1)[0]})(b"x"), features)
+
+
+def test_what_others_add_and_delete_is_seen(tower: VisionTower) -> None:
+    store, other = FeatureStore(tower), FeatureStore(tower)
+    photos = digests(*range(40))
+    store.add({photo: of(tower, 0) for photo in photos[:20]})
+    other.add({photo: of(tower, 1) for photo in photos[10:30]})
+    store.add({photo: of(tower, 2) for photo in photos[25:]})
+    assert list(store.rows()) == list(other.rows()) == photos
+    read = store.reader({photo: photo for photo in photos})
+    assert [float(read(photo)[0, 0]) for photo in photos] == [0.0] * 20 + [1.0] * 10 + [2.0] * 10
+    shutil.rmtree(store.folder)
+    assert store.rows() == {}
+    other.add({photos[5]: of(tower, 5)})
+    assert store.rows() == {photos[5]: 0}

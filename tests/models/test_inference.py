@@ -128,7 +128,7 @@ def test_batches_shrink_when_memory_runs_out(
 ) -> None:
     model = text_model
     prompts = [f"Question {i}" + "?" * i for i in range(20)]
-    wanted = model.generate(prompts, max_new_tokens=5)
+    wanted, undisturbed = spent(model, lambda: model.generate(prompts, max_new_tokens=5))
     forward = type(model.base_language.base_model).forward
     sizes: list[int] = []
 
@@ -139,7 +139,9 @@ def test_batches_shrink_when_memory_runs_out(
         return forward(self, inputs_embeds=inputs_embeds, **options)
 
     monkeypatch.setattr(type(model.base_language.base_model), "forward", limited)
-    assert model.generate(prompts, max_new_tokens=5) == wanted
+    answers, halved = spent(model, lambda: model.generate(prompts, max_new_tokens=5))
+    assert answers == wanted
+    assert halved["generated_tokens"] == undisturbed["generated_tokens"]
     assert max(sizes) > 150
     with pytest.raises(UserError, match=r"out of memory with a single prompt of \d+ tokens"):
         model.generate(["a very long prompt. " * 20], max_new_tokens=5)

@@ -15,7 +15,7 @@ import torch
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example
 from mmtune.errors import UserError
-from mmtune.models.options import LoraOptions
+from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
 from mmtune.models.vlm import VisionLanguageModel
 
 Build = Callable[..., VisionLanguageModel]
@@ -104,6 +104,25 @@ def test_the_adapter_names_the_base_as_it_was_given(saved: tuple[VisionLanguageM
     config = json.loads((run / "model" / "adapter" / "adapter_config.json").read_text())
     assert config["target_modules"] == sorted(config["target_modules"])
     assert config["base_model_name_or_path"] == model.spec.language
+
+
+def test_local_paths_are_found_from_another_folder(
+    build: Build, llama: Path, tower_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    shutil.copytree(llama, tmp_path / "here" / "llama")
+    shutil.copy(tower_weights, tmp_path / "here" / "tower.pth")
+    monkeypatch.chdir(tmp_path / "here")
+    tower = VisionOptions("timm:test_vit", "tower.pth", grid=2)
+    model = VisionLanguageModel.assemble(ModelSpec("llama", tower, template="chatml", lora=LoraOptions(r=2)))
+    model.save_pretrained(tmp_path / "run" / "model")
+    monkeypatch.chdir(tmp_path / "there")
+    again = VisionLanguageModel.from_pretrained(tmp_path / "run")
+    assert again.spec.language == str(tmp_path / "here" / "llama")
+    assert again.spec.vision is not None
+    assert again.spec.vision.weights == str(tmp_path / "here" / "tower.pth")
+    assert again.spec.vision.tower == "timm:test_vit"
 
 
 def test_plain_peft_loads_the_adapter(saved: tuple[VisionLanguageModel, Path], llama: Path, batch: PackedBatch) -> None:
