@@ -135,6 +135,9 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self._ours, theirs = pty.openpty()
+        settings = termios.tcgetattr(theirs)
+        settings[3] |= termios.NOFLSH  # else Ctrl-C may take with it what was answered to it
+        termios.tcsetattr(theirs, termios.TCSANOW, settings)
         self.shown = ""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mmtune.cli.main", *arguments],
@@ -187,7 +190,7 @@ def test_in_a_terminal(saved: Path, tiny: VisionLanguageModel, photo: Path) -> N
         terminal.until(" (stopped)")
         terminal.until("> ")
         terminal.type("abc")
-        terminal.until("abc")  # sooner, and readline does not listen yet: its signal would wait for the next key
+        terminal.until("abc")
         terminal.type("\x03")
         terminal.until("(Ctrl-D leaves)")
         terminal.until("> ")
