@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import os
@@ -166,6 +167,15 @@ class Terminal:
         before, _, self.shown = self.shown.partition(text)
         return before
 
+    def press(self, key: str, text: str) -> None:
+        """Press a key until this is shown: a signal between two looks of Python's at the keyboard waits for the next."""
+        for _ in range(10):
+            self.type(key)
+            with contextlib.suppress(AssertionError):
+                self.until(text, 3)
+                return
+        raise AssertionError(f"{text!r} never shown: {self.shown!r}")
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
@@ -191,8 +201,7 @@ def test_in_a_terminal(saved: Path, tiny: VisionLanguageModel, photo: Path) -> N
         terminal.until("> ")
         terminal.type("abc")
         terminal.until("abc")
-        terminal.type("\x03")
-        terminal.until("(Ctrl-D leaves)")
+        terminal.press("\x03", "(Ctrl-D leaves)")
         terminal.until("> ")
         terminal.type("/reset\n")
         terminal.until("begins anew")
