@@ -168,7 +168,7 @@ class Terminal:
         return before
 
     def press(self, key: str, text: str) -> None:
-        """Press a key until this is shown: a signal between two looks of Python's at the keyboard waits for the next."""
+        """Press a key until this is shown: Python may miss a signal between two looks at the keyboard."""
         for _ in range(10):
             self.type(key)
             with contextlib.suppress(AssertionError):
