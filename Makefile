@@ -47,7 +47,7 @@ coverage: $(STAMP) ## the tests again, and the lines of mmtune/ that they do not
 	touch $@
 
 test-slow: .venv/harness ## the tests that take minutes
-	$(BIN)/pytest -m slow --durations=15
+	$(PYTEST) -m slow --durations=15
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -60,7 +60,7 @@ format: $(STAMP) ## mend what ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-faults: $(STAMP) ## attack the commands as a dying machine would, half an hour; SEED=1 chooses other moments
+faults: $(STAMP) ## attack the commands as a dying machine would, minutes; SEED=1 chooses other moments
 	$(BIN)/python tests/faults/run_faults.py --seed $(SEED) --table runs/faults.md
 
 notebooks: $(STAMP) ## execute the notebooks anew, in place

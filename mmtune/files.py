@@ -56,6 +56,16 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def lies_in(path: Path, folder: Path, *, by_name: bool = False) -> bool:
+    """Whether a path leads to a place in a folder, or below it.
+
+    It may be a link, which counts as where it leads; `by_name`, or where `$MMTUNE_FOLLOW_LINKS` is 1, as where it is.
+    """
+    if by_name or os.environ.get("MMTUNE_FOLLOW_LINKS") == "1":
+        return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def locate(reference: str) -> Path:
     """The path a reference stands for.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+from pathlib import Path
 from urllib.parse import urlparse
 
 
@@ -24,3 +25,11 @@ def go_offline_if_unreachable() -> bool:
             constants.HF_HUB_OFFLINE = True
             os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries imported later and for worker processes
     return bool(constants.HF_HUB_OFFLINE)
+
+
+def kept_files() -> tuple[Path, ...]:
+    """The folders in which the hub libraries keep the files of data sets."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE), Path(config.DOWNLOADED_DATASETS_PATH)

@@ -15,7 +15,10 @@ import yaml
 from mmtune.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 SHELLS = {"bash", "sh", "console"}
 _FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
@@ -166,3 +169,17 @@ def test_the_files_that_the_architecture_names_are_there() -> None:
     named = re.findall(r"`((?:\w+/)+\w+\.py)`", (ROOT / "docs/architecture.md").read_text())
     assert named
     assert not [path for path in named if not ((ROOT / path).is_file() or (ROOT / "mmtune" / path).is_file())]
+
+
+def test_every_promise_of_security_has_its_test() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    written = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    promised = text.partition("## What is promised")[2].partition("## What is not promised")[0]
+    for promise in promised.split("\n- ")[1:]:
+        named = set(re.findall(r"`(test_\w+)`", promise))
+        assert named, promise
+        assert named <= written
+    for file in re.findall(r"`(tests/[\w/]+\.py)`", text):
+        assert (ROOT / file).is_file(), file

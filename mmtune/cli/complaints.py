@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from mmtune.cli.trusted_code import FLAG
 from mmtune.errors import brief, reason
 
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments: ([^\s=]+)")
@@ -18,6 +19,7 @@ _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[\w.]+)'|Subcommand '\w+') does 
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[^"]+)": (?P<why>.*)')
 _INNER_KEY = re.compile(r"Option '([^']+)' is not accepted")
 _GIVEN = re.compile(r"(?:Got|Given) value: (?P<value>.*)")
+_NOT_TRUSTED = re.compile(r"Importing '(?P<path>[\w.]+)' is not allowed")
 _CHOICES = re.compile(r"typing\.Literal\[([^\]]+)\]")
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -59,6 +61,10 @@ def _wrong_value(key: str, why: str, parser: argparse.ArgumentParser, arguments:
         return f"{_place(f'{key}.{inner[1]}', arguments)}: no such key; --{key}.help lists them"
     flags = [flag for a in _actions(parser) if a.dest == key for flag in a.option_strings if flag.startswith("--")]
     flag = flags[0] if flags else f"--{key}"
+    if code := _NOT_TRUSTED.search(why):
+        package = code["path"].partition(".")[0]
+        place = _place(key, arguments, flag)
+        return f"{place}: would run {code['path']}, which is not the trainer's; if you trust it, add {FLAG} {package}"
     given = _GIVEN.search(why)
     if given is None:
         return f"{flag}: {why}"

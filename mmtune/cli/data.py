@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmtune.analysis.untrusted import visible
 from mmtune.cli.options import build_parser, parse
 from mmtune.errors import UserError
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from mmtune.data.survey import Sample, Survey
 
 _LISTED = 20
-# control characters shown as their pictures, so that data cannot steer the terminal
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-_VISIBLE |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 # messages of the readers name the flags of `mmtune fit`
 _FLAGS = {
     "--data.train.image_root": "--image-root",
@@ -175,7 +173,7 @@ def _verdict(surveys: list[Survey], options: DataOptions) -> int:
     count = "1 row" if faults == 1 else f"{faults} rows"
     print(
         f"mmtune: error: {count} cannot be trained on; mend or remove them, or train with "
-        f"--data.on_bad_row skip; the first: {_visible(first)}",
+        f"--data.on_bad_row skip; the first: {visible(first)}",
         file=sys.stderr,
     )
     return 2
@@ -206,7 +204,7 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
     if one.left_out:
         line("answers left out", f"in {len(one.left_out)} rows, whose earlier turns the template rewrites")
     line("rows with faults", str(len(one.bad_rows)))
-    console.print(Text(_visible(one.source), style="bold"))
+    console.print(Text(visible(one.source), style="bold"))
     console.print(table)
     _print_list(console, one.long_rows, "yellow")
     _print_list(console, one.markers, "yellow")
@@ -219,7 +217,7 @@ def _print_list(console: Console, messages: list[str], style: str) -> None:
     from rich.text import Text
 
     for message in messages[:_LISTED]:
-        console.print(Text(f"  {_visible(message)}", style=style))
+        console.print(Text(f"  {visible(message)}", style=style))
     if len(messages) > _LISTED:
         console.print(Text(f"  … and {len(messages) - _LISTED} more", style=style))
 
@@ -242,7 +240,7 @@ def _print_sample(console: Console, one: Survey, sample: Sample, tokens_per_phot
 
     colours = console.color_system is not None
     mark = "green" if colours else "⟦…⟧"
-    where = f"{_visible(one.source)}, row {sample.row}"
+    where = f"{visible(one.source)}, row {sample.row}"
     counts = f"{sample.tokens} tokens, {sample.supervised} of them learnt ({mark})"
     console.print(Text(f"{where}: {counts}", style="bold"))
     console.print(_marked(sample, tokens_per_photo, colours=colours))
@@ -256,15 +254,11 @@ def _marked(sample: Sample, tokens_per_photo: int, *, colours: bool) -> Text:
     text, position = Text(), 0
     for start, end in (*sample.rendered.answers, (len(sample.rendered.text),) * 2):
         before, learnt = sample.rendered.text[position:start], sample.rendered.text[start:end]
-        text.append(_visible(before).replace("<image>", f"[photo ×{tokens_per_photo}]"), style="dim")
+        text.append(visible(before).replace("<image>", f"[photo ×{tokens_per_photo}]"), style="dim")
         if learnt:
-            text.append(_visible(learnt) if colours else f"⟦{_visible(learnt)}⟧", style="green")
+            text.append(visible(learnt) if colours else f"⟦{visible(learnt)}⟧", style="green")
         position = end
     return text
-
-
-def _visible(text: str) -> str:
-    return text.translate(_VISIBLE)
 
 
 def _sample_values(sample: Sample) -> dict[str, Any]:

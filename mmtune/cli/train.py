@@ -21,8 +21,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from mmtune.analysis.untrusted import visible
 from mmtune.cli.complaints import reworded, unreadable
 from mmtune.cli.main import COMMANDS
+from mmtune.cli.trusted_code import FLAG, restrict_imports
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
@@ -97,6 +99,13 @@ class TrainingCLI(LightningCLI):
             default=None,
             help="Read that suite's rows below this folder, as `mmtune eval --data-root` does.",
         )
+        parser.add_argument(
+            FLAG,
+            type=str | None,
+            default=None,
+            help="Packages, with commas between them, whose code a class_path may name besides the trainer's own; it "
+            "runs with your rights. The flag counts on the command line alone.",
+        )
         self.link_data(parser)
 
     def link_data(self, parser: LightningArgumentParser) -> None:
@@ -159,9 +168,16 @@ class TrainingCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Resume an unfinished run; refuse to write over a finished one.
 
-        The checkpoint is not noted in the run's config.yaml, which says how to do the run from the beginning.
+        The checkpoint is not noted in the run's config.yaml, which says how to do the run from the beginning. No code
+        in a checkpoint is run: Lightning would run that of one at a web address unless told not to.
+
+        Raises:
+            UserError: the run is finished, another process writes there, or the code of a checkpoint is asked for.
         """
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if arguments.get("weights_only") is False:
+            raise UserError("--weights_only false: would run code that a checkpoint may hold; leave it out")
+        arguments["weights_only"] = True
         if subcommand != "fit":
             return arguments
         run = Path(self._get(self.config_init, "out"))
@@ -274,6 +290,7 @@ def main(argv: list[str]) -> int:
 def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
     """A command line over mmtune's module and data; making it runs the command."""
     _quieten()
+    restrict_imports(argv)
     return kind(
         InstructionTuning,
         InstructionData,
@@ -331,29 +348,34 @@ def _report(cli: TrainingCLI) -> None:
     if ledger.is_file():
         done = read_json(ledger)
         learnt = f"{done['samples']:,} rows ({done['tokens']['supervised']:,} tokens learnt from)"
-        print(f"{done['steps']} steps on {learnt}, {drawn}")
+        _say(f"{done['steps']} steps on {learnt}, {drawn}")
     else:
-        print(f"0 steps on no rows, {drawn}")
+        _say(f"0 steps on no rows, {drawn}")
     markers = record["rows_spelling_markers"]
     if markers["count"]:
-        print(
+        _say(
             f"Rows with special tokens spelled in their text, which was read as those tokens: {markers['count']} "
             f"(all in {run}/data.json); the first: {markers['rows'][0]}"
         )
     left_out = record["rows_with_answers_left_out"]
     if left_out["count"]:
-        print(
+        _say(
             f"Rows with earlier answers that the chat template rewrites, of which the last alone are learnt: "
             f"{left_out['count']} (all in {run}/data.json); the first: {left_out['rows'][0]}"
         )
     cut = record["cut_rows"]
     if cut["count"]:
-        print(f"Rows cut at --data.max_length: {cut['count']} (all in {run}/data.json); the first: {cut['rows'][0]}")
+        _say(f"Rows cut at --data.max_length: {cut['count']} (all in {run}/data.json); the first: {cut['rows'][0]}")
     skipped = record["bad_rows"]
     if skipped["count"]:
-        print(f"Left out {skipped['count']} rows that could not be used (all in {run}/data.json):")
+        _say(f"Left out {skipped['count']} rows that could not be used (all in {run}/data.json):")
         for message in skipped["messages"][:5]:
-            print(f"  {message}")
+            _say(f"  {message}")
+
+
+def _say(text: str) -> None:
+    """Print what quotes rows and names of files, which must not act on the terminal."""
+    print(visible(text))
 
 
 def _quieten() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,8 @@ from typing import Any, Literal
 from mmtune.data.conversation import Conversation, Photo, RowError, check
 from mmtune.data.formats import Format, detect_format
 from mmtune.errors import UserError, brief
-from mmtune.files import is_file, locate
-from mmtune.hub import go_offline_if_unreachable
+from mmtune.files import is_file, lies_in, locate
+from mmtune.hub import go_offline_if_unreachable, kept_files
 
 OnBadRow = Literal["error", "skip"]
 _FILE_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".parquet"}
@@ -63,7 +63,8 @@ def read_conversations(
     Args:
         source: a `.json`, `.jsonl`, `.csv` or `.parquet` file, `package:NAME/file`, or a hub id (`owner/name`,
             `owner/name:config`, `owner/name:config:split`; the split is `train` unless given).
-        image_root: the folder photo paths are relative to; without it, the file's own folder or its `images`.
+        image_root: the folder photo paths are relative to, and that none may leave; without it, the file's own folder
+            (or its `images`).
         bad_rows: what to do with rows that cannot be used (default: stop at the first).
 
     Raises:
@@ -77,11 +78,11 @@ def read_conversations(
 def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows | None = None) -> Iterator[Reading]:
     """Like `read_conversations`, with the format each row was recognised as."""
     bad_rows = bad_rows or BadRows()
-    rows, root = _open(source)
-    if image_root is not None:
-        root = locate(image_root)
-        if not root.is_dir():
-            raise UserError(f"--data.train.image_root {image_root}: no such folder")
+    rows, own = _open(source)
+    root = own if image_root is None else locate(image_root)
+    if root is not None and not root.is_dir():
+        raise UserError(f"--data.train.image_root {image_root}: no such folder")
+    folders = ([] if root is None else [root]) + ([] if own else [*kept_files()])
     number = 0
     for number, row in rows:
         where = f"{source}, row {number}"
@@ -92,7 +93,7 @@ def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows |
             continue
         for turns, photos in drafts:  # one that cannot be used does not take the row's others with it
             try:
-                images = tuple(_found(photo, root, where) for photo in photos)
+                images = tuple(_found(photo, folders, where) for photo in photos)
                 conversation = check(Conversation(tuple(turns), images, source, number))
             except RowError as error:
                 bad_rows.handle(error)
@@ -112,18 +113,28 @@ def _parse(row: Any, where: str) -> tuple[Format, list[Any]]:
     return known, list(known.parse(row, where))
 
 
-def _found(photo: Photo, root: Path | None, where: str) -> Photo:
-    """Find a photo's file, so that a missing one is known before training starts."""
+def _found(photo: Photo, folders: Sequence[Path], where: str) -> Photo:
+    """Find a photo's file, so that a missing one is known before training starts.
+
+    Files come from anywhere: a row must not choose which pictures of this machine are learnt.
+    """
     if isinstance(photo, bytes):
         return photo
-    folders = [Path()] if root is None or photo.is_absolute() else [root, root / "images"]
+    named = brief(str(photo), 200)
     for folder in folders:
-        if is_file(folder / photo):
-            return folder / photo
-    raise RowError(
-        f"{where}: the photo {brief(str(photo), 200)} does not exist; "
-        "--data.train.image_root names the folder of the photos"
-    )
+        for file in (folder / photo, folder / "images" / photo):
+            if not is_file(file):
+                continue
+            if any(lies_in(file, allowed) for allowed in folders):
+                return file
+            linked = lies_in(file, folder, by_name=True)
+            leads = f" (by a link, at {file.resolve()})" if linked else ""
+            links = ", or set MMTUNE_FOLLOW_LINKS=1 if the links in there are yours" if linked else ""
+            raise RowError(
+                f"{where}: the photo {named} lies outside {folder}{leads}; give --data.train.image_root a folder that "
+                f"holds it{links}"
+            )
+    raise RowError(f"{where}: the photo {named} does not exist; --data.train.image_root names the folder of the photos")
 
 
 # A row that cannot even be read comes as the exception that says so
@@ -131,7 +142,7 @@ NumberedRows = Iterator[tuple[int, Any]]
 
 
 def _open(source: str) -> tuple[NumberedRows, Path | None]:
-    """The numbered rows of a source, and the folder its photos are relative to."""
+    """The numbered rows of a source, and the folder its photos are relative to; a hub data set has none."""
     path = locate(source)
     suffix = path.suffix.lower()
     if path.is_file():

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtune.errors import UserError, did_you_mean
-from mmtune.files import is_file
-from mmtune.hub import go_offline_if_unreachable
+from mmtune.errors import UserError, brief, did_you_mean
+from mmtune.files import is_file, lies_in
+from mmtune.hub import go_offline_if_unreachable, kept_files
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,7 +88,7 @@ def load_rows(
         UserError: the file is missing, damaged or empty, a column is missing, or no row is kept.
     """
     source = _Source(task, data_root)
-    photos = _Photos(task)
+    photos = _Photos(task, data_root)
     columns = frozenset[str]().union(*task.columns_by_key().values())
     joined = _joined_photos(task, source, photos)
 
@@ -215,21 +215,34 @@ class _Source:
 class _Photos:
     """Turns image cells into photos, each kept once however often it occurs."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, data_root: Path | None) -> None:
         self._task, self._seen = task, dict[str, Photo]()
+        # rows come from anywhere: they must not choose which files of this machine are shown
+        self._folders = kept_files() if data_root is None else (data_root,)
 
     def of(self, number: int, column: str, value: Any) -> Any:
         """The photo of an image cell; any other column's value as it is."""
         if value is None or column not in self._task.images:
             return value
-        data = value.get("bytes") if isinstance(value, Mapping) else None
-        if data is None and isinstance(value, Mapping) and value.get("path") and Path(value["path"]).is_file():
-            data = Path(value["path"]).read_bytes()  # the hub library keeps some photos as files
+        cell = value if isinstance(value, Mapping) else {}
+        data = cell.get("bytes")
+        if data is None and isinstance(name := cell.get("path"), str):
+            data = self._from_file(number, column, name)
         if not isinstance(data, bytes):
             problem = f"row {number}: column {column!r} holds no photo ({{bytes, path}}) and is not null"
             raise UserError(f"{self._task.where}: images: {problem}")
         digest = hashlib.sha256(data).hexdigest()
         return self._seen.setdefault(digest, Photo(data, digest))
+
+    def _from_file(self, number: int, column: str, name: str) -> bytes | None:
+        """A photo that is kept as a file, as the hub library does; None where there is none."""
+        file = self._folders[0] / name
+        if not is_file(file):
+            return None
+        if not any(lies_in(file, folder) for folder in self._folders):
+            problem = f"row {number}: column {column!r}: the photo {brief(name, 200)} lies outside {self._folders[0]}"
+            raise UserError(f"{self._task.where}: images: {problem}; put it there")
+        return file.read_bytes()
 
 
 def _joined_photos(task: Task, source: _Source, photos: _Photos) -> dict[Any, Photo | None]:

@@ -52,14 +52,14 @@ class WholeCheckpoints(TorchCheckpointIO):
             target.replace(target.with_name(_PREVIOUS))  # killed here, a run goes on from that one
         part.replace(target)
 
-    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint.
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint, of which no code is run, whatever is asked for.
 
         Raises:
             UserError: it is missing, damaged, or no checkpoint of a training run.
         """
         try:
-            checkpoint: Any = super().load_checkpoint(path, *args, **kwargs)
+            checkpoint: Any = super().load_checkpoint(path, map_location or _stay, weights_only=True)
         except FileNotFoundError:
             raise UserError(f"--ckpt_path {path}: no such file") from None
         except Exception as error:  # torch raises nearly anything over a damaged pickle
@@ -70,6 +70,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
             raise UserError(f"{path}: not the checkpoint of a training run; give RUN/checkpoints/last.ckpt")
         return checkpoint
+
+
+def _stay(storage: Any, location: str) -> Any:
+    """Leave weights in the memory they are read into, wherever they were saved from; Lightning's own default."""
+    return storage
 
 
 def newest_whole(folder: Path) -> Path | None:

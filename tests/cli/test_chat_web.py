@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import io
 import json
-import struct
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 import uvicorn
 from browser import needs_browser
 from devtools import browser
+from pictures import png_saying
 from PIL import Image
 
 from mmtune.analysis.untrusted import visible
@@ -71,14 +71,6 @@ def png(width: int, height: int) -> bytes:
     stream = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").resize((width, height)).save(stream, "PNG")
     return stream.getvalue()
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG of few bytes that says it is large."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def waiting_until(true: Callable[[], bool], seconds: float = 20) -> None:
@@ -194,9 +186,9 @@ def test_what_is_too_much_is_refused(tiny: VisionLanguageModel) -> None:
             (message("x" * 201), 413, "at most 200 characters"),
             (message("x", b"\0" * 20_001), 413, "at most 0 MB"),
             (b"x" * (FEW.body + 1), 413, "at most"),
-            (message("x", bomb(1000, 101)), 413, "megapixels"),
-            (message("x", bomb(100_000, 100_000)), 400, "far too large"),
-            (message("x", bomb(300, 300)), 400, "cannot be decoded"),
+            (message("x", png_saying(1000, 101, zlib.compress(bytes(1000)))), 413, "megapixels"),
+            (message("x", png_saying(100_000, 100_000, zlib.compress(bytes(1000)))), 400, "far too large"),
+            (message("x", png_saying(300, 300, zlib.compress(bytes(1000)))), 400, "cannot be decoded"),
             (message("x", b"%!PS-Adobe-3.0 EPSF-3.0\n"), 400, "no PNG, JPEG"),
             (message("x", png(20, 20)[:60]), 400, "photo"),
             ({"text": "x", "photo": "%%%"}, 400, "base64"),

@@ -174,7 +174,7 @@ def test_photos_without_a_tower(run: Run, tmp_path: Path) -> None:
 def test_data_is_not_markup_and_does_not_steer_the_terminal(run: Run, tmp_path: Path) -> None:
     said = "[bold red]x[/] :smile: \x1b[2J\x07 \x9b1m [/nothing]"
     _, out, _ = run(write(tmp_path / "rows.jsonl", {"prompt": said, "completion": said}, {"\x1b[31m": 1}))
-    assert "[bold red]x[/] :smile: ␛[2J␇ \ufffd1m [/nothing]" in out
+    assert "[bold red]x[/] :smile: ␛[2J␇ ⟨U+009B⟩1m [/nothing]" in out
     assert "␛[31m match no known format" in out
     assert not {"\x1b", "\x07", "\x9b"} & set(out)
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from fuzz_cases import Cases, numbered
 from mutations import damaged
+from pictures import png_saying
 from PIL import Image
 
 from mmtune.data.conversation import open_photo
@@ -120,16 +121,6 @@ def test_a_photo_that_was_cut_off_is_refused(kind: str, cases: Cases) -> None:
             cases.fault("decoded", f"{kind}, {tenth} tenths", "")
 
 
-def png(width: int, height: int, rows: bytes = b"") -> bytes:
-    """A PNG of black pixels with this header; `rows` is the compressed content, made up where it is not given."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 def zeros(count: int) -> bytes:
     """That many zero bytes, compressed."""
     packer = zlib.compressobj(9)
@@ -157,16 +148,16 @@ SIZES = [(0, 0), (0, 9), (9, 0), (1, 1), (100_000, 1), (1, 100_000), (100_000, 1
 
 def test_sizes_that_headers_claim(cases: Cases, photos: list[bytes]) -> None:
     claimed = [one for photo in photos for size in SIZES for one in other_size(photo, *size)]
-    claimed += [png(*size) for size in SIZES]
+    claimed += [png_saying(*size) for size in SIZES]
     chosen = claimed if len(claimed) < 400 else random.Random(0).sample(claimed, 400)
     for number, data in enumerate(chosen):
         check(cases, f"size {number}: {data[:60]!r}", data)
 
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "20,000 squared": lambda: png(20_000, 20_000, zeros(20_001 * 20_000)),
-    "12,000 squared": lambda: png(12_000, 12_000, zeros(12_001 * 12_000)),
-    "100,000 squared, without content": lambda: png(100_000, 100_000, zeros(10_000)),
+    "20,000 squared": lambda: png_saying(20_000, 20_000, zeros(20_001 * 20_000)),
+    "12,000 squared": lambda: png_saying(12_000, 12_000, zeros(12_001 * 12_000)),
+    "100,000 squared, without content": lambda: png_saying(100_000, 100_000, zeros(10_000)),
 }
 
 
@@ -181,8 +172,8 @@ def test_a_bomb_is_refused_from_its_header(bomb: str, cases: Cases) -> None:
 @pytest.mark.parametrize("size", [(100_000, 1), (1, 100_000), (60_000, 7), (30_000, 30)])
 def test_very_long_photos_take_little_memory(size: tuple[int, int], cases: Cases) -> None:
     width, height = size
-    assert check(cases, f"{size}", png(width, height, zeros((width + 1) * height)))
+    assert check(cases, f"{size}", png_saying(width, height, zeros((width + 1) * height)))
 
 
 def test_content_that_is_more_than_its_header_says(cases: Cases) -> None:
-    check(cases, "100 MB in 9 pixels", png(3, 3, zeros(100_000_000)))
+    check(cases, "100 MB in 9 pixels", png_saying(3, 3, zeros(100_000_000)))
