@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from mmtune.data.conversation import Conversation, Photo, PhotoCheck, RowError
 from mmtune.data.encoding import Example, ModelInputs, Tokens, answers_left_out, as_example, spelled_markers
+from mmtune.data.examples import Examples, ExampleStore
 from mmtune.data.holdout import hold_out
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
@@ -102,29 +103,27 @@ class InstructionData(pl.LightningDataModule):
             raise UserError("nothing to measure the loss on; give --data.validation or --data.validation_fraction")
         training = stage != "validate" or not self.validation
         assert self.inputs is not None, "InstructionData needs `inputs` (VisionLanguageModel.inputs())"
-        examples: dict[int, Example] = {}
+        store = ExampleStore()
         with cached_tokens(self.inputs, use=self.cache_tokens) as tokens, self._progress() as advance:
 
-            def usable(conversation: Conversation) -> bool:
+            def take(conversation: Conversation) -> int | None:
                 advance()
                 example = self._encoded(conversation, tokens)
-                if example is not None:
-                    examples[id(conversation)] = example
-                return example is not None
+                return None if example is None else store.add(example, conversation)
 
-            conversations = self.mixture.draw(self.bad_rows, usable) if training else []
-            held_out = hold_out(conversations, self.validation_fraction, self.mixture.seed)
-            train = [c for c, out in zip(conversations, held_out, strict=True) if not out]
-            validation = [c for c, out in zip(conversations, held_out, strict=True) if out]
+            drawn = self.mixture.draw(self.bad_rows, take) if training else []
+            held_out = hold_out([store.images(n) for n in drawn], self.validation_fraction, self.mixture.seed)
+            train = [n for n, out in zip(drawn, held_out, strict=True) if not out]
+            validation = [n for n, out in zip(drawn, held_out, strict=True) if out]
             for source in self.validation:
                 rows = read_conversations(source, image_root=self.mixture.image_root, bad_rows=self.bad_rows)
-                validation += filter(usable, rows)
+                validation += (n for n in map(take, rows) if n is not None)
         if training:
-            self._train = self._packed([examples[id(c)] for c in train], "training", self.mixture.seed)
+            self._train = self._packed(Examples(store, train), "training", self.mixture.seed)
         if validation or self.validation or self.validation_fraction:
-            self._validation = self._packed([examples[id(c)] for c in validation], "validation", 0)
+            self._validation = self._packed(Examples(store, validation), "validation", 0)
         if training:
-            self.record = self._describe(train, validation)
+            self.record = self._describe(composition(map(store.kind, train)), len(validation))
 
     def state_dict(self) -> dict[str, Any]:
         """What tells these training packs from others, for the checkpoint."""
@@ -236,13 +235,13 @@ class InstructionData(pl.LightningDataModule):
             self.left_out.append(f"{conversation.where}: {left_out} of {len(conversation.dialogue) // 2} answers")
         return example
 
-    def _packed(self, examples: list[Example], kind: str, seed: int) -> PackDataset:
+    def _packed(self, examples: Examples, kind: str, seed: int) -> PackDataset:
         assert self.inputs is not None
         if not examples:
             left_out = f"; the first one left out: {self.bad_rows.skipped[0]}" if self.bad_rows.skipped else ""
             held_out = "; see --data.validation_fraction" if self.validation_fraction else ""
             raise UserError(f"no row is left for {kind}{held_out}{left_out}")
-        packs = plan_packs([len(e) for e in examples], budget=self.budget, max_rows=self.pack_rows, seed=seed)
+        packs = plan_packs(examples.lengths, budget=self.budget, max_rows=self.pack_rows, seed=seed)
         return PackDataset(examples, packs, self.inputs)
 
     @contextmanager
@@ -252,15 +251,15 @@ class InstructionData(pl.LightningDataModule):
             task = progress.add_task("checking and tokenising rows", total=self.mixture.total)
             yield lambda: progress.advance(task)
 
-    def _describe(self, train: Sequence[Conversation], validation: Sequence[Conversation]) -> dict[str, Any]:
-        """What was trained on: composition, tokens, fingerprints, and the rows left out."""
+    def _describe(self, sources: dict[str, dict[str, int]], validation: int) -> dict[str, Any]:
+        """What is trained on: composition, tokens, fingerprints, and the rows left out."""
         assert self._train is not None
         examples, packs = self._train.examples, self._train.packs
         tokens = sum(len(e) for e in examples)
         cut = [f"{e.where}: {e.cut} of {len(e) + e.cut} tokens" for e in examples if e.cut]
         return {
-            "rows": {"train": len(examples), "validation": len(validation)},
-            "sources": composition(train),
+            "rows": {"train": len(examples), "validation": validation},
+            "sources": sources,
             "fingerprints": {
                 source: sha256_file(path)
                 for source in [*self.mixture.text, *self.mixture.visual, *self.validation]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from mmtune.errors import UserError
 class PackDataset(Dataset[PackedBatch]):
     """Packs by number."""
 
-    def __init__(self, examples: list[Example], packs: list[list[int]], inputs: ModelInputs) -> None:
+    def __init__(self, examples: Sequence[Example], packs: list[list[int]], inputs: ModelInputs) -> None:
         self.examples, self.packs, self.inputs = examples, packs, inputs
 
     def __len__(self) -> int:
@@ -37,7 +37,8 @@ class PackDataset(Dataset[PackedBatch]):
     @property
     def longest(self) -> int:
         """The pack with most tokens; of several, the one with most to learn."""
-        tokens = [sum(len(self.examples[i]) for i in pack) for pack in self.packs]
+        lengths = [len(example) for example in self.examples]
+        tokens = [sum(lengths[i] for i in pack) for pack in self.packs]
         return max(range(len(self)), key=lambda number: (tokens[number], self.learnt[number]))
 
 

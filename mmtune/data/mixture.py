@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +13,9 @@ from mmtune.data.conversation import Conversation, RowError
 from mmtune.data.readers import BadRows, read_conversations
 from mmtune.errors import UserError, check_seed
 from mmtune.files import locate, read_json
+
+T = TypeVar("T")
+Pools = tuple[list[T | None], list[T | None]]  # of text and of visual rows, in the order they are read
 
 
 @dataclass
@@ -48,15 +50,19 @@ class Mixture:
             raise UserError(f"--data.train.total {self.total}: must be at least 1")
         check_seed(self.seed, "--data.train.seed")
 
-    def draw(
-        self, bad_rows: BadRows, usable: Callable[[Conversation], bool] = lambda conversation: True
-    ) -> list[Conversation]:
+    def draw(self, bad_rows: BadRows, take: Callable[[Conversation], T | None]) -> list[T]:
         """Read the sources and draw the rows, shuffled by the seed.
+
+        No conversation is kept, only what `take` makes of it: where not every row is drawn, the sources are read once
+        to count their rows, and again for those that are drawn.
 
         Args:
             bad_rows: what to do with rows that cannot be used.
-            usable: called once for a row that is about to be drawn; where it says no, another row takes its place, so
+            take: called once for a row that is about to be drawn; where it gives None, another row takes its place, so
                 that fraction and total are those of what is trained on.
+
+        Returns:
+            What `take` gave for the rows that are drawn.
 
         Raises:
             UserError: no source, an unreadable one, a damaged `leave_out`, or fewer rows of a kind than the fraction
@@ -64,8 +70,37 @@ class Mixture:
         """
         if not self.text and not self.visual:
             raise UserError("no training data: give --data.train.text or --data.train.visual a file or hub id")
-        text: list[Conversation] = []
-        visual: list[Conversation] = []
+        every_row = self.total is None and self.text_fraction is None
+        pools: Pools[T] = ([], [])
+        for conversation in self._rows(bad_rows):
+            pools[bool(conversation.images)].append(take(conversation) if every_row else None)
+        text, visual = map(len, pools)
+        if not text and not visual:
+            if bad_rows.skipped:
+                raise UserError(f"no row of the sources can be used; the first one left out: {bad_rows.skipped[0]}")
+            raise UserError(f"--data.train.leave_out {self.leave_out}: names every row of the sources; none is left")
+        random = np.random.default_rng(self.seed)
+        orders = random.permutation(text), random.permutation(visual)
+        if not every_row:
+            counts = self._counts(text, visual)  # complains before the work that `take` may be
+            self._take(pools, orders, counts if self.total is not None else (text, visual), take)
+        taken = [
+            [one for place in order.tolist() if (one := pool[place]) is not None]
+            for pool, order in zip(pools, orders, strict=True)
+        ]
+        if every_row:
+            counts = (len(taken[0]), len(taken[1]))
+        elif self.total is None:  # what one kind lacks limits the other
+            counts = self._counts(len(taken[0]), len(taken[1]))
+        drawn: list[T] = []
+        for kind, ones, count in zip(("text", "visual"), taken, counts, strict=True):
+            if len(ones) < count:
+                raise _too_few(count, kind, f"{len(ones)} that can be used")
+            drawn += ones[:count]
+        return [drawn[i] for i in random.permutation(len(drawn)).tolist()]
+
+    def _rows(self, bad_rows: BadRows) -> Iterator[Conversation]:
+        """Every row of the sources that may be drawn."""
         left_out = _named_rows(self.leave_out) if self.leave_out else set()
 
         def kept(source: str, image_root: str | None = None) -> Iterator[Conversation]:
@@ -78,31 +113,37 @@ class Mixture:
                 if conversation.images:
                     bad_rows.handle(RowError(f"{conversation.where}: has a photo; give it under --data.train.visual"))
                     continue
-                text.append(conversation)
+                yield conversation
         for source in self.visual:
-            for conversation in kept(source, self.image_root):
-                (visual if conversation.images else text).append(conversation)
-        if not text and not visual:
-            if bad_rows.skipped:
-                raise UserError(f"no row of the sources can be used; the first one left out: {bad_rows.skipped[0]}")
-            raise UserError(f"--data.train.leave_out {self.leave_out}: names every row of the sources; none is left")
-        random = np.random.default_rng(self.seed)
-        text, visual = ([pool[i] for i in random.permutation(len(pool))] for pool in (text, visual))
-        if self.total is None and self.text_fraction is not None:  # what one kind lacks limits the other
-            self._counts(len(text), len(visual))  # complains before the work that `usable` may be
-            text, visual = list(filter(usable, text)), list(filter(usable, visual))
-            wanted = self._counts(len(text), len(visual))
-            drawn = text[: wanted[0]] + visual[: wanted[1]]
-        else:
-            drawn = []
-            for kind, pool, count in zip(
-                ("text", "visual"), (text, visual), self._counts(len(text), len(visual)), strict=True
-            ):
-                taken = list(islice(filter(usable, pool), count))
-                if self.total is not None and len(taken) < count:
-                    raise _too_few(count, kind, f"{len(taken)} that can be used")
-                drawn += taken
-        return [drawn[i] for i in random.permutation(len(drawn))]
+            yield from kept(source, self.image_root)
+
+    def _take(
+        self,
+        pools: Pools[T],
+        orders: tuple[np.ndarray, np.ndarray],
+        counts: tuple[int, int],
+        take: Callable[[Conversation], T | None],
+    ) -> None:
+        """Fill the first so many places in the order of each pool, and for each row that is refused the next."""
+        asked, filled = [0, 0], [0, 0]
+        while True:
+            wanted = [np.zeros(len(pool), dtype=bool) for pool in pools]
+            for kind in (0, 1):
+                ahead = orders[kind][asked[kind] :][: counts[kind] - filled[kind]]
+                asked[kind] += len(ahead)
+                wanted[kind][ahead] = True
+            if not any(places.any() for places in wanted):
+                return
+            seen = [0, 0]
+            for conversation in self._rows(BadRows("skip")):  # bad ones are noted already
+                kind = int(bool(conversation.images))
+                place = seen[kind]
+                seen[kind] += 1
+                if place < len(pools[kind]) and wanted[kind][place]:
+                    pools[kind][place] = taken = take(conversation)
+                    filled[kind] += taken is not None
+            if seen != [*map(len, pools)]:
+                raise UserError("the training data has changed while it was read; give the same command again")
 
     def _counts(self, text: int, visual: int) -> tuple[int, int]:
         """How many rows of each kind to draw from pools of these sizes."""
@@ -155,8 +196,8 @@ def _too_few(wanted: int, kind: str, available: str) -> UserError:
     )
 
 
-def composition(conversations: Sequence[Conversation]) -> dict[str, dict[str, int]]:
-    """Rows with and without photos, by source."""
-    text = Counter(c.source for c in conversations if not c.images)
-    visual = Counter(c.source for c in conversations if c.images)
-    return {s: {"text": text[s], "visual": visual[s]} for s in sorted({*text, *visual})}
+def composition(rows: Iterable[tuple[str, bool]]) -> dict[str, dict[str, int]]:
+    """Rows with and without photos, by source; of each row its source, and whether it shows a photo."""
+    counts = Counter(rows)
+    sources = sorted({source for source, _ in counts})
+    return {s: {"text": counts[s, False], "visual": counts[s, True]} for s in sources}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from mmtune.data.conversation import Conversation, Photo, RowError, check
 from mmtune.data.formats import Format, detect_format
+from mmtune.data.json_files import NumberedRows, json_lines, json_list
 from mmtune.errors import UserError, brief
 from mmtune.files import is_file, lies_in, locate
 from mmtune.hub import go_offline_if_unreachable, kept_files
@@ -21,7 +21,6 @@ _FILE_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".parquet"}
 # owner/name[:config[:split]]; a name without an owner could be one of the library's own loaders ("json",
 # "csv"), which read the working folder
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^:]*){0,2}")
-_NOT_SPACE = re.compile(r"[^ \t\r\n]")
 
 
 @dataclass
@@ -137,10 +136,6 @@ def _found(photo: Photo, folders: Sequence[Path], where: str) -> Photo:
     raise RowError(f"{where}: the photo {named} does not exist; --data.train.image_root names the folder of the photos")
 
 
-# A row that cannot even be read comes as the exception that says so
-NumberedRows = Iterator[tuple[int, Any]]
-
-
 def _open(source: str) -> tuple[NumberedRows, Path | None]:
     """The numbered rows of a source, and the folder its photos are relative to; a hub data set has none."""
     path = locate(source)
@@ -148,93 +143,13 @@ def _open(source: str) -> tuple[NumberedRows, Path | None]:
     if path.is_file():
         if suffix not in _FILE_SUFFIXES:
             raise UserError(f"{source}: unknown kind of file; expected {', '.join(sorted(_FILE_SUFFIXES))}")
-        read = {".parquet": _parquet_rows, ".json": _json_rows, ".csv": _csv_rows}.get(suffix, _json_lines)
+        read = {".parquet": _parquet_rows, ".json": json_list, ".csv": _csv_rows}.get(suffix, json_lines)
         return read(path), path.parent
     if path.is_dir():
         raise UserError(f"{source}: is a folder; give the file in it")
     if suffix in _FILE_SUFFIXES or not _HUB_ID.fullmatch(source):
         raise UserError(f"{source}: no such file (and no hub id, which reads owner/name)")
     return _hub_rows(source), None
-
-
-def _json_lines(path: Path) -> NumberedRows:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield number, _json_or_error(line)
-
-
-def _json_or_error(line: bytes) -> Any:
-    try:
-        return json.loads(line, object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        return ValueError(f"not valid JSON: {error}")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's keys and values; of a key given twice, Python's parser would silently drop the first."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {brief(repr(twice))} is given twice")
-    return found
-
-
-def _json_rows(path: Path) -> NumberedRows:
-    """The rows of a JSON list, decoded one by one, so that the parsed list is never whole in memory."""
-    data = path.read_bytes()
-    try:
-        text = data.decode(json.detect_encoding(data))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not valid JSON: {error}; save it as UTF-8") from None
-    del data
-    start = _skip_space(text, 0)
-    if start == len(text):
-        return
-    if text[start : start + 1] != "[":
-        yield from _wrapped_rows(path, text)
-        return
-    decoder = json.JSONDecoder(object_pairs_hook=_distinct)
-    position = _skip_space(text, start + 1)
-    number = 0
-    while text[position : position + 1] != "]" or number:
-        number += 1
-        try:
-            row, position = decoder.raw_decode(text, position)
-            position = _skip_space(text, position)
-            if text[position : position + 1] not in {",", "]"}:
-                raise json.JSONDecodeError("expected ',' or ']'", text, position)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, row {number}: not valid JSON: {error}") from None
-        yield number, row
-        if text[position] == "]":
-            break
-        position = _skip_space(text, position + 1)
-    if rest := text[position + 1 :].strip():
-        raise UserError(f"{path}: not valid JSON: {rest[:20]!r} follows the end of the list")
-
-
-def _skip_space(text: str, position: int) -> int:
-    found = _NOT_SPACE.search(text, position)
-    return found.start() if found else len(text)
-
-
-def _wrapped_rows(path: Path, text: str) -> NumberedRows:
-    """The rows of a list that some exporters wrap in an object; or of JSON Lines under another name."""
-    try:
-        rows = json.loads(text, object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            yield from _json_lines(path)
-            return
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(rows, dict):
-        raise UserError(f"{path}: expected a list of rows, found {type(rows).__name__}")
-    lists = [value for value in rows.values() if isinstance(value, list)]
-    if len(lists) != 1:
-        raise UserError(f"{path}: expected a list of rows, found an object with keys {brief(', '.join(rows), 200)}")
-    yield from enumerate(lists[0], 1)
 
 
 def _csv_rows(path: Path) -> NumberedRows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_builders import encoded_photo
@@ -34,7 +35,7 @@ def visual(tmp_path: Path) -> str:
 
 
 def draw(mixture: Mixture) -> list[Conversation]:
-    return mixture.draw(BadRows())
+    return mixture.draw(BadRows(), lambda conversation: conversation)
 
 
 def shares(conversations: list[Conversation]) -> tuple[int, int]:
@@ -118,7 +119,7 @@ def test_photos_under_text_are_an_error(visual: str) -> None:
     with pytest.raises(UserError, match=r"row 2: has a photo; give it under --data\.train\.visual"):
         draw(Mixture([visual]))
     bad = BadRows("skip")
-    assert len(Mixture([visual]).draw(bad)) == 10
+    assert len(Mixture([visual]).draw(bad, lambda conversation: conversation)) == 10
     assert len(bad.skipped) == 20
 
 
@@ -127,7 +128,7 @@ def test_no_sources_and_no_usable_rows(write_lines: Callable[..., str]) -> None:
         draw(Mixture())
     source = write_lines(["{"])
     with pytest.raises(UserError, match=r"no row of the sources can be used; the first one left out: .*row 1"):
-        Mixture([source]).draw(BadRows("skip"))
+        Mixture([source]).draw(BadRows("skip"), lambda conversation: conversation)
 
 
 @pytest.mark.parametrize("values", [{"text_fraction": 1.1}, {"text_fraction": -0.1}, {"total": 0}])
@@ -137,7 +138,7 @@ def test_values_out_of_range(values: dict[str, float]) -> None:
 
 
 def test_composition(text: str, visual: str) -> None:
-    assert composition(draw(Mixture([text], [visual]))) == {
+    assert composition((c.source, bool(c.images)) for c in draw(Mixture([text], [visual]))) == {
         text: {"text": 40, "visual": 0},
         visual: {"text": 10, "visual": 20},
     }
@@ -152,11 +153,11 @@ def test_a_row_that_cannot_be_used_is_replaced(
 ) -> None:
     asked: list[tuple[str, int]] = []
 
-    def usable(conversation: Conversation) -> bool:
+    def odd(conversation: Conversation) -> Conversation | None:
         asked.append((conversation.source, conversation.row))
-        return conversation.row % 2 == 1
+        return conversation if conversation.row % 2 else None
 
-    drawn = Mixture([text], [visual], fraction, total).draw(BadRows(), usable)
+    drawn = Mixture([text], [visual], fraction, total).draw(BadRows(), odd)
     assert shares(drawn) == expected
     assert all(c.row % 2 for c in drawn)
     assert len(asked) == len(set(asked))
@@ -164,13 +165,31 @@ def test_a_row_that_cannot_be_used_is_replaced(
 
 def test_too_few_rows_that_can_be_used(text: str) -> None:
     with pytest.raises(UserError, match="asks for 30 text rows and the sources hold 20 that can be used"):
-        Mixture([text], total=30).draw(BadRows(), lambda conversation: conversation.row % 2 == 1)
+        Mixture([text], total=30).draw(
+            BadRows(), lambda conversation: conversation.row if conversation.row % 2 else None
+        )
 
 
 def test_no_row_is_looked_at_that_is_not_needed(text: str) -> None:
-    seen: list[Conversation] = []
-    drawn = Mixture([text], total=5).draw(BadRows(), lambda conversation: not seen.append(conversation))
-    assert len(seen) == len(drawn) == 5
+    seen: list[int] = []
+    drawn = Mixture([text], total=5).draw(BadRows(), lambda conversation: seen.append(conversation.row) or seen[-1])
+    assert sorted(seen) == sorted(drawn)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("change", [lambda lines: lines[:-1], lambda lines: lines + lines[-1:]])
+def test_a_source_that_changes_between_its_two_readings_is_an_error(
+    change: Callable[[list[str]], list[str]], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = Mixture._counts
+
+    def changing(*args: Any) -> tuple[int, int]:
+        Path(text).write_text("".join(change(Path(text).read_text().splitlines(keepends=True))))
+        return counts(*args)
+
+    monkeypatch.setattr(Mixture, "_counts", changing)
+    with pytest.raises(UserError, match="the training data has changed while it was read"):
+        draw(Mixture([text], total=5))
 
 
 def test_rows_that_a_file_names_are_left_out(text: str, visual: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmtune.data import json_files
 from mmtune.data.conversation import RowError, Turn, open_photo
+from mmtune.data.json_files import json_list
 from mmtune.data.readers import BadRows, read_conversations, read_rows
 from mmtune.errors import UserError
 
@@ -189,24 +192,48 @@ JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
 @given(
     rows=st.lists(JSON, min_size=1, max_size=5),
     indent=st.sampled_from([None, 0, 3]),
+    escaped=st.booleans(),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    chunk=st.sampled_from([1, 2, 7, 64, 2**20]),
     spoil=st.integers(0, 400),
 )
-def test_lists_read_one_by_one_hold_what_json_holds(rows: Any, indent: Any, spoil: int, tmp_path: Path) -> None:
+def test_lists_read_piece_by_piece_hold_what_json_holds(
+    rows: Any, indent: Any, escaped: bool, encoding: str, chunk: int, spoil: int, tmp_path: Path
+) -> None:
     """The rows are json's own, and text cut short is always an error of one line."""
-    from mmtune.data.readers import _json_rows
-
     path = tmp_path / "rows.json"
-    text = f" \n{json.dumps(rows, indent=indent)}\n "
-    path.write_text(text)
-    assert list(_json_rows(path)) == list(enumerate(rows, 1))
-    path.write_text(text.rstrip()[:-1][: spoil + 3])
-    with pytest.raises(UserError) as error:
-        list(_json_rows(path))
+    text = f" \n{json.dumps(rows, indent=indent, ensure_ascii=escaped)}\n "
+    with mock.patch.object(json_files, "_CHUNK", chunk):
+        write_text(path, text, encoding)
+        assert list(json_list(path)) == list(enumerate(rows, 1))
+        write_text(path, text.rstrip()[:-1][: spoil + 3], encoding)
+        with pytest.raises(UserError) as error:
+            list(json_list(path))
     assert "\n" not in str(error.value)
+
+
+def write_text(path: Path, text: str, encoding: str) -> None:
+    # half of a surrogate pair, which only JSON's escapes can write
+    path.write_bytes(text.encode(encoding, "replace"))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 30, 2**20])
+@pytest.mark.parametrize(
+    "text", ['[1, {"a": tru}, 2]', '[\n1,\n {"a"\n: 2},\n {"b": nope}]', "[1, 2, 3 4]", '["a", "b"']
+)
+def test_a_mistake_is_placed_as_json_places_it(text: str, chunk: int, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(json.JSONDecodeError) as whole:
+        json.loads(text)
+    place = f"line {whole.value.lineno} column {whole.value.colno}"
+    with mock.patch.object(json_files, "_CHUNK", chunk), pytest.raises(UserError) as error:
+        list(json_list(tmp_path / "rows.json"))
+    # a list that just ends is json's mistake one character later
+    assert place in str(error.value) or text == '["a", "b"'
 
 
 @pytest.mark.parametrize(

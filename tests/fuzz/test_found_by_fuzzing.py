@@ -87,7 +87,7 @@ def test_what_is_said_of_a_row_quotes_little_of_it(row: dict[str, Any], tmp_path
 def test_hits_that_name_no_row_are_refused(hit: Any, tmp_path: Path) -> None:
     (tmp_path / "hits.json").write_text(json.dumps({"hits": [hit]}))
     with pytest.raises(UserError, match="needs 'hits', a list of objects with 'source' and 'row'"):
-        Mixture(["rows.jsonl"], leave_out=str(tmp_path / "hits.json")).draw(BadRows())
+        Mixture(["rows.jsonl"], leave_out=str(tmp_path / "hits.json")).draw(BadRows(), lambda row: row)
 
 
 # Files

@@ -1,0 +1,122 @@
+"""Examples by the million: what is kept of each in memory is some tens of bytes."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import IO, Any, overload
+
+import numpy as np
+
+from mmtune.data.conversation import Conversation, Photo
+from mmtune.data.encoding import Example
+
+_IN_MEMORY = 2**26  # bytes of tokens; more go to a file
+
+
+class ExampleStore:
+    """Examples by number, in the order they were added; all are added before the first is read.
+
+    Tokens beyond 64 MiB lie in a file without a name in the system's folder for temporary files ($TMPDIR), which is
+    memory-mapped, and gone when the process is. Photos that rows hold as bytes stay in memory.
+    """
+
+    def __init__(self) -> None:
+        self._sources: dict[str, int] = {}
+        self._source_of, self._rows, self._lengths, self._cut = array("i"), array("q"), array("i"), array("i")
+        self._begins = array("q", [0])  # in words of 4 bytes
+        self._images: dict[int, tuple[Photo, ...]] = {}
+        self._photos: dict[Photo, Photo] = {}  # one object of each, however many rows show it
+        self._buffer: bytearray = bytearray()
+        self._file: IO[bytes] | None = None
+
+    def add(self, example: Example, conversation: Conversation) -> int:
+        """Keep what was made of a conversation; its number.
+
+        Raises:
+            OSError: the folder for temporary files is full.
+        """
+        number = len(self._rows)
+        self._source_of.append(self._sources.setdefault(conversation.source, len(self._sources)))
+        self._rows.append(conversation.row)
+        self._lengths.append(len(example))
+        self._cut.append(example.cut)
+        if example.images:
+            self._images[number] = tuple(self._photos.setdefault(photo, photo) for photo in example.images)
+        self._buffer += example.input_ids.tobytes() + example.supervised.tobytes()
+        self._buffer += bytes(-len(example) % 4)
+        self._begins.append(self._begins[-1] + len(example) + -(-len(example) // 4))
+        if len(self._buffer) > _IN_MEMORY:
+            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115  # open as long as it is mapped
+            self._file.write(self._buffer)
+            self._buffer.clear()
+        return number
+
+    def kind(self, number: int) -> tuple[str, bool]:
+        """The file or hub id that an example comes from, and whether it shows a photo."""
+        return self._names[self._source_of[number]], number in self._images
+
+    def images(self, number: int) -> tuple[Photo, ...]:
+        """The photos of an example."""
+        return self._images.get(number, ())
+
+    def length(self, number: int) -> int:
+        """How many tokens an example has."""
+        return self._lengths[number]
+
+    def example(self, number: int) -> Example:
+        """An example; its tokens are views."""
+        begin, length = self._begins[number], self._lengths[number]
+        words = self._words[begin : self._begins[number + 1]]
+        supervised = words[length:].view(bool)[:length]
+        where = f"{self.kind(number)[0]}, row {self._rows[number]}"
+        return Example(words[:length], supervised, self.images(number), where, self._cut[number])
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(self._sources)
+
+    @cached_property
+    def _words(self) -> np.ndarray:
+        """All tokens: int32 [words], of each example its ids and then, a byte each, whether they are learnt."""
+        if self._file is None:
+            return np.frombuffer(bytes(self._buffer), dtype=np.int32)
+        self._file.write(self._buffer)
+        self._file.flush()
+        self._buffer.clear()
+        return np.memmap(self._file, dtype=np.int32, mode="r")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the file, which has no name: a process that is not forked gets the tokens themselves."""
+        return self.__dict__ | {"_words": np.array(self._words), "_file": None}
+
+
+class Examples(Sequence[Example]):
+    """Some examples of a store, in an order."""
+
+    def __init__(self, store: ExampleStore, numbers: Sequence[int] | np.ndarray) -> None:
+        self._store, self._numbers = store, np.asarray(numbers, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Examples: ...
+
+    def __getitem__(self, place: int | slice) -> Example | Examples:
+        if isinstance(place, slice):
+            return Examples(self._store, self._numbers[place])
+        return self._store.example(int(self._numbers[place]))
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self._store.example, self._numbers.tolist())
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each has."""
+        return [self._store.length(number) for number in self._numbers.tolist()]
