@@ -27,8 +27,8 @@ class ExampleStore:
         self._sources: dict[str, int] = {}
         self._source_of, self._rows, self._lengths, self._cut = array("i"), array("q"), array("i"), array("i")
         self._begins = array("q", [0])  # in words of 4 bytes
-        self._images: dict[int, tuple[Photo, ...]] = {}
-        self._photos: dict[Photo, Photo] = {}  # one object of each, however many rows show it
+        self._photos: dict[Photo, int] = {}  # numbered as they are met first
+        self._shown, self._shown_until = array("i"), array("q", [0])
         self._buffer: bytearray = bytearray()
         self._file: IO[bytes] | None = None
 
@@ -43,8 +43,8 @@ class ExampleStore:
         self._rows.append(conversation.row)
         self._lengths.append(len(example))
         self._cut.append(example.cut)
-        if example.images:
-            self._images[number] = tuple(self._photos.setdefault(photo, photo) for photo in example.images)
+        self._shown.extend(self._photos.setdefault(photo, len(self._photos)) for photo in example.images)
+        self._shown_until.append(len(self._shown))
         self._buffer += example.input_ids.tobytes() + example.supervised.tobytes()
         self._buffer += bytes(-len(example) % 4)
         self._begins.append(self._begins[-1] + len(example) + -(-len(example) // 4))
@@ -56,11 +56,12 @@ class ExampleStore:
 
     def kind(self, number: int) -> tuple[str, bool]:
         """The file or hub id that an example comes from, and whether it shows a photo."""
-        return self._names[self._source_of[number]], number in self._images
+        return self._names[self._source_of[number]], self._shown_until[number] < self._shown_until[number + 1]
 
     def images(self, number: int) -> tuple[Photo, ...]:
         """The photos of an example."""
-        return self._images.get(number, ())
+        shown = self._shown[self._shown_until[number] : self._shown_until[number + 1]]
+        return tuple(self._by_number[photo] for photo in shown)
 
     def length(self, number: int) -> int:
         """How many tokens an example has."""
@@ -77,6 +78,10 @@ class ExampleStore:
     @cached_property
     def _names(self) -> list[str]:
         return list(self._sources)
+
+    @cached_property
+    def _by_number(self) -> list[Photo]:
+        return list(self._photos)
 
     @cached_property
     def _words(self) -> np.ndarray:

@@ -97,11 +97,10 @@ class Database:
         with self._explained():
             # as bytes: of a text that is not UTF-8, sqlite3 itself would only say that it cannot decode it
             query = "SELECT row, CAST(answer AS BLOB) FROM answers WHERE key=?"
-            found = self._connection.execute(query, [key]).fetchall()
-        try:
-            return {row: _answer(row, text) for row, text in found}
-        except (ValueError, TypeError):
-            raise self._damaged("an answer cannot be read") from None
+            try:
+                return {row: _answer(row, text) for row, text in self._connection.execute(query, [key])}
+            except (ValueError, TypeError):
+                raise self._damaged("an answer cannot be read") from None
 
     def cost(self, key: str) -> dict[str, float]:
         """What the chunks cost together."""

@@ -214,11 +214,8 @@ class _Evaluation:
 
     def task(self, task: Task, store: Store | None) -> tuple[TaskResult, list[Sample]]:
         """Ask what is not answered yet, score all answers, and keep small copies of the photos."""
-        renderer = Renderer(task, self.conditions.rule)
-        limits = [limit for limit in (self.conditions.limit, task.limit) if limit is not None]
-        rows = load_rows(task, self.data_root, limit=min(limits, default=None), keep=renderer.keeps)
-        questions = [renderer.question(number, row) for number, row in rows.rows]
-        key = self.conditions.answers_key(task, rows.fingerprint, questions)
+        questions, fingerprint = self._questions(task)
+        key = self.conditions.answers_key(task, fingerprint, questions)
         asked = self._ask(task, key, plan_chunks(questions))
         answers = self.database.answers(key)
         samples = [judge(task, question, answers[question.row]) for question in questions]
@@ -226,11 +223,11 @@ class _Evaluation:
             task,
             questions,
             samples,
-            fingerprint=rows.fingerprint,
+            fingerprint=fingerprint,
             protocol=self.conditions.rule,
             seed=self.conditions.seed,
             cost=self.database.cost(key),
-            key=self.conditions.results_key(task, rows.fingerprint),
+            key=self.conditions.results_key(task, fingerprint),
         )
         if store is not None:
             store.keep_thumbnails(task.name, questions, samples)
@@ -239,6 +236,13 @@ class _Evaluation:
             f"{task.name}: {scored} in {result.seconds:.0f} s" if asked else f"{task.name}: finished before, {scored}"
         )
         return result, samples
+
+    def _questions(self, task: Task) -> tuple[list[Question], str]:
+        """What is asked, and the fingerprint of the rows, which are not kept beside the questions."""
+        renderer = Renderer(task, self.conditions.rule)
+        limits = [limit for limit in (self.conditions.limit, task.limit) if limit is not None]
+        rows = load_rows(task, self.data_root, limit=min(limits, default=None), keep=renderer.keeps)
+        return [renderer.question(number, row) for number, row in rows.rows], rows.fingerprint
 
     def _ask(self, task: Task, key: str, chunks: Sequence[Chunk]) -> bool:
         """Have all chunks answered, by this process or another; False if they were before."""

@@ -291,7 +291,9 @@ def test_the_file_of_rows_to_leave_out(numbers: range, cases: Cases, folder: Pat
         data = written(altered(whole, random_), random_)
         file.write_bytes(damaged(data, random_) if random_.random() < 0.3 else data)
         mixture = Mixture(text=[str(folder / "rows.jsonl")], leave_out=str(file))
-        cases.run(f"leave out {number}: {data[:200]!r}", partial(mixture.draw, BadRows(), lambda row: row), names=[file])
+        cases.run(
+            f"leave out {number}: {data[:200]!r}", partial(mixture.draw, BadRows(), lambda row: row), names=[file]
+        )
 
 
 TEXTS = st.text(max_size=30) | st.sampled_from(["human", "gpt", "user", "assistant", "<image>", "text", "image"])
