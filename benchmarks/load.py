@@ -29,7 +29,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +77,14 @@ class Stages:
     def __init__(self) -> None:
         self.memory = Memory()
         self.found: dict[str, Any] = {}
+        self.ended("before")
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure what is done within."""
-        self.memory.peak()
-        begun = time.perf_counter()
-        yield
-        self.found[name] = {"seconds": round(time.perf_counter() - begun, 2), **self.memory.peak()}
+    def ended(self, name: str) -> None:
+        """Note what was since the stage before ended."""
+        now = time.perf_counter()
+        begun = getattr(self, "_begun", now)
+        self.found[name] = {"seconds": round(now - begun, 2), **self.memory.peak()}
+        self._begun = now
 
 
 def sayings(data: Path) -> Iterator[tuple[str, str]]:
@@ -144,17 +143,15 @@ def training(data: Path, folder: Path, count: int) -> dict[str, Any]:
     tokenizer("a", return_offsets_mapping=True)
     torch.set_num_threads(1)
     stages = Stages()
-    with stages.stage("before"):
-        pass
-    with stages.stage("data"):
-        survey(text, inputs, max_length=PACK_TOKENS)
-    with stages.stage("first setup"):
-        module().setup("fit")
-    with stages.stage("second setup"):
-        again = module()
-        again.setup("fit")
-    with stages.stage("one pass"):
-        tokens = sum(len(batch.input_ids) for batch in again.train_dataloader())
+    survey(text, inputs, max_length=PACK_TOKENS)
+    stages.ended("data")
+    module().setup("fit")
+    stages.ended("first setup")
+    again = module()
+    again.setup("fit")
+    stages.ended("second setup")
+    tokens = sum(len(batch.input_ids) for batch in again.train_dataloader())
+    stages.ended("one pass")
     rows = again.record["rows"]["train"]
     return {"rows": count, "drawn": rows, "tokens": tokens, "stages": stages.found}
 
@@ -189,25 +186,28 @@ def answers(data: Path, folder: Path, count: int) -> dict[str, Any]:
     model = mmtune.VisionLanguageModel.from_pretrained(folder / "model", template="chatml")
     model.generate(["a question"], max_new_tokens=8)
     stages = Stages()
-    with stages.stage("before"):
-        pass
 
-    def run(out: str) -> None:
-        evaluate(model, load_suite(folder / "p3.yaml"), out=folder / out, data_root=folder, progress=False)
+    def run() -> None:
+        evaluate(model, load_suite(folder / "p3.yaml"), out=folder / "one", data_root=folder, progress=False)
 
-    generate, answered, enough = model.generate, 0, count // 5
+    generate, answered = model.generate, 0
 
     def stopping(prompts: list[str], *args: Any, **options: Any) -> list[str]:
         nonlocal answered
-        if answered >= enough:
+        if answered >= count - 1000:
             raise KeyboardInterrupt
+        if answered >= count // 5 and "the first fifth" not in stages.found:
+            stages.ended("the first fifth")
         answered += len(prompts)
         return generate(prompts, *args, **options)
 
     model.generate = stopping  # type: ignore[method-assign,assignment]
-    for name, enough in (("the first fifth", count // 5), ("up to the last thousand", count - 1000), ("all", count)):
-        with stages.stage(name), contextlib.suppress(KeyboardInterrupt):
-            run("one")
+    with contextlib.suppress(KeyboardInterrupt):
+        run()
+    stages.ended("up to the last thousand")
+    model.generate = generate  # type: ignore[method-assign]
+    run()
+    stages.ended("going on, and scoring")
     shutil.copytree(folder / "one", folder / "two")
     with (folder / "one/samples/p3.jsonl").open() as given, (folder / "two/samples/p3.jsonl").open("w") as changed:
         for number, line in enumerate(given):  # a third is right in the other one
@@ -218,15 +218,15 @@ def answers(data: Path, folder: Path, count: int) -> dict[str, Any]:
     (folder / "two/results.json").write_text(json.dumps(results))
     pair = [str(folder / "one"), str(folder / "two")]
     sizes = {"samples": (folder / "one/samples/p3.jsonl").stat().st_size}
-    with stages.stage("compare"):
-        assert main(["compare", *pair, "--html", "--out", str(folder / "compared")]) == 0
-    with stages.stage("report"):
-        assert main(["report", *pair, "-o", str(folder / "report.html")]) == 0
+    assert main(["compare", *pair, "--html", "--out", str(folder / "compared")]) == 0
+    stages.ended("compare")
+    assert main(["report", *pair, "-o", str(folder / "report.html")]) == 0
+    stages.ended("report")
     pages = {"comparison": folder / "compared/comparison.html", "report": folder / "report.html"}
     for name, page in pages.items():
         sizes[name] = page.stat().st_size
-        with stages.stage(f"{name}, opened in Chromium"):
-            visit(page, folder / f"profile-{name}", "#search=1234" if name == "report" else "")
+        visit(page, folder / f"profile-{name}", "#search=1234" if name == "report" else "")
+        stages.ended(f"{name}, opened in Chromium")
     return {"rows": count, "bytes": sizes, "stages": stages.found}
 
 
