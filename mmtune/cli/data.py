@@ -199,16 +199,16 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
         line("learnt tokens", _figures(one.supervised))
         too_long = len(one.long_rows)
         line(f"over {options.max_length} tokens", f"{too_long} ({too_long / one.conversations:.1%})")
-    if one.markers:
-        line("special tokens", f"{len(one.markers)} with some spelled in the text, read as those tokens")
-    if one.left_out:
-        line("answers left out", f"in {len(one.left_out)} rows, whose earlier turns the template rewrites")
+    if one.remarks.markers:
+        line("special tokens", f"{len(one.remarks.markers)} with some spelled in the text, read as those tokens")
+    if one.remarks.left_out:
+        line("answers left out", f"in {len(one.remarks.left_out)} rows, whose earlier turns the template rewrites")
     line("rows with faults", str(len(one.bad_rows)))
     console.print(Text(visible(one.source), style="bold"))
     console.print(table)
     _print_list(console, one.long_rows, "yellow")
-    _print_list(console, one.markers, "yellow")
-    _print_list(console, one.left_out, "yellow")
+    _print_list(console, one.remarks.markers, "yellow")
+    _print_list(console, one.remarks.left_out, "yellow")
     _print_list(console, one.bad_rows, "red")
     console.print()
 

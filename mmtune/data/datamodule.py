@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmtune.data.conversation import Conversation, Photo, PhotoCheck, RowError
-from mmtune.data.encoding import Example, ModelInputs, Tokens, answers_left_out, as_example, spelled_markers
+from mmtune.data.encoding import Example, ModelInputs, Remarks, Tokens, as_example
 from mmtune.data.examples import Examples, ExampleStore
 from mmtune.data.holdout import hold_out
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
@@ -85,8 +85,7 @@ class InstructionData(pl.LightningDataModule):
         self.check_photos, self.cache_tokens, self.num_workers = check_photos, cache_tokens, num_workers
         self.inputs = inputs
         self.record: dict[str, Any] = {}
-        self.markers: list[str] = []
-        self.left_out: list[str] = []
+        self.remarks = Remarks()
         self._photo_check = PhotoCheck()
         self._train: PackDataset | None = None
         self._validation: PackDataset | None = None
@@ -229,10 +228,7 @@ class InstructionData(pl.LightningDataModule):
         except RowError as error:
             self.bad_rows.handle(error)
             return None
-        if markers := spelled_markers(conversation, self.inputs.tokenizer):
-            self.markers.append(f"{conversation.where}: {', '.join(markers)}")
-        if not example.cut and (left_out := answers_left_out(conversation, example.supervised)):
-            self.left_out.append(f"{conversation.where}: {left_out} of {len(conversation.dialogue) // 2} answers")
+        self.remarks.look_at(conversation, None if example.cut else example.supervised, self.inputs.tokenizer)
         return example
 
     def _packed(self, examples: Examples, kind: str, seed: int) -> PackDataset:
@@ -255,6 +251,7 @@ class InstructionData(pl.LightningDataModule):
         """What is trained on: composition, tokens, fingerprints, and the rows left out."""
         assert self._train is not None
         examples, packs = self._train.examples, self._train.packs
+        markers, left_out = self.remarks.markers, self.remarks.left_out
         tokens = sum(len(e) for e in examples)
         cut = [f"{e.where}: {e.cut} of {len(e) + e.cut} tokens" for e in examples if e.cut]
         return {
@@ -277,8 +274,8 @@ class InstructionData(pl.LightningDataModule):
             },
             "bad_rows": {"count": len(self.bad_rows.skipped), "messages": self.bad_rows.skipped[:1000]},
             "cut_rows": {"count": len(cut), "rows": cut[:1000]},
-            "rows_spelling_markers": {"count": len(self.markers), "rows": self.markers[:1000]},
-            "rows_with_answers_left_out": {"count": len(self.left_out), "rows": self.left_out[:1000]},
+            "rows_spelling_markers": {"count": len(markers), "rows": markers[:1000]},
+            "rows_with_answers_left_out": {"count": len(left_out), "rows": left_out[:1000]},
             "folder_of_photos": str(Path(self.mixture.image_root)) if self.mixture.image_root else None,
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -174,24 +174,39 @@ def as_example(
     return Example(ids, supervised, images, where, cut)
 
 
-def answers_left_out(conversation: Conversation, supervised: np.ndarray) -> int:
-    """How many of its answers are not learnt, because the template writes earlier turns otherwise than they were said.
+@dataclass
+class Remarks:
+    """What is to be known of rows that are used, each with file and row.
 
-    Args:
-        conversation: the row.
-        supervised: of all its tokens, bool [length]; the tokens of two answers never touch.
+    Attributes:
+        markers: special tokens of the tokenizer that the row's own text spells. They are tokenised as the tokens they
+            spell, as LLaVA does: an `</s>` in a text about HTML ends a turn there.
+        left_out: how many answers are not learnt, because the template writes earlier turns otherwise than they were
+            said.
     """
-    begins = supervised & ~np.concatenate([[False], supervised[:-1]])
-    return len(conversation.dialogue) // 2 - int(begins.sum())
+
+    markers: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def look_at(self, conversation: Conversation, supervised: np.ndarray | None, tokenizer: Any) -> None:
+        """Note what there is to be known of a row.
+
+        Args:
+            conversation: the row.
+            supervised: of all its tokens, bool [length]; None where some were cut off.
+            tokenizer: whose special tokens are looked for.
+        """
+        pattern = _marker_pattern(tokenizer)
+        if found := sorted({marker for turn in conversation.turns for marker in pattern.findall(turn.text)}):
+            self.markers.append(f"{conversation.where}: {', '.join(found)}")
+        answers = len(conversation.dialogue) // 2
+        if supervised is not None and (missing := answers - _answers_learnt(supervised)):
+            self.left_out.append(f"{conversation.where}: {missing} of {answers} answers")
 
 
-def spelled_markers(conversation: Conversation, tokenizer: Any) -> list[str]:
-    """The tokenizer's special tokens that the conversation's own text spells out.
-
-    They are tokenised as the tokens they spell, as LLaVA does: an `</s>` in a text about HTML ends a turn there.
-    """
-    pattern = _marker_pattern(tokenizer)
-    return sorted({marker for turn in conversation.turns for marker in pattern.findall(turn.text)})
+def _answers_learnt(supervised: np.ndarray) -> int:
+    """How many answers are learnt: the tokens of two never touch."""
+    return int((supervised & ~np.concatenate([[False], supervised[:-1]])).sum())
 
 
 @functools.lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmtune.data.conversation import Conversation, PhotoCheck, RowError
-from mmtune.data.encoding import Example, ModelInputs, answers_left_out, as_example, encode, spelled_markers
+from mmtune.data.encoding import Example, ModelInputs, Remarks, as_example, encode
 from mmtune.data.readers import BadRows, read_rows
 from mmtune.data.templates import Rendered
 
@@ -39,8 +39,7 @@ class Survey:
         supervised: tokens learnt in each conversation.
         bad_rows: why rows cannot be used, each with file and row.
         long_rows: what training says of each conversation that is too long for it, unless told to cut or skip such.
-        markers: the rows whose text spells special tokens of the tokenizer, and which.
-        left_out: the rows of which the template leaves answers out, and how many.
+        remarks: what is to be known of rows that can be used.
         samples: the conversations asked for.
     """
 
@@ -53,8 +52,7 @@ class Survey:
     supervised: list[int] = field(default_factory=list)
     bad_rows: list[str] = field(default_factory=list)
     long_rows: list[str] = field(default_factory=list)
-    markers: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=Remarks)
     samples: list[Sample] = field(default_factory=list)
 
     @property
@@ -76,8 +74,8 @@ class Survey:
             "too_long": len(self.long_rows),
             "too_long_rows": self.long_rows,
             "bad_rows": {"count": len(self.bad_rows), "messages": self.bad_rows},
-            "rows_spelling_markers": {"count": len(self.markers), "rows": self.markers},
-            "rows_with_answers_left_out": {"count": len(self.left_out), "rows": self.left_out},
+            "rows_spelling_markers": {"count": len(self.remarks.markers), "rows": self.remarks.markers},
+            "rows_with_answers_left_out": {"count": len(self.remarks.left_out), "rows": self.remarks.left_out},
         }
 
 
@@ -129,10 +127,7 @@ def survey(
             as_example(conversation, (example.input_ids, example.supervised), inputs, max_length)
         except RowError as error:
             result.long_rows.append(str(error))
-        if markers := spelled_markers(conversation, inputs.tokenizer):
-            result.markers.append(f"{conversation.where}: {', '.join(markers)}")
-        if left_out := answers_left_out(conversation, example.supervised):
-            result.left_out.append(f"{conversation.where}: {left_out} of {len(conversation.dialogue) // 2} answers")
+        result.remarks.look_at(conversation, example.supervised, inputs.tokenizer)
         if conversation.row == sample_row or (sample_row is None and len(result.samples) < samples):
             result.samples.append(_sample(conversation, example, inputs))
     return result

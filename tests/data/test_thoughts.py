@@ -136,5 +136,5 @@ def test_answers_that_are_not_learnt_are_counted(tmp_path: Any) -> None:
     )
     for template, expected in (("tokenizer", [f"{rows}, row 1: 1 of 2 answers"]), ("chatml", [])):
         found = survey(str(rows), ModelInputs(given, get_template(template, given)), max_length=100)
-        assert found.left_out == expected
+        assert found.remarks.left_out == expected
         assert found.summary()["rows_with_answers_left_out"] == {"count": len(expected), "rows": expected}
