@@ -29,7 +29,9 @@ def go_offline_if_unreachable() -> bool:
 
 def kept_files() -> tuple[Path, ...]:
     """The folders in which the hub libraries keep the files of data sets."""
-    from datasets import config
+    import mmtune.torchvision_ops  # noqa: F401  # before datasets
+
+    from datasets import config  # isort: skip
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE), Path(config.DOWNLOADED_DATASETS_PATH)

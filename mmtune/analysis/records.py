@@ -125,6 +125,8 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not isinstance(tasks, dict):
         raise UserError(f"{file}: holds no tasks; it was not written by mmtune eval")
     for name, task in tasks.items():
+        if not name or set(name) & set("/\\\0"):  # it names a file in samples/, and none elsewhere
+            raise UserError(f"{file}: task {name!r}: not a name that mmtune eval writes; run the evaluation again")
         if wrong := _wrong_field(task, _RESULT_FIELDS):
             raise UserError(f"{file}: task {name!r}: {wrong}; run the evaluation again")
     return results

@@ -1,4 +1,4 @@
-"""Rows do not choose which pictures of a machine are looked at: paths stay in the folder they are relative to."""
+"""Rows and results do not choose which files of a machine are looked at: paths stay in the folder they belong to."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmtune.analysis.records import read_results
 from mmtune.data.conversation import RowError
 from mmtune.data.readers import BadRows, read_conversations
 from mmtune.errors import UserError
@@ -134,3 +135,12 @@ def test_no_photo_of_a_task_lies_outside_the_data_root(place: Path, path: str) -
     named = str(place.parent / "private" / "own.png") if path == "ABSOLUTE" else path
     with pytest.raises(UserError, match=r"ai2d\.yaml: images: row 0: column 'image'.*(lies outside|holds no photo)"):
         rows_with(named)
+
+
+@pytest.mark.parametrize("name", ["../../private", "/private", "a/b", "..\\private", "a\0", ""])
+def test_results_name_no_samples_elsewhere(name: str, tmp_path: Path) -> None:
+    task = {"modality": "language", "version": 1, "n": 1, "metric": "accuracy", "score": 1.0, "stderr": 0.0}
+    task |= {"unparsed": 0.0, "protocol": "blind", "dataset": {}}
+    (tmp_path / "results.json").write_text(json.dumps({"tasks": {name: task}}))
+    with pytest.raises(UserError, match=r"results\.json: task .*not a name that mmtune eval writes"):
+        read_results(tmp_path)
