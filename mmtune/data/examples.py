@@ -6,12 +6,14 @@ import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import IO, Any, overload
 
 import numpy as np
 
 from mmtune.data.conversation import Conversation, Photo
 from mmtune.data.encoding import Example
+from mmtune.disk import naming
 
 _IN_MEMORY = 2**26  # bytes of tokens; more go to a file
 
@@ -49,9 +51,7 @@ class ExampleStore:
         self._buffer += bytes(-len(example) % 4)
         self._begins.append(self._begins[-1] + len(example) + -(-len(example) // 4))
         if len(self._buffer) > _IN_MEMORY:
-            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115  # open as long as it is mapped
-            self._file.write(self._buffer)
-            self._buffer.clear()
+            self._write()
         return number
 
     def kind(self, number: int) -> tuple[str, bool]:
@@ -87,15 +87,20 @@ class ExampleStore:
     def _words(self) -> np.ndarray:
         """All tokens: int32 [words], of each example its ids and then, a byte each, whether they are learnt."""
         if self._file is None:
-            return np.frombuffer(bytes(self._buffer), dtype=np.int32)
-        self._file.write(self._buffer)
-        self._file.flush()
-        self._buffer.clear()
+            return np.frombuffer(memoryview(self._buffer).toreadonly(), dtype=np.int32)
+        self._write().flush()
         return np.memmap(self._file, dtype=np.int32, mode="r")
+
+    def _write(self) -> IO[bytes]:
+        with naming(Path(tempfile.gettempdir())):
+            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115  # open as long as it is mapped
+            self._file.write(self._buffer)
+        self._buffer.clear()
+        return self._file
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the file, which has no name: a process that is not forked gets the tokens themselves."""
-        return self.__dict__ | {"_words": np.array(self._words), "_file": None}
+        return self.__dict__ | {"_words": np.array(self._words), "_buffer": bytearray(), "_file": None}
 
 
 class Examples(Sequence[Example]):

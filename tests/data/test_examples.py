@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+import tempfile
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmtune import disk
 from mmtune.data import examples as examples_module
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import Example
@@ -65,3 +69,15 @@ def test_a_photo_that_many_rows_show_is_kept_once() -> None:
     for number in range(3):
         store.add(*made(([(1, True)], "a", number + 1, [Path("/photos") / "a.png"], 0)))
     assert len({id(photo) for number in range(3) for photo in store.images(number)}) == 1
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(examples_module, "_IN_MEMORY", 3)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        ExampleStore().add(*made(([(1, True)], "a", 1, [], 0)))
+    assert disk.trouble(error.value) is not None
+    assert tempfile.gettempdir() in disk.advice(disk.trouble(error.value))
