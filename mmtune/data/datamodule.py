@@ -111,9 +111,7 @@ class InstructionData(pl.LightningDataModule):
                 return None if example is None else store.add(example, conversation)
 
             drawn = self.mixture.draw(self.bad_rows, take) if training else []
-            held_out = hold_out([store.images(n) for n in drawn], self.validation_fraction, self.mixture.seed)
-            train = [n for n, out in zip(drawn, held_out, strict=True) if not out]
-            validation = [n for n, out in zip(drawn, held_out, strict=True) if out]
+            train, validation = hold_out(drawn, store.images, self.validation_fraction, self.mixture.seed)
             for source in self.validation:
                 rows = read_conversations(source, image_root=self.mixture.image_root, bad_rows=self.bad_rows)
                 validation += (n for n in map(take, rows) if n is not None)

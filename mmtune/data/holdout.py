@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from mmtune.data.conversation import Photo
 
+R = TypeVar("R")
 
-def hold_out(photos: Sequence[Sequence[Photo]], fraction: float, seed: int) -> list[bool]:
-    """Whether each row is for validation: the fraction of them, drawn by the seed.
+
+def hold_out(
+    rows: list[R], photos: Callable[[R], Sequence[Photo]], fraction: float, seed: int
+) -> tuple[list[R], list[R]]:
+    """The rows to train on, and the fraction of them to measure the loss on, drawn by the seed.
 
     All that show a photo go the same way, so that no photo is trained on and measured on.
-
-    Args:
-        photos: of each row.
-        fraction: of the rows, where none share a photo.
-        seed: decides which.
     """
     if not fraction:
-        return [False] * len(photos)
-    groups = _photo_groups(photos)
+        return rows, []
+    groups = _photo_groups([photos(row) for row in rows])
     distinct = list(dict.fromkeys(groups))
     chosen = np.random.default_rng(seed).permutation(len(distinct))
     held = {distinct[i] for i in chosen[: round(len(distinct) * fraction)]}
-    return [group in held for group in groups]
+    kept, out = list[R](), list[R]()
+    for row, group in zip(rows, groups, strict=True):
+        (out if group in held else kept).append(row)
+    return kept, out
 
 
 def _photo_groups(photos: Sequence[Sequence[Photo]]) -> list[int]:

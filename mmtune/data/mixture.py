@@ -85,7 +85,7 @@ class Mixture:
             counts = self._counts(text, visual)  # complains before the work that `take` may be
             self._take(pools, orders, counts if self.total is not None else (text, visual), take)
         taken = [
-            [one for place in order.tolist() if (one := pool[place]) is not None]
+            [one for place in order if (one := pool[place]) is not None]
             for pool, order in zip(pools, orders, strict=True)
         ]
         if every_row:
@@ -97,7 +97,7 @@ class Mixture:
             if len(ones) < count:
                 raise _too_few(count, kind, f"{len(ones)} that can be used")
             drawn += ones[:count]
-        return [drawn[i] for i in random.permutation(len(drawn)).tolist()]
+        return [drawn[i] for i in random.permutation(len(drawn))]
 
     def _rows(self, bad_rows: BadRows) -> Iterator[Conversation]:
         """Every row of the sources that may be drawn."""
