@@ -368,7 +368,8 @@ def _report(cli: TrainingCLI) -> None:
         _say(f"Rows cut at --data.max_length: {cut['count']} (all in {run}/data.json); the first: {cut['rows'][0]}")
     skipped = record["bad_rows"]
     if skipped["count"]:
-        _say(f"Left out {skipped['count']} rows that could not be used (all in {run}/data.json):")
+        rows = "1 row" if skipped["count"] == 1 else f"{skipped['count']} rows"
+        _say(f"Left out {rows} that could not be used (all in {run}/data.json):")
         for message in skipped["messages"][:5]:
             _say(f"  {message}")
 

@@ -51,6 +51,20 @@ def test_what_is_shown_of_rows_does_not_act_on_the_terminal(
     assert not [sign for sign in ACTS if sign in said]
 
 
+def test_what_fit_says_of_rows_does_not_act_on_the_terminal(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ({"prompt": "a", "completion": "b"}, {EVIL: "a"})))
+    flags = [f"--model.language={llama}", "--model.template=chatml", "--trainer.accelerator=cpu"]
+    flags += ["--data.on_bad_row=skip", f'--data.train.text=["{file}"]', "--trainer.enable_progress_bar=false"]
+    assert main(["fit", *flags, f"--out={tmp_path / 'run'}"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "Left out 1 row that" in said
+    assert "[bold]x[/]" in said
+    assert not [sign for sign in ACTS if sign in said]
+
+
 def flat(tokens: list[Token]) -> list[Token]:
     return [t for token in tokens for t in (token, *flat(token.children or []))]
 
