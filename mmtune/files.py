@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import json
@@ -63,7 +64,14 @@ def lies_in(path: Path, folder: Path, *, by_name: bool = False) -> bool:
     """
     if by_name or os.environ.get("MMTUNE_FOLLOW_LINKS") == "1":
         return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
-    return path.resolve().is_relative_to(folder.resolve())
+    real = path.resolve() if path.is_symlink() else _real_folder(path.parent) / path.name
+    return real.is_relative_to(_real_folder(folder))
+
+
+@functools.lru_cache(maxsize=4096)
+def _real_folder(folder: Path) -> Path:
+    """Where a folder is, its links followed; remembered, for there may be a million photos in it."""
+    return folder.resolve()
 
 
 def locate(reference: str) -> Path:

@@ -1,4 +1,4 @@
-"""Rows of JSON files, one at a time: neither a file nor its parsed list is ever whole in memory."""
+"""Rows of JSON files, one at a time: lines, and lists that are not whole in memory unless an object wraps them."""
 
 from __future__ import annotations
 
