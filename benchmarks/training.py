@@ -265,7 +265,7 @@ def _labels(example: Example) -> torch.Tensor:
 
 
 def _pixels(module: InstructionTuning, example: Example) -> torch.Tensor | None:
-    from mmtune.data.conversation import open_photo
+    from mmtune.data.images import open_photo
 
     if not example.images:
         return None

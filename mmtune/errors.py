@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend, and what its messages share."""
+"""The exceptions for mistakes a user can mend, and what their messages share."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         """An error with this message, its middle left out where what it quotes makes it very long."""
         super().__init__(brief(message, _LONGEST))
+
+
+class RowError(UserError):
+    """A row that cannot be trained on; `--data.on_bad_row skip` leaves it out and counts it."""
 
 
 def brief(text: str, most: int = 80) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmtune.analysis.untrusted import visible
 from mmtune.cli.options import build_parser, parse
-from mmtune.data.conversation import open_photo
+from mmtune.data.images import open_photo
 from mmtune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from starlette.requests import ClientDisconnect, Request
 
 from mmtune.cli.chat_limits import Limits
-from mmtune.data.conversation import open_photo
+from mmtune.data.images import open_photo
 from mmtune.errors import UserError
 from mmtune.models.chat import Sampling
 

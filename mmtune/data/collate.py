@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmtune.data.conversation import Photo, open_photo
 from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, Example, ModelInputs
+from mmtune.data.images import Photo, open_photo
 
 
 @dataclass  # not frozen: Lightning's precision plugins convert a copy in place

@@ -16,16 +16,17 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from mmtune.data.conversation import Conversation, Photo, PhotoCheck, RowError
+from mmtune.data.conversation import Conversation, PhotoCheck
 from mmtune.data.encoding import Example, ModelInputs, Remarks, Tokens, as_example
 from mmtune.data.examples import Examples, ExampleStore
 from mmtune.data.holdout import hold_out
+from mmtune.data.images import Photo
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
 from mmtune.data.packing import plan_packs
 from mmtune.data.readers import BadRows, OnBadRow, read_conversations
 from mmtune.data.token_cache import cached_tokens
-from mmtune.errors import UserError
+from mmtune.errors import RowError, UserError
 from mmtune.files import locate, sha256_file
 
 

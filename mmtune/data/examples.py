@@ -11,8 +11,9 @@ from typing import IO, Any, overload
 
 import numpy as np
 
-from mmtune.data.conversation import Conversation, Photo
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import Example
+from mmtune.data.images import Photo
 from mmtune.disk import naming
 
 _IN_MEMORY = 2**26  # bytes of tokens; more go to a file

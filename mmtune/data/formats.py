@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Photo, Role, RowError, Turn
-from mmtune.errors import brief
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Role, Turn
+from mmtune.data.images import Photo
+from mmtune.errors import RowError, brief
 
 Row = Mapping[str, Any]
 Draft = tuple[list[Turn], list[Photo]]

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from mmtune.data.conversation import Photo
+from mmtune.data.images import Photo
 
 R = TypeVar("R")
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mmtune.data.conversation import Conversation, RowError
+from mmtune.data.conversation import Conversation
 from mmtune.data.readers import BadRows, read_conversations
-from mmtune.errors import UserError, check_seed
+from mmtune.errors import RowError, UserError, check_seed
 from mmtune.files import locate, read_json
 
 T = TypeVar("T")

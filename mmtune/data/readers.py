@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mmtune.data.conversation import Conversation, Photo, RowError, check
+from mmtune.data.conversation import Conversation, check
 from mmtune.data.formats import Format, detect_format
+from mmtune.data.images import Photo
 from mmtune.data.json_files import NumberedRows, json_lines, json_list
-from mmtune.errors import UserError, brief
+from mmtune.errors import RowError, UserError, brief
 from mmtune.files import is_file, lies_in, locate
 from mmtune.hub import go_offline_if_unreachable, kept_files
 

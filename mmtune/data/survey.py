@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from mmtune.data.conversation import Conversation, PhotoCheck, RowError
+from mmtune.data.conversation import Conversation, PhotoCheck
 from mmtune.data.encoding import Example, ModelInputs, Remarks, as_example, encode
 from mmtune.data.readers import BadRows, read_rows
 from mmtune.data.templates import Rendered
+from mmtune.errors import RowError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, RowError, Turn
-from mmtune.errors import UserError, did_you_mean
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
+from mmtune.errors import RowError, UserError, did_you_mean
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -24,9 +24,10 @@ import transformers
 
 from mmtune.data import conversation as conversation_module
 from mmtune.data import encoding, templates
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, RowError, Turn
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
 from mmtune.data.encoding import ModelInputs, Tokens, tokenise
 from mmtune.disk import scratch_folder
+from mmtune.errors import RowError
 from mmtune.files import cache_dir, sha256_file, sha256_json
 
 _FILE = 2**16  # rows that are kept in memory until they are written; none is lost but by a kill

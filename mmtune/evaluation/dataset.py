@@ -46,7 +46,7 @@ class Photo:
         Raises:
             PhotoError: the bytes are damaged, no picture, or one that is far too large.
         """
-        from mmtune.data.conversation import decode
+        from mmtune.data.images import decode
 
         try:
             return decode(io.BytesIO(self.data))

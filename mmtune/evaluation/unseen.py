@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import mmtune.data.conversation as conversation_schema
+import mmtune.data.images as image_files
 from mmtune import __version__
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.errors import UserError
@@ -241,11 +241,11 @@ class _OwnRows:
 class _Shown:
     """A photo of a training row, and what it is known by: its path, or the digest of its bytes."""
 
-    photo: conversation_schema.Photo
+    photo: image_files.Photo
     key: Path | str
 
     @classmethod
-    def of(cls, photo: conversation_schema.Photo) -> _Shown:
+    def of(cls, photo: image_files.Photo) -> _Shown:
         """A photo as the row has it."""
         return cls(photo, photo if isinstance(photo, Path) else hashlib.sha256(photo).hexdigest())
 

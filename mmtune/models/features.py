@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from mmtune.data.conversation import Photo
+from mmtune.data.images import Photo
 from mmtune.disk import locked
 from mmtune.files import cache_dir, sha256_file
 from mmtune.models.vision import VisionTower

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn, to_rgb
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn
 from mmtune.data.encoding import IMAGE_TOKEN, encode_text
+from mmtune.data.images import to_rgb
 from mmtune.data.templates import Rendered
 from mmtune.errors import UserError
 from mmtune.models.prefixes import Keys

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from mmtune.data.conversation import MOST_PIXELS
+from mmtune.data.images import MOST_PIXELS
 from mmtune.errors import UserError, did_you_mean
 from mmtune.files import PACKAGE_SCHEME, locate
 from mmtune.hub import go_offline_if_unreachable

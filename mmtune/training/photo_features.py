@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from mmtune.data.conversation import Photo, open_photo
+from mmtune.data.images import Photo, open_photo
 from mmtune.models.features import FeatureStore, StoredFeatures, photo_digest
 from mmtune.models.vision import VisionTower, preprocessing
 

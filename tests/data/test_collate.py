@@ -17,8 +17,8 @@ from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import move_data_to_device
 
 from mmtune.data.collate import PackedBatch, pack
-from mmtune.data.conversation import RowError
 from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, Example, ModelInputs
+from mmtune.errors import RowError
 
 DOCUMENT = st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=12)
 

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmtune.data import json_files
-from mmtune.data.conversation import RowError, Turn, open_photo
+from mmtune.data.conversation import Turn
+from mmtune.data.images import open_photo
 from mmtune.data.json_files import json_list
 from mmtune.data.readers import BadRows, read_conversations, read_rows
-from mmtune.errors import UserError
+from mmtune.errors import RowError, UserError
 
 WriteLines = Callable[..., str]
 SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]

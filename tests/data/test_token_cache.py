@@ -19,12 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.data import token_cache
-from mmtune.data.conversation import Conversation, RowError, Turn
+from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.encoding import ModelInputs, tokenise
 from mmtune.data.mixture import Mixture
 from mmtune.data.templates import TEMPLATES, Template, tokenizer_template
 from mmtune.data.token_cache import cached_tokens, fingerprint, row_key
+from mmtune.errors import RowError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30) | st.sampled_from(
     ["<image>", "a <image> b", "\x00", "user 1 a", "<|im_end|>"]

@@ -19,10 +19,10 @@ from PIL import Image
 from mmtune.analysis.arms import TrainedRun
 from mmtune.analysis.compare import compare
 from mmtune.analysis.records import read_answers, read_metrics
-from mmtune.data.conversation import RowError, open_photo
+from mmtune.data.images import open_photo
 from mmtune.data.mixture import Mixture
 from mmtune.data.readers import BadRows, read_conversations
-from mmtune.errors import UserError
+from mmtune.errors import RowError, UserError
 from mmtune.evaluation.asking import Answer
 from mmtune.evaluation.database import Database
 from mmtune.evaluation.dataset import load_rows

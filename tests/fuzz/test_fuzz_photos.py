@@ -19,7 +19,7 @@ from mutations import damaged
 from pictures import png_saying
 from PIL import Image
 
-from mmtune.data.conversation import open_photo
+from mmtune.data.images import open_photo
 from mmtune.errors import UserError
 from mmtune.evaluation.dataset import Photo, PhotoError
 from mmtune.evaluation.photo_hash import photo_print

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from mmtune.analysis.records import read_results
-from mmtune.data.conversation import RowError
 from mmtune.data.readers import BadRows, read_conversations
-from mmtune.errors import UserError
+from mmtune.errors import RowError, UserError
 from mmtune.evaluation.dataset import load_rows
 from mmtune.evaluation.task import load_task
 

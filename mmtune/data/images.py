@@ -1,0 +1,58 @@
+"""Photos, opened with suspicion and decoded to RGB."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mmtune.errors import RowError, reason
+
+MOST_PIXELS = 89_478_485  # of a photo: Pillow warns of those that are larger, twice as large ones it refuses itself
+
+# A photo is a path, or the encoded bytes themselves (rows from parquet files and the hub)
+Photo = Path | bytes
+
+
+def open_photo(photo: Photo, where: str) -> Image.Image:
+    """Decode a photo to RGB, upright.
+
+    Raises:
+        RowError: it is missing, truncated, far too large or not an image; the message begins with `where`.
+    """
+    name = str(photo) if isinstance(photo, Path) else f"of {len(photo)} bytes"
+    try:
+        return decode(photo if isinstance(photo, Path) else io.BytesIO(photo))
+    except FileNotFoundError:
+        raise RowError(f"{where}: the photo {name} does not exist") from None
+    except UnidentifiedImageError:
+        raise RowError(f"{where}: the photo {name} is not a picture of a known format") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+        raise RowError(f"{where}: the photo {name} cannot be decoded: {reason(error)}") from None
+
+
+def decode(file: Path | BinaryIO) -> Image.Image:
+    """A picture's file as `to_rgb` gives it, decoded only if its header says that this takes no more than 256 MiB.
+
+    Raises:
+        Image.DecompressionBombError: it is larger.
+        Exception: it is damaged, or a program that draws a picture; Pillow's plugins raise nearly anything.
+    """
+    with Image.open(file) as image:
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            size = f"{width:,} x {height:,} pixels"
+            raise Image.DecompressionBombError(f"{size}, and no more than {MOST_PIXELS:,} are decoded; scale it down")
+        if image.format == "EPS":
+            raise ValueError("PostScript is a program, which is not run; save it as PNG")
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture in RGB as people see it: turned as its camera noted, and 16 bits a pixel scaled rather than cut off."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda value: value / 256, "L")
+    return image.convert("RGB")
