@@ -21,10 +21,11 @@ from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
 from mmtune.files import find_resource, resource_folder, write_json
 from mmtune.models.flops import matrix_product_peak
-from mmtune.models.language import load_config
+from mmtune.models.language import load_config, load_tokenizer
 from mmtune.models.memory import DDP, FSDP, ONE_DEVICE, ZERO_2, ZERO_3, Sharding
 from mmtune.models.options import VisionOptions
 from mmtune.models.saving import model_folder
+from mmtune.models.vocabulary import VocabularyError
 from mmtune.training import plan
 from mmtune.training.ledger import peak_host_memory
 from mmtune.training.module import InstructionTuning
@@ -238,6 +239,12 @@ def _known_architecture(module: InstructionTuning) -> list[str]:
             raise
         module.spec.language = f"package:mmtune/assets/architectures/{ARCHITECTURES[name]}"
         return [f"{name} cannot be reached; its published shape, which mmtune ships, was used."]
+    try:
+        load_tokenizer(name)
+    except VocabularyError:
+        raise
+    except UserError:
+        return []  # a plan of numbers needs no tokenizer
     return []
 
 

@@ -32,6 +32,7 @@ class ModelInputs:
         tokens_per_photo: positions one photo takes; 0 for a text-only model.
         preprocess: turns a decoded photo into the tower's input, float32 [3, height, width].
         features: what the tower said of a photo before, [tokens_per_photo, width]; None where it is to be asked.
+        embedding_rows: how many token ids the model has a row for; None where there is no model.
     """
 
     tokenizer: Any
@@ -39,6 +40,7 @@ class ModelInputs:
     tokens_per_photo: int = 0
     preprocess: Callable[[Image.Image], torch.Tensor] | None = None
     features: Callable[[Photo], torch.Tensor] | None = None
+    embedding_rows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +154,12 @@ def as_example(
         truncate: cut the end off a longer row, with the photos there, as LLaVA does.
 
     Raises:
-        RowError: it is longer than `max_length` and may not be cut or would be cut inside a photo, or no token of an
-            answer is left to learn from.
+        RowError: it is longer than `max_length` and may not be cut or would be cut inside a photo, no token of an
+            answer is left to learn from, or the model's embedding lacks a token of it.
     """
     (ids, supervised), images, where = tokens, conversation.images, conversation.where
+    if fault := missing_row(ids, inputs.embedding_rows, inputs.tokenizer):
+        raise RowError(f"{where}: {fault}")
     cut = max(0, len(ids) - max_length)
     if cut:
         limit = f"--data.max_length {max_length}"
@@ -174,6 +178,17 @@ def as_example(
     if not supervised[1:].any():
         raise RowError(f"{where}: the answer is empty once tokenised")
     return Example(ids, supervised, images, where, cut)
+
+
+def missing_row(ids: np.ndarray, embedding_rows: int | None, tokenizer: Any) -> str | None:
+    """Which token of a text the model's embedding has no row for, as a message; None if it has all.
+
+    Loading refuses tokenizers that are larger than the embedding, but for tokens such as that of padding.
+    """
+    if embedding_rows is None or not len(ids) or (most := int(ids.max())) < embedding_rows:
+        return None
+    token = tokenizer.convert_ids_to_tokens(most)
+    return f"the text spells {token!r}, token {most}, and the model's embedding has {embedding_rows} rows; reword it"
 
 
 @dataclass

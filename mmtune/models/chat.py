@@ -15,6 +15,7 @@ from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn, is_unicode
 from mmtune.data.templates import THOUGHT_END
 from mmtune.errors import UserError
 from mmtune.models.attention import use_attention
+from mmtune.models.calls import Photos, one_text, photos_of_turn, stop_strings
 from mmtune.models.generation import Answer, Ending
 from mmtune.models.inference import Counts
 from mmtune.models.prefixes import Keys, common_prefix
@@ -104,7 +105,7 @@ class Chat:
         Raises:
             UserError: the system prompt has a photo's mark, or is no Unicode.
         """
-        if system is not None and IMAGE_PLACEHOLDER in system:
+        if system is not None and IMAGE_PLACEHOLDER in one_text(system, "the system prompt"):
             raise UserError(f"the system prompt holds {IMAGE_PLACEHOLDER}; photos belong to what the user says")
         self.model = model
         self._system = [Turn("system", _checked(system))] if system is not None else []
@@ -122,10 +123,10 @@ class Chat:
     def say(
         self,
         text: str,
-        images: Sequence[Image.Image] = (),
+        images: Photos = (),
         *,
         sampling: Sampling = GREEDY,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> Generator[str, None, None]:
         """Say something, and hear the answer piece by piece.
 
@@ -134,9 +135,9 @@ class Chat:
 
         Args:
             text: what the user says, `<image>` where a photo goes; without such marks the photos go first.
-            images: the photos of this turn.
+            images: the photos of this turn, one or several; see `mmtune.models.calls.Photo`.
             sampling: how the answer is chosen.
-            stop: strings that end an answer; the answer includes the first.
+            stop: string or strings that end an answer; the answer includes the first.
 
         Yields:
             The pieces of the answer; together they are what `generate` gives for the same prompt (of a thought that
@@ -146,8 +147,9 @@ class Chat:
             UserError: nothing is said, photos and marks differ in number, the model cannot see, or the conversation
                 is longer than the model can read, or its template knows no thoughts. The turn was then not said.
         """
-        turn = Turn("user", self._marked(text, len(images)))
-        photos = [*self.photos, *images]
+        shown, stops = photos_of_turn(images), stop_strings(stop)
+        turn = Turn("user", self._marked(text, len(shown)))
+        photos = [*self.photos, *shown]
         thinking = sampling.thinking_tokens > 0
         prompt = self.model.template.prompt([*self._system, *self.turns, turn], thinking=thinking)
         choose, answer, over = sampling.chooser(), "", False
@@ -157,7 +159,7 @@ class Chat:
                     answer += piece
                     yield piece
                 prompt += answer.replace(IMAGE_PLACEHOLDER, "image")
-            for piece in self._answer(prompt, photos, sampling.max_new_tokens, stop, choose):
+            for piece in self._answer(prompt, photos, sampling.max_new_tokens, stops, choose):
                 answer += piece
                 yield piece
             over = True
@@ -269,6 +271,7 @@ def check_thinking(model: VisionLanguageModel, sampling: Sampling) -> None:
 
 
 def _checked(text: str) -> str:
+    text = one_text(text, "what is said")
     if not is_unicode(text):
         raise UserError("the text holds half of a surrogate pair, which no tokenizer reads")
     return text

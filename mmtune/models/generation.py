@@ -72,7 +72,8 @@ class Answer:
         """Take the next token; True if the answer is over."""
         self.tokens += 1
         ended = token in self._ending.end_ids
-        if not ended:
+        # padded vocabularies have rows that are no token: they say nothing
+        if not ended and _is_token(self._tokenizer, token):
             self._new.append(token)
         text = self._decoded()
         stopped = first_stop(text, [*self._ending.stop, self._ending.end_text])
@@ -101,6 +102,13 @@ class Answer:
     def _said(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+
+def _is_token(tokenizer: Any, token: int) -> bool:
+    try:
+        return tokenizer.convert_ids_to_tokens(token) is not None
+    except IndexError:  # slow tokenizers of sentencepiece
+        return False
 
 
 class _Ended(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped here
@@ -137,7 +145,7 @@ def generate_batch(
         The answers, and how many tokens were generated.
     """
     end_ids = ending.end_ids
-    pad = end_ids[0] if end_ids else tokenizer.pad_token_id or 0
+    pad = end_ids[0] if end_ids else 0  # any token that the embedding has: nothing is read after it
     longest = max(len(e) for e in embeddings)
     padded = embeddings[0].new_zeros(len(embeddings), longest, embeddings[0].shape[-1])
     mask = torch.zeros(len(embeddings), longest, dtype=torch.long, device=padded.device)

@@ -38,6 +38,7 @@ from mmtune.models.interop.chat import chat_template_of
 from mmtune.models.interop.llava_hf import TransformersLlava
 from mmtune.models.interop.sources import load_source_language, open_source
 from mmtune.models.options import LoraOptions, Quantisation
+from mmtune.models.vocabulary import check_tokenizer, vocabulary_size
 
 _IN_BLOCK = re.compile(r"\blayers\.\d+\.")
 
@@ -128,11 +129,21 @@ def load_tokenizer(reference: str) -> Any:
 
     Raises:
         UserError: there is none.
+        VocabularyError: it gives ids that the model's embedding has no row for.
     """
     with complaining(partial(_not_loadable, reference)):
         tokenizer = _read_tokenizer(reference)
         tokenizer("a")  # what is wrong with its settings shows only in use
+        check_tokenizer(tokenizer, embedding_rows(reference), reference)
         return tokenizer
+
+
+def embedding_rows(reference: str) -> int | None:
+    """Rows of the word embedding; None where there is a tokenizer and no model, as `mmtune data` takes."""
+    try:
+        return vocabulary_size(load_config(reference))
+    except UserError:
+        return None
 
 
 def _read_tokenizer(reference: str) -> Any:

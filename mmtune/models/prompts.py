@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn
-from mmtune.data.encoding import IMAGE_TOKEN, encode_text
+from mmtune.data.encoding import IMAGE_TOKEN, encode_text, missing_row
 from mmtune.data.images import to_rgb
 from mmtune.data.templates import Rendered
-from mmtune.errors import UserError
+from mmtune.errors import UserError, brief
+from mmtune.models.calls import one_text
 from mmtune.models.prefixes import Keys
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _PHOTOS_AT_ONCE = 16  # through the tower
 def prompt_texts(
     model: VisionLanguageModel,
     prompts: Sequence[str],
-    images: Sequence[Sequence[Image.Image]] | None = None,
+    images: Sequence[Sequence[Image.Image]],
     system: str | None = None,
     primer: str = "",
     *,
@@ -39,11 +40,10 @@ def prompt_texts(
     Raises:
         UserError: photos and `<image>` marks of a prompt differ in number, the model cannot see, or not think.
     """
-    if images is not None and len(images) != len(prompts):
-        raise UserError(f"{len(prompts)} prompts but photos for {len(images)}; give a list of photos per prompt")
+    system = None if system is None else one_text(system, "system")
+    primer = one_text(primer, "primer")
     texts = []
-    for number, prompt in enumerate(prompts):
-        photos = images[number] if images is not None else ()
+    for number, (prompt, photos) in enumerate(zip(prompts, images, strict=True)):
         marks = prompt.count(IMAGE_PLACEHOLDER)
         if marks != len(photos):
             raise UserError(f"prompt {number + 1}: {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(photos)} photo(s)")
@@ -65,8 +65,16 @@ class PromptEncoder:
         self._features: dict[int, torch.Tensor] = {}
 
     def keys(self, text: str, photos: Sequence[Image.Image] = ()) -> Keys:
-        """A rendered prompt with its photos as keys: token ids, and places of photos below 0."""
-        ids, _ = encode_text(Rendered(text, ()), self._model.tokenizer, tokens_per_photo=self._tokens_per_photo)
+        """A rendered prompt with its photos as keys: token ids, and places of photos below 0.
+
+        Raises:
+            UserError: the model's embedding lacks a token of it.
+        """
+        tokenizer = self._model.tokenizer
+        ids, _ = encode_text(Rendered(text, ()), tokenizer, tokens_per_photo=self._tokens_per_photo)
+        rows = len(self._model.base_language.get_input_embeddings().weight)
+        if fault := missing_row(ids, rows, tokenizer):
+            raise UserError(f"{brief(text)!r}: {fault}")
         keys = ids.astype(np.int64)
         if photos:
             firsts = np.array([self._number(photo) * self._tokens_per_photo for photo in photos])

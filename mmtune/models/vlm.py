@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from mmtune.data.collate import PackedBatch
@@ -19,9 +18,10 @@ from mmtune.errors import UserError
 from mmtune.models import saving
 from mmtune.models.attention import PACKED, pack_mask
 from mmtune.models.batches import in_batches, longest_first, padded_batch
+from mmtune.models.calls import Photos, Prompts, choices_of_each, stop_strings, whole_number
 from mmtune.models.generation import Ending, generate_batch
 from mmtune.models.inference import PrefixSharing
-from mmtune.models.language import add_adapters, empty_language, load_language, load_tokenizer
+from mmtune.models.language import add_adapters, embedding_rows, empty_language, load_language, load_tokenizer
 from mmtune.models.options import ModelSpec
 from mmtune.models.prefixes import Keys
 from mmtune.models.projector import build_projector
@@ -250,104 +250,127 @@ class VisionLanguageModel(nn.Module):
         projected: torch.Tensor = self.projector(features.to(next(self.projector.parameters()).dtype))
         return projected.flatten(0, 1)
 
+    @overload
+    def generate(self, prompts: str, images: Photos = None, **options: Any) -> str: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def generate(self, prompts: Sequence[str], images: Sequence[Photos] | None = None, **options: Any) -> list[str]: ...
+
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[str],
-        images: Sequence[Sequence[Image.Image]] | None = None,
+        prompts: str | Sequence[str],
+        images: Photos | Sequence[Photos] = None,
         *,
         system: str | None = None,
         primer: str = "",
         max_new_tokens: int = 64,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         thinking_tokens: int = 0,
         batch_tokens: int = BATCH_TOKENS,
         **options: Any,
-    ) -> list[str]:
+    ) -> str | list[str]:
         """Answer prompts, greedily unless the options ask for sampling.
 
         Greedy answers compute what several prompts begin with, and a photo that several show (the same object), once.
 
         Args:
-            prompts: what the user says, `<image>` where a photo goes.
-            images: the photos of each prompt.
+            prompts: what the user says, `<image>` where a photo goes: one string, or a list of them.
+            images: the photos of the one prompt, or of each: one, a list or None; see `mmtune.models.calls.Photo`.
             system: a system prompt in place of the template's own.
             primer: how the assistant's turn begins; not part of the answer.
             max_new_tokens: the most tokens an answer may have.
-            stop: strings that end an answer; the answer includes the first.
+            stop: string or strings that end an answer; the answer includes the first.
             thinking_tokens: let the model think first, at most so many tokens; 0 has it answer at once.
             batch_tokens: tokens in memory at once; halved when it runs out.
             **options: of transformers' `generate`, which then answers.
 
         Returns:
-            One answer per prompt, in order; with thinking, see `think_first`.
+            The answer to the one string, or a list with the answer to each; with thinking, see `think_first`.
 
         Raises:
-            UserError: photos and `<image>` marks of a prompt differ in number, or the template knows no thoughts.
+            UserError: photos and `<image>` marks of a prompt differ in number, the template knows no thoughts, or
+                something given is of another kind.
         """
-        encoder = PromptEncoder(self)
+        asked, stops, encoder = Prompts(prompts, images), stop_strings(stop), PromptEncoder(self)
+        whole_number(max_new_tokens, "max_new_tokens", 1)
+        whole_number(thinking_tokens, "thinking_tokens", 0)
 
         def follow(numbers: Sequence[int], texts: Sequence[str], limit: int, stop: Sequence[str]) -> list[str]:
             end = Ending(limit, stop, self.end_ids(), self.end_text())
-            encoded = [encoder.keys(text, images[i] if images else ()) for i, text in zip(numbers, texts, strict=True)]
+            encoded = [encoder.keys(text, asked.photos[i]) for i, text in zip(numbers, texts, strict=True)]
             if options:
                 return self._sample(encoder, encoded, end, batch_tokens, options)
             return self._sharing(encoder, batch_tokens, lambda engine: engine.generate(encoded, end))
 
         def answer(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
-            return follow(numbers, texts, max_new_tokens, stop)
+            return follow(numbers, texts, max_new_tokens, stops)
 
         def think(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
             return follow(numbers, texts, thinking_tokens, [THOUGHT_END])
 
         if not thinking_tokens:
-            return answer(range(len(prompts)), prompt_texts(self, prompts, images, system, primer))
-        texts = prompt_texts(self, prompts, images, system, thinking=True)
-        return think_first(texts, primer, think=think, answer=answer)
+            texts = prompt_texts(self, asked.texts, asked.photos, system, primer)
+            return asked.returned(answer(range(len(texts)), texts))
+        texts = prompt_texts(self, asked.texts, asked.photos, system, thinking=True)
+        return asked.returned(think_first(texts, primer, think=think, answer=answer))
 
-    @torch.inference_mode()
+    @overload
+    def loglikelihood(  # type: ignore[overload-overlap]
+        self, prompts: str, choices: Sequence[str], images: Photos = None, **options: Any
+    ) -> list[float]: ...
+
+    @overload
     def loglikelihood(
         self,
         prompts: Sequence[str],
         choices: Sequence[Sequence[str]],
-        images: Sequence[Sequence[Image.Image]] | None = None,
+        images: Sequence[Photos] | None = None,
+        **options: Any,
+    ) -> list[list[float]]: ...
+
+    @torch.inference_mode()
+    def loglikelihood(
+        self,
+        prompts: str | Sequence[str],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        images: Photos | Sequence[Photos] = None,
         *,
         system: str | None = None,
         primer: str = "",
         batch_tokens: int = BATCH_TOKENS,
-    ) -> list[list[float]]:
+    ) -> list[float] | list[list[float]]:
         """How likely each choice is as the beginning of the answer.
 
         Args:
-            prompts: what the user says, `<image>` where a photo goes.
-            choices: what the assistant may say after the primer, for each prompt.
-            images: the photos of each prompt.
+            prompts: what the user says, `<image>` where a photo goes: one string, or a list of them.
+            choices: what the assistant may say after the primer, for the one prompt or for each.
+            images: the photos of the one prompt, or of each; as `generate` takes them.
             system: a system prompt in place of the template's own.
             primer: how the assistant's turn begins.
             batch_tokens: tokens in memory at once; halved when it runs out.
 
         Returns:
-            For each prompt the natural logarithm of each choice's probability: the sum over its tokens. A token that
-            spans the border between prompt and choice counts as the prompt's.
+            For the one string, or in a list for each prompt, the natural logarithm of each choice's probability: the
+            sum over its tokens. A token that spans the border between prompt and choice counts as the prompt's.
 
         Raises:
             UserError: photos and `<image>` marks of a prompt differ in number, or a choice is empty.
         """
-        if len(choices) != len(prompts):
-            raise UserError(f"{len(prompts)} prompts but choices for {len(choices)}; give a list of choices per prompt")
-        encoder = PromptEncoder(self)
+        asked, encoder = Prompts(prompts, images), PromptEncoder(self)
+        choices_of = choices_of_each(choices, asked)
         sequences, scored = [], []
-        for number, text in enumerate(prompt_texts(self, prompts, images, system, primer)):
-            photos = images[number] if images else ()
+        for number, text in enumerate(prompt_texts(self, asked.texts, asked.photos, system, primer)):
+            photos = asked.photos[number]
             prompt = encoder.keys(text, photos)
-            for choice in choices[number]:
+            for choice in choices_of[number]:
                 said = encoder.keys(text + choice, photos)[len(prompt) :]
                 if not len(said):
                     raise UserError(f"prompt {number + 1}: the choice {choice!r} adds no token to it")
                 sequences.append(np.concatenate([prompt, said]))
                 scored.append(len(said))
         values = iter(self._sharing(encoder, batch_tokens, lambda engine: engine.loglikelihoods(sequences, scored)))
-        return [[next(values) for _ in given] for given in choices]
+        return asked.returned([[next(values) for _ in given] for given in choices_of])
 
     def _sharing(self, encoder: PromptEncoder, batch_tokens: int, run: Callable[[PrefixSharing], list[T]]) -> list[T]:
         """Run an engine on the prompts of a call, and count what it computed."""
@@ -399,8 +422,9 @@ class VisionLanguageModel(nn.Module):
 
 def model_inputs(spec: ModelSpec, tokenizer: Any) -> ModelInputs:
     """What the data must know of a model, without its weights."""
-    template = get_template(spec.template, tokenizer)
+    template, rows = get_template(spec.template, tokenizer), embedding_rows(spec.language)
     if spec.vision is None:
-        return ModelInputs(tokenizer, template)
+        return ModelInputs(tokenizer, template, embedding_rows=rows)
     shape = tower_shape(spec.vision)
-    return ModelInputs(tokenizer, template, shape.num_tokens, preprocessing(spec.vision, shape))
+    look = preprocessing(spec.vision, shape)
+    return ModelInputs(tokenizer, template, shape.num_tokens, look, embedding_rows=rows)

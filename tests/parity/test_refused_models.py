@@ -157,7 +157,7 @@ HEAD, FIRST = "language_model.lm_head.weight", "multi_modal_projector.linear_1.w
         (tokenizer(without_image_token), "to have the id 259, and the tokenizer has no <image>"),
         (
             tokenizer(lambda own: own.add_tokens([f"new{n}" for n in range(100)]) and None),
-            "larger than the embedding: it has 360 tokens, and the embedding 320 rows, where 360 to 1024",
+            "larger than the embedding: it has 360 tokens, and the embedding 320 rows, none for 'new60'",
         ),
         (
             lambda folder: [
