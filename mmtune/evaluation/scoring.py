@@ -31,7 +31,7 @@ def judge(task: Task, question: Question, answer: Answer) -> Sample:
     if answer.loglikelihoods is not None:
         best = likeliest(answer.loglikelihoods, question.choices, normalised=task.answering == "likelihood_norm")
         if best is not None:
-            response, prediction = question.choices[best], question.labels[best]
+            response, prediction = question.choices[best], _label(question, best)
     elif answer.error is None:
         said = said_after_thought(response) if task.thinking_tokens else response
         prediction = parse(said, task.extract, question.kind, question.options)
@@ -67,6 +67,11 @@ def likeliest(loglikelihoods: Sequence[float | None], choices: Sequence[str], *,
         if figure is not None
     }
     return max(figures, key=figures.__getitem__) if figures else None
+
+
+def _label(question: Question, place: int) -> str | None:
+    """The answer that a choice stands for; None where another choice has the same text."""
+    return question.labels[place] if question.choices.count(question.choices[place]) == 1 else None
 
 
 def score_task(
@@ -134,7 +139,7 @@ def _accuracy(questions: Sequence[Question], samples: Sequence[Sample], *, norma
         if sample.loglikelihoods is None:
             return False
         best = likeliest(sample.loglikelihoods, question.choices, normalised=normalised)
-        return best is not None and question.labels[best] == question.target
+        return best is not None and _label(question, best) == question.target
 
     return float(np.mean([right(*pair) for pair in zip(questions, samples, strict=True)]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -19,6 +20,7 @@ from mmtune.models import saving
 from mmtune.models.attention import PACKED, pack_mask
 from mmtune.models.batches import in_batches, longest_first, padded_batch
 from mmtune.models.calls import Photos, Prompts, choices_of_each, stop_strings, whole_number
+from mmtune.models.choices import ChoiceTokenizer, split_spaces
 from mmtune.models.generation import Ending, generate_batch
 from mmtune.models.inference import PrefixSharing
 from mmtune.models.language import add_adapters, embedding_rows, empty_language, load_language, load_tokenizer
@@ -352,7 +354,8 @@ class VisionLanguageModel(nn.Module):
 
         Returns:
             For the one string, or in a list for each prompt, the natural logarithm of each choice's probability: the
-            sum over its tokens. A token that spans the border between prompt and choice counts as the prompt's.
+            sum over its tokens, as `ChoiceTokenizer` gives them. Spaces at the end of the prompt are scored with the
+            choice. NaN for a choice of which the tokenizer keeps nothing.
 
         Raises:
             UserError: photos and `<image>` marks of a prompt differ in number, or a choice is empty.
@@ -361,15 +364,17 @@ class VisionLanguageModel(nn.Module):
         choices_of = choices_of_each(choices, asked)
         sequences, scored = [], []
         for number, text in enumerate(prompt_texts(self, asked.texts, asked.photos, system, primer)):
-            photos = asked.photos[number]
-            prompt = encoder.keys(text, photos)
+            context, spaces = split_spaces(text)
+            prompt = encoder.keys(context, asked.photos[number])
+            tokenizer = ChoiceTokenizer(self.tokenizer, context)
             for choice in choices_of[number]:
-                said = encoder.keys(text + choice, photos)[len(prompt) :]
-                if not len(said):
-                    raise UserError(f"prompt {number + 1}: the choice {choice!r} adds no token to it")
-                sequences.append(np.concatenate([prompt, said]))
+                if not choice:
+                    raise UserError(f"prompt {number + 1}: a choice is empty; leave it out")
+                said = tokenizer.ids(spaces + choice)
+                sequences.append(np.concatenate([prompt, np.array(said, dtype=np.int64)]))
                 scored.append(len(said))
-        values = iter(self._sharing(encoder, batch_tokens, lambda engine: engine.loglikelihoods(sequences, scored)))
+        sums = self._sharing(encoder, batch_tokens, lambda engine: engine.loglikelihoods(sequences, scored))
+        values = iter([total if tokens else math.nan for total, tokens in zip(sums, scored, strict=True)])
         return asked.returned([[next(values) for _ in given] for given in choices_of])
 
     def _sharing(self, encoder: PromptEncoder, batch_tokens: int, run: Callable[[PrefixSharing], list[T]]) -> list[T]:

@@ -79,6 +79,14 @@ def test_the_sum_and_the_sum_per_character(data: Path) -> None:
     assert by_sum.tasks["toy"].answering == "likelihood"
 
 
+def test_nobody_can_tell_choices_with_the_same_text_apart(data: Path) -> None:
+    rows = [{"question": "Q", "options": options, "answer": "A"} for options in (["b", "b", "cc"], ["a", "cc", "cc"])]
+    write_rows(data, "toy/toy", None, "test", rows)
+    results = score(data, Scripted(lambda _: ""), answering="likelihood")
+    assert [sample.prediction for sample in results.samples["toy"]] == [None, "A"]
+    assert results.tasks["toy"].unparsed == results.tasks["toy"].metrics["accuracy_sum"] == 0.5
+
+
 def test_the_flag_goes_before_the_task_file(data: Path) -> None:
     model = Scripted(lambda _: "A")
     assert score(data, model, "answering: likelihood\n", answering="generate").samples["toy"][0].loglikelihoods is None

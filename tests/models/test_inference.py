@@ -175,8 +175,8 @@ def test_a_window_shorter_than_the_prompt_is_refused(build: Build) -> None:
         model.generate(["a prompt of more than forty tokens, every byte being one"], system="")
 
 
-def test_a_choice_without_a_token_is_refused(text_model: VisionLanguageModel) -> None:
-    with pytest.raises(UserError, match="prompt 2: the choice '' adds no token"):
+def test_an_empty_choice_is_refused(text_model: VisionLanguageModel) -> None:
+    with pytest.raises(UserError, match="prompt 2: a choice is empty"):
         text_model.loglikelihood(["hi", "ho"], [["a"], ["b", ""]])
 
 
