@@ -1,3 +1,8 @@
 """The model: vision tower, projector, language model. Knows nothing of training or tasks."""
 
+import os
+
 import mmtune.torchvision_ops  # noqa: F401  # before anything here imports transformers, timm, open_clip or peft
+
+# transformers fetches kernels, which are code, from the hub for some kinds of models where `kernels` is installed
+os.environ.setdefault("USE_HUB_KERNELS", "NO")

@@ -13,26 +13,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-)
+from transformers import AutoConfig, BitsAndBytesConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from mmtune.data.sentencepiece import build_tokenizer
 from mmtune.disk import locked
 from mmtune.errors import UserError, reason
 from mmtune.files import atomic_path, cache_dir, locate, sha256_file
 from mmtune.hub import go_offline_if_unreachable
+from mmtune.models import pretrained
 from mmtune.models.complaints import complaining
 from mmtune.models.interop.chat import chat_template_of
 from mmtune.models.interop.llava_hf import TransformersLlava
@@ -51,8 +40,8 @@ def load_config(reference: str) -> Any:
     """
     with complaining(partial(_not_loadable, reference)):
         if (source := open_source(reference)) is not None:
-            return source.language_config()
-        return AutoConfig.from_pretrained(_transformers_name(reference))
+            return pretrained.harmless(source.language_config(), reference)
+        return pretrained.load_config(_transformers_name(reference))
 
 
 def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantise: Quantisation | None = None) -> Any:
@@ -72,10 +61,8 @@ def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantis
         options["quantization_config"] = _quantisation(quantise, dtype)
     with complaining(partial(_not_loadable, reference)):
         if (source := open_source(reference)) is not None:
-            return load_source_language(source, dtype=dtype, attn_implementation="sdpa", **options)
-        language, found = AutoModelForCausalLM.from_pretrained(
-            _transformers_name(reference), dtype=dtype, attn_implementation="sdpa", output_loading_info=True, **options
-        )
+            return load_source_language(source, dtype=dtype, **options)
+        language, found = pretrained.load_causal_model(_transformers_name(reference), dtype=dtype, **options)
         _check_complete(found)
         return language
 
@@ -90,8 +77,8 @@ def _check_complete(found: dict[str, Any]) -> None:
 
 def empty_language(reference: str, *, dtype: torch.dtype = torch.float32) -> Any:
     """The same architecture without weights, on the meta device: for counting and planning."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_config(reference), dtype=dtype, attn_implementation="sdpa")
+    with complaining(partial(_not_loadable, reference)), torch.device("meta"):
+        return pretrained.build_causal_model(load_config(reference), dtype=dtype)
 
 
 def check_language(reference: str, lora: LoraOptions | None) -> None:
@@ -103,7 +90,7 @@ def check_language(reference: str, lora: LoraOptions | None) -> None:
     name = _transformers_name(reference)
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
     with complaining(partial(_not_loadable, reference)):
-        if not any(_file(name, file) for file in names):
+        if not any(pretrained.find_file(name, file) for file in names):
             raise OSError(f"there is none of {', '.join(names)}")
     if lora is not None:
         _adapted_layers(empty_language(reference), lora)
@@ -148,19 +135,19 @@ def embedding_rows(reference: str) -> int | None:
 
 def _read_tokenizer(reference: str) -> Any:
     name = _transformers_name(reference)
-    if _file(name, "tokenizer.json"):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+    if pretrained.find_file(name, "tokenizer.json"):
+        tokenizer = pretrained.load_fast_tokenizer(name)
         if isinstance(open_source(reference), TransformersLlava):  # the processor has the chat template
             tokenizer.chat_template = chat_template_of(reference)
         return tokenizer
-    if model := _file(name, "tokenizer.model"):
-        config = _file(name, "tokenizer_config.json")
+    if model := pretrained.find_file(name, "tokenizer.model"):
+        config = pretrained.find_file(name, "tokenizer_config.json")
         settings = json.loads(Path(config).read_text()) if config else {}
         # a config that does not say is from before the flag existed
         tokenizer = build_tokenizer(Path(model), legacy=settings.get("legacy", True) is not False, name=reference)
         tokenizer.chat_template = settings.get("chat_template")
         return tokenizer
-    return AutoTokenizer.from_pretrained(name, use_fast=True)
+    return pretrained.load_any_tokenizer(name)
 
 
 def add_adapters(language: Any, options: LoraOptions) -> Any:
@@ -260,22 +247,16 @@ def _converted(gguf: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     print(f"Converting {gguf.name} once, to {folder} ...", file=sys.stderr, flush=True)
     with complaining(lambda error: UserError(f"{gguf}: not a GGUF file that transformers can read: {reason(error)}")):
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer, quantised = pretrained.load_gguf(gguf)
     config = AutoConfig.for_model(quantised.config.model_type)
     settings = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "dtype"):
         settings.pop(key, None)
-    model = AutoModelForCausalLM.from_config(type(config).from_dict(settings), dtype=torch.float32)
+    model = pretrained.build_causal_model(type(config).from_dict(settings), dtype=torch.float32)
     model.load_state_dict(quantised.state_dict())
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-
-
-def _file(name: str, file: str) -> str | None:
-    path: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-    return path
 
 
 def _not_loadable(reference: str, error: Exception) -> UserError:

@@ -12,6 +12,7 @@ from mmtune.models.interop.llava_hf import TransformersLlava
 from mmtune.models.interop.llava_original import OriginalLlava
 from mmtune.models.interop.weights import State, read_settings
 from mmtune.models.options import ModelSpec
+from mmtune.models.pretrained import harmless, model_of_state
 
 _PADDED_TO = 1024  # the largest multiple that vocabularies are padded to
 
@@ -87,7 +88,7 @@ def load_source_language(source: Source, *, dtype: Any, **options: Any) -> Any:
 
     from mmtune.models.interop.weights import compare
 
-    config = source.language_config()
+    config = harmless(source.language_config(), source.reference)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{source.reference}: text_config: {config.model_type} is no causal language model")
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -97,7 +98,7 @@ def load_source_language(source: Source, *, dtype: Any, **options: Any) -> Any:
     if config.tie_word_embeddings and "lm_head.weight" not in state:
         del expected["lm_head.weight"]
     compare(state, expected, source.reference)
-    return kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **options)
+    return model_of_state(kind, config, state, dtype=dtype, **options)
 
 
 def check_vocabulary(source: Source, tokenizer: Any, rows: int) -> None:
