@@ -183,6 +183,8 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from mmtune.data.readers import count_columns
+
     table = Table.grid(padding=(0, 2))
 
     def line(name: str, value: str) -> None:
@@ -203,6 +205,8 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
         line("special tokens", f"{len(one.remarks.markers)} with some spelled in the text, read as those tokens")
     if one.remarks.left_out:
         line("answers left out", f"in {len(one.remarks.left_out)} rows, whose earlier turns the template rewrites")
+    if one.unread:
+        line("not read", count_columns(one.unread))
     line("rows with faults", str(len(one.bad_rows)))
     console.print(Text(visible(one.source), style="bold"))
     console.print(table)

@@ -14,10 +14,19 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says."""
+    """What one speaker says.
+
+    Attributes:
+        role: who speaks.
+        text: what is said.
+        supervised: whether an answer is learned; one that is not is context for those that follow.
+        thought: whether the text begins with a thought that the row gives apart from the answer.
+    """
 
     role: Role
     text: str
+    supervised: bool = True
+    thought: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +66,8 @@ def check(conversation: Conversation) -> Conversation:
     """Return the conversation if it can be trained on.
 
     Raises:
-        RowError: no turns, roles out of turn, an empty answer, text that is not Unicode, or photos and
-            `<image>` marks that differ in number.
+        RowError: no turns, roles out of turn, an empty question or answer, no answer to learn, text that is not
+            Unicode, or photos and `<image>` marks that differ in number.
     """
     where = conversation.where
     for turn in conversation.turns:
@@ -77,8 +86,12 @@ def check(conversation: Conversation) -> Conversation:
             )
         if turn.role == "assistant" and not turn.text.strip():
             raise RowError(f"{where}: the assistant's answer in turn {position + 1} is empty")
+        if turn.role == "user" and not turn.text.strip():
+            raise RowError(f"{where}: the user's turn {position + 1} is empty")
     if len(conversation.dialogue) % 2:
         raise RowError(f"{where}: the conversation ends with the user's turn, so there is nothing to learn from it")
+    if not any(turn.supervised for turn in conversation.dialogue if turn.role == "assistant"):
+        raise RowError(f"{where}: no answer is to be learned; every turn of the assistant has the weight 0")
     marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in conversation.turns)
     if marks != len(conversation.images):
         raise RowError(

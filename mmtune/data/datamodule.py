@@ -116,6 +116,9 @@ class InstructionData(pl.LightningDataModule):
             for source in self.validation:
                 rows = read_conversations(source, image_root=self.mixture.image_root, bad_rows=self.bad_rows)
                 validation += (n for n in map(take, rows) if n is not None)
+        if self.trainer is None or self.trainer.is_global_zero:
+            for line in self.bad_rows.not_read():
+                print(line, file=sys.stderr)
         if training:
             self._train = self._packed(Examples(store, train), "training", self.mixture.seed)
         if validation or self.validation or self.validation_fraction:
@@ -272,6 +275,7 @@ class InstructionData(pl.LightningDataModule):
                 "filled": tokens / (len(packs) * self.budget),
             },
             "bad_rows": {"count": len(self.bad_rows.skipped), "messages": self.bad_rows.skipped[:1000]},
+            "columns_not_read": {source: dict(columns) for source, columns in self.bad_rows.unread.items()},
             "cut_rows": {"count": len(cut), "rows": cut[:1000]},
             "rows_spelling_markers": {"count": len(markers), "rows": markers[:1000]},
             "rows_with_answers_left_out": {"count": len(left_out), "rows": left_out[:1000]},

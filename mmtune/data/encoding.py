@@ -216,7 +216,7 @@ class Remarks:
         pattern = _marker_pattern(tokenizer)
         if found := sorted({marker for turn in conversation.turns for marker in pattern.findall(turn.text)}):
             self.markers.append(f"{conversation.where}: {', '.join(found)}")
-        answers = len(conversation.dialogue) // 2
+        answers = sum(turn.supervised for turn in conversation.dialogue if turn.role == "assistant")
         if supervised is not None and (missing := answers - _answers_learnt(supervised)):
             self.left_out.append(f"{conversation.where}: {missing} of {answers} answers")
 

@@ -1,46 +1,77 @@
 """How a row of each known format becomes turns and photos.
 
-A format is recognised by the columns of the row, not by the file's name.
+A format is recognised by the columns of the row, not by the file's name. What other columns mean: `columns.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Role, Turn
+from mmtune.data.columns import (
+    HISTORY,
+    IMAGES,
+    INPUT,
+    REFUSED_COLUMNS,
+    REFUSED_PARTS,
+    SYSTEM,
+    Meaning,
+    given,
+    is_absent,
+    is_null,
+    only,
+    refuse,
+    text,
+)
+from mmtune.data.conversation import Turn
 from mmtune.data.images import Photo
+from mmtune.data.turns import Draft, read_turns, row_photos, unread_keys
 from mmtune.errors import RowError, brief
 
 Row = Mapping[str, Any]
-Draft = tuple[list[Turn], list[Photo]]
+Parsed = tuple[list[Turn], list[Photo]]
 
 # Completions written for GPT-3-style finetuning end with the stop marker spelled out. The template adds the
 # model's own end marker, and the spelled one would be learnt as text.
 _SPELLED_END_MARKERS = ("<|endoftext|>", "</s>")
 
-_ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A known row format: its name, the columns that give it away, and its parser.
+    """A known row format; one row may hold several conversations.
 
-    One row may hold several conversations.
+    Attributes:
+        name: as shown to users.
+        columns: those that give it away.
+        parse: makes turns and photos of a row.
+        reads: what else it reads.
+        refused: what no row may have, unless the format reads it.
+        turns: those of its columns that may hold lists of turns.
     """
 
     name: str
     columns: tuple[str, ...]
-    parse: Callable[[Row, str], Iterator[Draft]]
+    parse: Callable[[Row, str], Iterator[Parsed]]
+    reads: tuple[Meaning, ...] = (SYSTEM, IMAGES)
+    refused: tuple[Meaning, ...] = REFUSED_COLUMNS
+    turns: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The columns it reads."""
+        return frozenset((*self.columns, *(name for meaning in self.reads for name in meaning.names)))
+
+
+def parse_row(row: Row, where: str) -> tuple[Format, list[Parsed]]:
+    """The format of a row, and the conversations it holds.
+
+    Raises:
+        RowError: no format matches, or the row cannot be read as it is meant.
+    """
+    format_ = detect_format(row, where)
+    refuse(row, format_.refused, where, but=format_.known)
+    return format_, list(format_.parse(row, where))
 
 
 def detect_format(row: Row, where: str) -> Format:
@@ -50,152 +81,156 @@ def detect_format(row: Row, where: str) -> Format:
         RowError: none matches.
     """
     for known in FORMATS:
-        if all(row.get(column) is not None for column in known.columns):
+        if all(not is_null(row.get(column)) for column in known.columns):
             return known
+    refuse(row, REFUSED_COLUMNS, where)  # names a preference set rather than the columns of all formats
     for known in FORMATS:
-        if empty := [column for column in known.columns if row.get(column, "") is None]:
+        if empty := [column for column in known.columns if column in row and is_null(row[column])]:
             raise RowError(f"{where}: {empty[0]!r} is null")
     shapes = "; ".join(f"{known.name}: {', '.join(known.columns)}" for known in FORMATS)
     found = brief(", ".join(map(str, row)), 200) or "(none)"
     raise RowError(f"{where}: columns {found} match no known format ({shapes})")
 
 
-def _role(name: Any, where: str) -> Role:
-    role = _ROLES.get(str(name).lower())
-    if role is None:
-        raise RowError(f"{where}: unknown speaker {brief(repr(name))}; known are {', '.join(_ROLES)}")
-    return role
-
-
-def _text(value: Any, column: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise RowError(f"{where}: {column} is {type(value).__name__}, not text")
-    return value
+def unread(row: Row, format_: Format) -> set[str]:
+    """The columns of a row, and the keys of its turns, that hold something and are not read."""
+    found = {str(name) for name, value in row.items() if name not in format_.known and not is_absent(value)}
+    for column in format_.turns:
+        found.update(unread_keys(row[column], column))
+    return found
 
 
 def _completion(value: Any, column: str, where: str) -> str:
-    text = _text(value, column, where).rstrip()
+    """An answer without its spelled end marker and the white space around that; what it begins with stays."""
+    answer = text(value, repr(column), where).rstrip()
     for marker in _SPELLED_END_MARKERS:
-        text = text.removesuffix(marker)
-    return text.strip()
+        answer = answer.removesuffix(marker)
+    return answer.rstrip()
 
 
-def _photos(row: Row, where: str) -> list[Photo]:
-    """The row's photos, from `image` or `images`: paths, encoded bytes, or {bytes, path} cells."""
-    # many exporters write "" or [] where there is no photo
-    value = row.get("images") or row.get("image") or []
-    cells = value if isinstance(value, list | tuple) else [value]
-    return [_photo(cell, where) for cell in cells]
+def _finished(draft: Draft, row: Row, where: str, *, mark_photos: bool = True) -> Parsed:
+    """Apply what all formats share: the system column, the rule for a greeting, and the row's photos."""
+    if system := only(row, SYSTEM, where):
+        draft.begin_with_system(text(system[1], repr(system[0]), where), where)
+    draft.drop_greeting()
+    photos = row_photos(row, where)
+    if mark_photos:
+        draft.mark_photos(sum(photo is not None for photo in photos))
+    return draft.turns, draft.photos(photos, where)
 
 
-def _photo(cell: Any, where: str) -> Photo:
-    if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, bytes):
-        return cell
-    if isinstance(cell, str) and cell:
-        return Path(cell)
-    raise RowError(f"{where}: an image is {type(cell).__name__}; expected a path or the bytes of a picture")
+def _talk_parser(column: str, *, mark_photos: bool) -> Callable[[Row, str], Iterator[Parsed]]:
+    def parse(row: Row, where: str) -> Iterator[Parsed]:
+        draft = Draft()
+        read_turns(row[column], column, where, draft)
+        yield _finished(draft, row, where, mark_photos=mark_photos)
+
+    return parse
 
 
-def _mark_photos(turns: list[Turn], photos: list[Photo]) -> list[Turn]:
-    """Put the photos before the first user's text where the row has photos but marks no place for them."""
-    if not photos or any(IMAGE_PLACEHOLDER in turn.text for turn in turns):
-        return turns
-    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
-    if first is None:
-        return turns
-    marks = "\n".join([IMAGE_PLACEHOLDER] * len(photos))
-    return [*turns[:first], Turn("user", f"{marks}\n{turns[first].text}"), *turns[first + 1 :]]
+def _parse_alpaca(row: Row, where: str) -> Iterator[Parsed]:
+    yield _instruction(row, row.get("input"), row["output"], where)
 
 
-def _parse_llava(row: Row, where: str) -> Iterator[Draft]:
-    said = row["conversations"]
-    if not isinstance(said, list | tuple):
-        raise RowError(f"{where}: 'conversations' is {type(said).__name__}, not a list of turns")
-    turns = []
-    for number, turn in enumerate(said, 1):
-        if not isinstance(turn, Mapping) or "from" not in turn or "value" not in turn:
-            raise RowError(f"{where}: turn {number} of 'conversations' needs the keys 'from' and 'value'")
-        turns.append(Turn(_role(turn["from"], where), _text(turn["value"], f"turn {number}", where)))
-    if turns and turns[0].role == "assistant":
-        turns = turns[1:]  # ShareGPT has such rows; LLaVA drops the greeting too
-    if isinstance(row.get("system"), str) and not any(turn.role == "system" for turn in turns):
-        turns.insert(0, Turn("system", row["system"]))
-    # LLaVA's own files mark every photo, so a missing mark there is a mistake and not a habit
-    yield turns, _photos(row, where)
-
-
-def _parse_messages(row: Row, where: str) -> Iterator[Draft]:
-    messages = row["messages"]
-    if not isinstance(messages, list | tuple):
-        raise RowError(f"{where}: 'messages' is {type(messages).__name__}, not a list")
-    turns: list[Turn] = []
-    photos: list[Photo] = []
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise RowError(f"{where}: message {number} needs the keys 'role' and 'content'")
-        content = message["content"]
-        if isinstance(content, list | tuple):
-            content = "".join(_content_part(part, photos, f"{where}: message {number}") for part in content)
-        turns.append(Turn(_role(message["role"], where), _text(content, f"message {number}", where)))
-    photos.extend(_photos(row, where))
-    yield _mark_photos(turns, photos), photos
-
-
-def _content_part(part: Any, photos: list[Photo], where: str) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text":
-        return _text(part.get("text"), "a text part", where)
-    if kind == "image":
-        cell = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
-        if cell is not None:  # otherwise the photo stands in the row's own image column
-            photos.append(_photo(cell, where))
-        return IMAGE_PLACEHOLDER
-    raise RowError(f"{where}: a content part has type {brief(repr(kind))}; known are 'text' and 'image'")
-
-
-def _parse_alpaca(row: Row, where: str) -> Iterator[Draft]:
-    yield from _instruction(row, row.get("input"), row["output"], where)
-
-
-def _parse_self_instruct(row: Row, where: str) -> Iterator[Draft]:
+def _parse_self_instruct(row: Row, where: str) -> Iterator[Parsed]:
     instances = row["instances"]
     if not isinstance(instances, list | tuple) or not all(isinstance(one, Mapping) for one in instances):
         raise RowError(f"{where}: 'instances' is not a list of objects with 'input' and 'output'")
     if not instances:
         raise RowError(f"{where}: 'instances' is empty, so there is nothing to learn from it")
     for instance in instances:
-        yield from _instruction(row, instance.get("input"), instance.get("output"), where)
+        yield _instruction(row, instance.get("input"), instance.get("output"), where)
 
 
-def _instruction(row: Row, given: Any, output: Any, where: str) -> Iterator[Draft]:
-    question = _text(row["instruction"], "'instruction'", where)
-    if given:
-        question = f"{question}\n{_text(given, 'input', where)}"
-    photos = _photos(row, where)
-    turns = [Turn("user", question), Turn("assistant", _completion(output, "'output'", where))]
-    if isinstance(row.get("system"), str) and row["system"]:
-        turns.insert(0, Turn("system", row["system"]))
-    yield _mark_photos(turns, photos), photos
+def _instruction(row: Row, given: Any, output: Any, where: str) -> Parsed:
+    question = text(row["instruction"], "'instruction'", where)
+    if given.strip() if isinstance(given, str) else not is_absent(given):
+        question = f"{question}\n{text(given, repr('input'), where)}"
+    draft = Draft()
+    _add_history(row, where, draft)
+    draft.add(Turn("user", question))
+    draft.add(Turn("assistant", _completion(output, "output", where)))
+    return _finished(draft, row, where)
 
 
-def _pair_parser(question: str, answer: str) -> Callable[[Row, str], Iterator[Draft]]:
-    def parse(row: Row, where: str) -> Iterator[Draft]:
-        photos = _photos(row, where)
-        asked = Turn("user", _text(row[question], f"{question!r}", where).strip())
-        answered = Turn("assistant", _completion(row[answer], f"{answer!r}", where))
-        yield _mark_photos([asked, answered], photos), photos
+def _pair_parser(question: str, answer: str) -> Callable[[Row, str], Iterator[Parsed]]:
+    def parse(row: Row, where: str) -> Iterator[Parsed]:
+        draft = Draft()
+        _add_history(row, where, draft)
+        draft.add(Turn("user", text(row[question], repr(question), where).rstrip()))
+        draft.add(Turn("assistant", _completion(row[answer], answer, where)))
+        yield _finished(draft, row, where)
 
     return parse
 
 
+def _parse_prompt_completion(row: Row, where: str) -> Iterator[Parsed]:
+    """TRL's layout: both may be lists of turns, and what the prompt holds is not learned."""
+    prompt, completion = row["prompt"], row["completion"]
+    draft = Draft()
+    if isinstance(prompt, list | tuple):
+        read_turns(prompt, "prompt", where, draft, supervised=False)
+    else:
+        _add_history(row, where, draft)
+        draft.add(Turn("user", text(prompt, "'prompt'", where).rstrip()))
+    if isinstance(completion, list | tuple):
+        read_turns(completion, "completion", where, draft)
+    else:
+        answer = _completion(completion, "completion", where)
+        # the convention of GPT-3's finetuning: a space before the first word; more than one indent code
+        lone = answer[:1] == " " and not answer[1:2].isspace()
+        draft.add(Turn("assistant", answer[1:] if lone else answer))
+    yield _finished(draft, row, where)
+
+
+def _add_history(row: Row, where: str, draft: Draft) -> None:
+    """Add the earlier turns of a row's `history`, as LLaMA-Factory and ms-swift write it."""
+    if not (found := given(row, HISTORY)):
+        return
+    [(name, pairs)] = found
+    if not isinstance(pairs, list | tuple):
+        raise RowError(f"{where}: {name!r} is {type(pairs).__name__}, not a list of pairs of question and answer")
+    for number, pair in enumerate(pairs, 1):
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise RowError(f"{where}: entry {number} of {name!r} is no pair of question and answer")
+        question, answer = (text(said, f"entry {number} of {name!r}", where) for said in pair)
+        draft.add(Turn("user", question))
+        draft.add(Turn("assistant", answer))
+
+
+_PAIR: dict[str, Any] = {"reads": (SYSTEM, IMAGES, HISTORY), "refused": (*REFUSED_COLUMNS, *REFUSED_PARTS)}
+
+
+def _pair(question: str, answer: str) -> Format:
+    return Format(f"{question}/{answer}", (question, answer), _pair_parser(question, answer), **_PAIR)
+
+
 FORMATS: tuple[Format, ...] = (
-    Format("LLaVA/ShareGPT", ("conversations",), _parse_llava),
-    Format("chat messages", ("messages",), _parse_messages),
+    # LLaVA's own files mark every photo, so a missing mark there is a mistake and not a habit
+    Format(
+        "LLaVA/ShareGPT",
+        ("conversations",),
+        _talk_parser("conversations", mark_photos=False),
+        turns=("conversations",),
+    ),
+    Format("chat messages", ("messages",), _talk_parser("messages", mark_photos=True), turns=("messages",)),
     Format("self-instruct", ("instruction", "instances"), _parse_self_instruct),
-    Format("Alpaca", ("instruction", "output"), _parse_alpaca),
-    Format("prompt/completion", ("prompt", "completion"), _pair_parser("prompt", "completion")),
-    Format("prompt/response", ("prompt", "response"), _pair_parser("prompt", "response")),
-    Format("question/answer", ("question", "answer"), _pair_parser("question", "answer")),
+    Format(
+        "Alpaca",
+        ("instruction", "output"),
+        _parse_alpaca,
+        reads=(SYSTEM, IMAGES, HISTORY, INPUT),
+        refused=(*REFUSED_COLUMNS, *REFUSED_PARTS),
+    ),
+    Format(
+        "prompt/completion",
+        ("prompt", "completion"),
+        _parse_prompt_completion,
+        turns=("prompt", "completion"),
+        **_PAIR,
+    ),
+    _pair("prompt", "response"),
+    _pair("question", "answer"),
+    _pair("question", "response"),
+    _pair("query", "response"),
 )

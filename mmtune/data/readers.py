@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mmtune.data.conversation import Conversation, check
-from mmtune.data.formats import Format, detect_format
+from mmtune.data.formats import Format, parse_row, unread
 from mmtune.data.images import Photo
 from mmtune.data.json_files import NumberedRows, json_lines, json_list
 from mmtune.errors import RowError, UserError, brief
@@ -18,6 +19,7 @@ from mmtune.files import is_file, lies_in, locate
 from mmtune.hub import go_offline_if_unreachable, kept_files
 
 OnBadRow = Literal["error", "skip"]
+_NAMED = 20  # columns in one line
 _FILE_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".parquet"}
 # owner/name[:config[:split]]; a name without an owner could be one of the library's own loaders ("json",
 # "csv"), which read the working folder
@@ -31,10 +33,12 @@ class BadRows:
     Attributes:
         policy: `error` stops at the first, `skip` leaves them out.
         skipped: the message of each row left out.
+        unread: of each source, in how many rows a column or key holds something that is not read.
     """
 
     policy: OnBadRow = "error"
     skipped: list[str] = field(default_factory=list)
+    unread: dict[str, Counter[str]] = field(default_factory=dict)
 
     def handle(self, error: RowError) -> None:
         """Note the row, or raise.
@@ -45,6 +49,18 @@ class BadRows:
         if self.policy == "error":
             raise RowError(f"{error} (--data.on_bad_row skip leaves such rows out)")
         self.skipped.append(str(error))
+
+    def not_read(self) -> list[str]:
+        """A line for each source with columns or keys that are not read."""
+        return [f"{source}: not read: {count_columns(columns)}" for source, columns in self.unread.items()]
+
+
+def count_columns(columns: Mapping[str, int]) -> str:
+    """Columns with the number of rows that fill them, the most frequent first."""
+    ordered = sorted(columns.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{brief(repr(name))} ({rows:,} row{'s' * (rows > 1)})" for name, rows in ordered[:_NAMED]]
+    more = [f"{len(ordered) - _NAMED} more"] if len(ordered) > _NAMED else []
+    return ", ".join(shown + more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +107,8 @@ def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows |
         except RowError as error:
             bad_rows.handle(error)
             continue
+        if columns := unread(row, known):
+            bad_rows.unread.setdefault(source, Counter()).update(columns)
         for turns, photos in drafts:  # one that cannot be used does not take the row's others with it
             try:
                 images = tuple(_found(photo, folders, where) for photo in photos)
@@ -109,8 +127,7 @@ def _parse(row: Any, where: str) -> tuple[Format, list[Any]]:
     if not isinstance(row, dict):
         hint = " (a file that is one JSON list must be named .json)" if isinstance(row, list) else ""
         raise RowError(f"{where}: is {type(row).__name__}, not an object{hint}")
-    known = detect_format(row, where)
-    return known, list(known.parse(row, where))
+    return parse_row(row, where)
 
 
 def _found(photo: Photo, folders: Sequence[Path], where: str) -> Photo:

@@ -39,6 +39,7 @@ class Survey:
         tokens: length of each conversation, the positions of its photos included.
         supervised: tokens learnt in each conversation.
         bad_rows: why rows cannot be used, each with file and row.
+        unread: in how many rows a column, or a key of a turn, holds something that is not read.
         long_rows: what training says of each conversation that is too long for it, unless told to cut or skip such.
         remarks: what is to be known of rows that can be used.
         samples: the conversations asked for.
@@ -52,6 +53,7 @@ class Survey:
     tokens: list[int] = field(default_factory=list)
     supervised: list[int] = field(default_factory=list)
     bad_rows: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
     long_rows: list[str] = field(default_factory=list)
     remarks: Remarks = field(default_factory=Remarks)
     samples: list[Sample] = field(default_factory=list)
@@ -75,6 +77,7 @@ class Survey:
             "too_long": len(self.long_rows),
             "too_long_rows": self.long_rows,
             "bad_rows": {"count": len(self.bad_rows), "messages": self.bad_rows},
+            "columns_not_read": dict(self.unread),
             "rows_spelling_markers": {"count": len(self.remarks.markers), "rows": self.remarks.markers},
             "rows_with_answers_left_out": {"count": len(self.remarks.left_out), "rows": self.remarks.left_out},
         }
@@ -131,6 +134,7 @@ def survey(
         result.remarks.look_at(conversation, example.supervised, inputs.tokenizer)
         if conversation.row == sample_row or (sample_row is None and len(result.samples) < samples):
             result.samples.append(_sample(conversation, example, inputs))
+    result.unread.update(bad_rows.unread.get(source, {}))
     return result
 
 

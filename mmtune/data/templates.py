@@ -59,8 +59,9 @@ class _Writer:
     def add(self, text: str) -> None:
         self.text += text
 
-    def answer(self, text: str) -> None:
-        self.answers.append((len(self.text), len(self.text) + len(text)))
+    def answer(self, text: str, *, supervised: bool = True) -> None:
+        if supervised:
+            self.answers.append((len(self.text), len(self.text) + len(text)))
         self.text += text
 
     def rewrite(self, text: str) -> None:
@@ -96,6 +97,11 @@ class Template:
             RowError: the template has no place for what the conversation holds.
         """
         writer = _Writer()
+        if self.thinking == "never" and any(turn.thought for turn in conversation.turns):
+            raise RowError(
+                f"{conversation.where}: template {self.name!r} knows no thoughts, and the row has one apart from its "
+                "answer; write it into the answer to have it learned as text"
+            )
         try:
             self.write(writer, self._system(conversation.system), photo_first(conversation.dialogue))
         except _NoPlaceError as error:
@@ -151,7 +157,7 @@ def _write_vicuna_v1(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
         if turn.role == "user":
             out.add(f"USER: {turn.text} ASSISTANT:")
         else:
-            out.answer(f" {turn.text}</s>")
+            out.answer(f" {turn.text}</s>", supervised=turn.supervised)
 
 
 def _write_llama_2(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
@@ -161,7 +167,7 @@ def _write_llama_2(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
             wrapped = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if position == 0 and system else ""
             out.add(f"{start}[INST] {wrapped}{turn.text} [/INST]")
         else:
-            out.answer(f" {turn.text} </s>")
+            out.answer(f" {turn.text} </s>", supervised=turn.supervised)
 
 
 def _write_plain(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
@@ -174,7 +180,7 @@ def _write_plain(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
                 )
             out.add(IMAGE_PLACEHOLDER * photos)
         else:
-            out.answer(f"{turn.text}\n")
+            out.answer(f"{turn.text}\n", supervised=turn.supervised)
 
 
 def _write_chatml(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
@@ -184,7 +190,7 @@ def _write_chatml(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
         if turn.role == "user":
             out.add(f"<|im_start|>user\n{turn.text}<|im_end|>\n<|im_start|>assistant\n")
         else:
-            out.answer(f"{turn.text}<|im_end|>")
+            out.answer(f"{turn.text}<|im_end|>", supervised=turn.supervised)
             out.add("\n")
 
 
@@ -244,7 +250,7 @@ def tokenizer_template(tokenizer: Any) -> Template:
                     )
                 answer = rendered[len(out.text) :]
                 learnt = answer.rstrip("\n")  # the line break after the end marker belongs to no one
-                out.answer(learnt)
+                out.answer(learnt, supervised=turn.supervised)
                 out.add(answer[len(learnt) :])
 
     def modes() -> Thinking:

@@ -144,7 +144,7 @@ def row_key(conversation: Conversation) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for turn in conversation.turns:
         text = turn.text.encode()
-        digest.update(f"{turn.role} {len(text)} ".encode())
+        digest.update(f"{turn.role} {turn.supervised:d}{turn.thought:d} {len(text)} ".encode())
         digest.update(text)
     return digest.digest()
 

@@ -113,6 +113,15 @@ def test_the_text_says_the_same(run: Run, tmp_path: Path) -> None:
     assert "\x1b" not in out  # no colours where there is no terminal
 
 
+def test_columns_that_are_not_read_are_named(run: Run, tmp_path: Path) -> None:
+    source = write(tmp_path / "rows.jsonl", GOOD | {"id": 1, "\x1b[2J": "x"}, GOOD | {"id": 2}, GOOD)
+    code, out, err = run(source)
+    assert (code, err) == (0, "")
+    assert "not read 'id' (2 rows), '\\x1b[2J' (1 row)" in [" ".join(line.split()) for line in out.splitlines()]
+    _, out, _ = run(source, "--json")
+    assert json.loads(out)["files"][0]["columns_not_read"] == {"id": 2, "\x1b[2J": 1}
+
+
 def test_which_rows_are_shown(run: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", *({"prompt": f"ask {n}", "completion": "x"} for n in range(1, 6)))
     for flags, shown in (

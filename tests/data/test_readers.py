@@ -292,11 +292,11 @@ BAD_ROWS = [
     bad("system alone",
         {"conversations": [{"from": "system", "value": "x"}]}, "the conversation has no turns"),
     bad("turns not a list", {"conversations": "hello"}, "'conversations' is str, not a list"),
-    bad("turn not an object", {"conversations": ["hello"]}, "turn 1 of 'conversations' needs the keys"),
+    bad("turn not an object", {"conversations": ["hello"]}, "turn 1 of 'conversations': needs the keys"),
     bad("turn without value",
-        {"conversations": [{"from": "human"}]}, "turn 1 of 'conversations' needs the keys"),
+        {"conversations": [{"from": "human"}]}, "turn 1 of 'conversations': needs the keys"),
     bad("value not text",
-        {"conversations": said(None)}, "turn 1 is NoneType, not text"),  # type: ignore[arg-type]
+        {"conversations": said(None)}, "turn 1 of 'conversations': 'value' is null, not text"),  # type: ignore[arg-type]
     bad("unknown speaker", {"conversations": [{"from": "alien", "value": "x"}]}, "unknown speaker 'alien'"),
     bad("no answer", {"conversations": SAID[:1]}, "ends with the user's turn"),
     bad("two questions", {"conversations": [SAID[0], *SAID]}, "turn 2 is the user's where the assistant's"),
@@ -308,7 +308,7 @@ BAD_ROWS = [
     bad("instances not a list", {"instruction": "a", "instances": "b"}, "'instances' is not a list"),
     bad("messages not a list", {"messages": {"role": "user"}}, "'messages' is dict, not a list"),
     bad("message without role",
-        {"messages": [{"content": "b"}]}, "message 1 needs the keys 'role' and 'content'"),
+        {"messages": [{"content": "b"}]}, "turn 1 of 'messages': needs the keys 'from' and 'value', or"),
     bad("unknown part", {"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "has type 'audio'"),
     bad("half a surrogate pair", '{"prompt": "a \\ud83d b", "completion": "c"}', "half of a surrogate pair"),
     bad("mark without photo", {"conversations": said("<image>\nWhat?")}, "1 <image> mark(s) but 0 photo(s)"),
@@ -323,7 +323,7 @@ BAD_ROWS = [
     bad("missing photo",
         {"conversations": said("<image>"), "image": "none.png"}, "the photo none.png does not exist"),
     bad("photo in the row",
-        {"conversations": said("<image>"), "image": "data:" + "x" * 5000}, "does not exist"),
+        {"conversations": said("<image>"), "image": "data:" + "x" * 5000}, "is no data: address"),
     bad("photo not a path",
         {"conversations": said("<image>"), "image": 3}, "an image is int; expected a path"),
     bad("messages photo missing", {"messages": [

@@ -1,0 +1,460 @@
+"""Columns and keys beside the text: each is honoured down to the labels, or a bad row that names it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import qwen
+from data_builders import encoded_photo, make_byte_tokenizer
+
+from mmtune.data import columns
+from mmtune.data.columns import Meaning
+from mmtune.data.conversation import Conversation, RowError, Turn
+from mmtune.data.datamodule import InstructionData
+from mmtune.data.encoding import ModelInputs, encode
+from mmtune.data.formats import FORMATS
+from mmtune.data.image_cells import MOST_BYTES
+from mmtune.data.mixture import Mixture
+from mmtune.data.readers import BadRows, read_conversations
+from mmtune.data.survey import survey
+from mmtune.data.templates import TEMPLATES, get_template
+
+WriteLines = Callable[..., str]
+ASKED, SAID = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}
+FROM_ASKED, FROM_SAID = {"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}
+PLAIN = (Turn("user", "What?"), Turn("assistant", "That."))
+ROWS: dict[str, dict[str, Any]] = {
+    "LLaVA/ShareGPT": {"conversations": [FROM_ASKED, FROM_SAID]},
+    "chat messages": {"messages": [ASKED, SAID]},
+    "self-instruct": {"instruction": "What?", "instances": [{"input": "", "output": "That."}]},
+    "Alpaca": {"instruction": "What?", "output": "That."},
+    "prompt/completion": {"prompt": "What?", "completion": "That."},
+    "prompt/response": {"prompt": "What?", "response": "That."},
+    "question/answer": {"question": "What?", "answer": "That."},
+    "question/response": {"question": "What?", "response": "That."},
+    "query/response": {"query": "What?", "response": "That."},
+}
+SINGLE = [name for name in ROWS if name not in ("LLaVA/ShareGPT", "chat messages", "self-instruct")]
+A, B, C = (encoded_photo(shade, size=8) for shade in (1, 2, 3))
+
+
+@pytest.fixture
+def read(write_lines: WriteLines) -> Callable[[Any], Conversation]:
+    def one(row: Any) -> Conversation:
+        [conversation] = read_conversations(write_lines([row]))
+        return conversation
+
+    return one
+
+
+@pytest.fixture
+def refused(write_lines: WriteLines) -> Callable[[Any], str]:
+    def message(row: Any) -> str:
+        source = write_lines([row, ROWS["Alpaca"]])
+        skipping = BadRows("skip")
+        assert [c.row for c in read_conversations(source, bad_rows=skipping)] == [2]
+        [said] = skipping.skipped
+        assert said.startswith(f"{source}, row 1: ")
+        assert "\n" not in said
+        return said.removeprefix(f"{source}, row 1: ")
+
+    return message
+
+
+def learned(conversation: Conversation, inputs: ModelInputs) -> list[str]:
+    """What is learned, a text for each run of labels."""
+    example = encode(conversation, inputs, 10_000)
+    texts, run = [], list[int]()
+    for token, supervised in [*zip(example.input_ids.tolist(), example.supervised.tolist(), strict=True), (0, False)]:
+        if supervised:
+            run.append(token)
+        elif run:
+            texts.append(inputs.tokenizer.decode(run))
+            run = []
+    return texts
+
+
+def test_the_rows_here_are_of_every_format() -> None:
+    assert [known.name for known in FORMATS] == list(ROWS)
+
+
+# What no row may have
+
+
+def names(meanings: Sequence[Meaning]) -> Iterator[str]:
+    yield from (name for meaning in meanings for name in meaning.names)
+
+
+@pytest.mark.parametrize("format_", FORMATS, ids=lambda f: f.name)
+def test_every_refused_column_is_named_in_every_format(format_: Any, refused: Callable[[Any], str]) -> None:
+    row = ROWS[format_.name]
+    some = [name for name in names(format_.refused) if name not in format_.known]
+    assert {"chosen", "tools", "label", "videos", "objects"} <= set(some)
+    for name in some:
+        for value in (False, "a", [{"type": "x"}], {"a": 0}, 1):
+            assert refused(row | {name: value}).startswith(f"has {name!r}, which ")
+
+
+@pytest.mark.parametrize("format_", FORMATS, ids=lambda f: f.name)
+def test_null_and_empty_mean_absent_in_every_column(
+    format_: Any, read: Callable[[Any], Conversation], write_lines: WriteLines
+) -> None:
+    """As Arrow fills them: a struct of nulls, a list of such."""
+    row = ROWS[format_.name]
+    extra = {*names(format_.refused), *names(format_.reads)} - set(format_.columns)
+    for empty in (None, "", [], {}, [None], {"a": None}, [{"a": {"b": None}}], float("nan"), "[]", " "):
+        some = extra - ({"input"} if empty == "[]" else set())  # which may be what an instruction is about
+        conversation = read(row | dict.fromkeys(some, empty))
+        assert conversation.turns == PLAIN
+        assert conversation.images == ()
+
+
+@pytest.mark.parametrize("key", [*names(columns.REFUSED_KEYS)])
+def test_every_refused_key_of_a_turn_is_named(key: str, refused: Callable[[Any], str]) -> None:
+    for value in ("a", [{"id": "1"}], {"name": "f"}, 0):
+        assert f"turn 2 of 'messages': has {key!r}, which " in refused({"messages": [ASKED, SAID | {key: value}]})
+    call = {"role": "assistant", "content": None, key: "a"}
+    assert f"turn 2 of 'messages': has {key!r}, which " in refused({"messages": [ASKED, call]})
+
+
+def test_null_keys_of_a_turn_mean_absent(read: Callable[[Any], Conversation]) -> None:
+    some = [*names(columns.REFUSED_KEYS), *columns.WEIGHT.names, *columns.THOUGHT.names]
+    for empty in (None, [], [{"function": {"name": None}}]):
+        assert read({"messages": [turn | dict.fromkeys(some, empty) for turn in (ASKED, SAID)]}).turns == PLAIN
+
+
+@pytest.mark.parametrize("role", columns.REFUSED_ROLES.names)
+def test_speakers_of_tool_calls_are_named(role: str, refused: Callable[[Any], str]) -> None:
+    turns = [FROM_ASKED, {"from": role, "value": "{}"}, FROM_SAID]
+    message = refused({"conversations": turns})
+    assert message == (
+        f"turn 2 of 'conversations': has the speaker {role!r}, which belongs to tool calls, which are not read"
+    )
+
+
+def test_columns_of_arrow_hold_a_null_for_every_key_that_another_row_has(tmp_path: Path) -> None:
+    """`datasets` and pyarrow give all rows all keys."""
+    call = {"id": "1", "function": {"name": "f", "arguments": "{}"}}
+    rows = [
+        {"messages": [ASKED, SAID | {"tool_calls": [call], "weight": 1.0}], "tools": [call]},
+        {"messages": [ASKED, SAID], "tools": None},
+        {"messages": [ASKED, SAID | {"content": None, "weight": 0.0, "name": "x"}]},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    bad = BadRows("skip")
+    [only] = read_conversations(str(tmp_path / "rows.parquet"), bad_rows=bad)
+    assert only.turns == PLAIN
+    assert ["'tools'" in bad.skipped[0], "'name'" in bad.skipped[1], len(bad.skipped)] == [True, True, 2]
+    assert bad.unread == {}
+
+
+# What is honoured
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("column", columns.SYSTEM.names)
+def test_a_system_column_is_the_system_prompt_in_every_format(
+    name: str, column: str, read: Callable[[Any], Conversation], text_inputs: ModelInputs
+) -> None:
+    conversation = read(ROWS[name] | {column: "Be brief."})
+    assert conversation.turns == (Turn("system", "Be brief."), *PLAIN)
+    text = text_inputs.tokenizer.decode(encode(conversation, text_inputs, 1000).input_ids)
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat?")
+
+
+def test_two_system_prompts(read: Callable[[Any], Conversation], refused: Callable[[Any], str]) -> None:
+    turns = [{"role": "developer", "content": "Be brief."}, ASKED, SAID]
+    assert read({"messages": turns, "system": "Be brief."}).system == "Be brief."
+    assert "two system prompts that differ" in refused({"messages": turns, "system": "Be long."})
+    assert "has 'system' and 'system_prompt', which differ" in refused(
+        {"messages": [ASKED, SAID], "system": "a", "system_prompt": "b"}
+    )
+    assert "'system' is int, not text" in refused({"messages": [ASKED, SAID], "system": 3})
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_history_is_earlier_turns_that_are_learned(
+    name: str, read: Callable[[Any], Conversation], refused: Callable[[Any], str], text_inputs: ModelInputs
+) -> None:
+    row = ROWS[name] | {"system": "Be brief."}
+    conversation = read(row | {"history": [["Hi", "Hello"], ["Bye", "See you"]]})
+    assert [turn.text for turn in conversation.dialogue] == ["Hi", "Hello", "Bye", "See you", "What?", "That."]
+    assert learned(conversation, text_inputs) == ["Hello<|im_end|>", "See you<|im_end|>", "That.<|im_end|>"]
+    assert "'history' is str, not a list" in refused(row | {"history": "Hi"})
+    assert "entry 2 of 'history' is no pair" in refused(row | {"history": [["a", "b"], ["c"]]})
+    assert "entry 1 of 'history' is null, not text" in refused(row | {"history": [["a", None]]})
+
+
+TALK = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f")]
+
+
+def talk(dialect: int, extra: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    keys = (("from", "value"), ("role", "content"), ("role", "value"))[dialect % 3]
+    turns = [dict(zip(keys, turn, strict=True)) | extra.get(i, {}) for i, turn in enumerate(TALK)]
+    return {"conversations" if dialect < 3 else "messages": turns}
+
+
+@pytest.mark.parametrize("dialect", range(6))
+@pytest.mark.parametrize("key", columns.WEIGHT.names)
+def test_a_turn_of_weight_0_is_context_and_not_learned(
+    key: str, dialect: int, read: Callable[[Any], Conversation], text_inputs: ModelInputs
+) -> None:
+    everything = read(talk(dialect, {}))
+    assert learned(everything, text_inputs) == ["b<|im_end|>", "d<|im_end|>", "f<|im_end|>"]
+    for no, yes in ((0, 1), (0.0, 1.0), (False, True)):
+        conversation = read(talk(dialect, {0: {key: no}, 1: {key: no}, 3: {key: yes}, 5: {key: None}}))
+        assert learned(conversation, text_inputs) == ["d<|im_end|>", "f<|im_end|>"]
+        ids = encode(conversation, text_inputs, 1000).input_ids
+        assert ids.tolist() == encode(everything, text_inputs, 1000).input_ids.tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "plain"] + ["tokenizer"])
+def test_weights_hold_in_every_template(name: str, read: Callable[[Any], Conversation], byte_tokenizer: Any) -> None:
+    inputs = ModelInputs(byte_tokenizer, get_template(name, byte_tokenizer))
+    [only] = learned(read(talk(0, {1: {"weight": 0}, 5: {"weight": 0}})), inputs)
+    assert only.strip().startswith("d")
+
+
+def test_weights_that_mean_nothing_here(refused: Callable[[Any], str]) -> None:
+    for value in (0.5, 2, -1, "0"):
+        assert f"turn 2 of 'messages': has 'weight' {value!r}; only 0 and 1" in refused(talk(4, {1: {"weight": value}}))
+    assert "has 'train' True, and is the user's" in refused(talk(4, {2: {"train": True}}))
+    assert "has 'weight' and 'train', which differ" in refused(talk(4, {1: {"train": True, "weight": 0}}))
+    assert "no answer is to be learned" in refused(talk(4, {n: {"loss": False} for n in (1, 3, 5)}))
+
+
+@pytest.mark.parametrize("key", columns.THOUGHT.names)
+def test_a_thought_is_learned_as_the_template_writes_it(
+    key: str, read: Callable[[Any], Conversation], refused: Callable[[Any], str], text_inputs: ModelInputs
+) -> None:
+    row = {"messages": [ASKED, SAID | {key: "Hm, well.\n"}]}
+    conversation = read(row)
+    for template in (qwen.QWEN3, qwen.OPENED):
+        tokenizer = make_byte_tokenizer()
+        tokenizer.chat_template = template
+        inputs = ModelInputs(tokenizer, get_template("tokenizer", tokenizer))
+        [only] = learned(conversation, inputs)
+        assert only.removeprefix("<think>\n") == "Hm, well.\n</think>\n\nThat.<|im_end|>"
+    with pytest.raises(RowError, match=r"row 1: template 'chatml' knows no thoughts"):
+        encode(conversation, text_inputs, 1000)
+    assert f"has {key!r}, and is the user's" in refused({"messages": [ASKED | {key: "x"}, SAID]})
+    twice = {"role": "assistant", "content": "<think>a</think>b", key: "a"}
+    assert "has a thought in its text and another under" in refused({"messages": [ASKED, twice]})
+    assert f"{key!r} is int, not text" in refused({"messages": [ASKED, SAID | {key: 3}]})
+
+
+def test_a_prompt_of_turns_is_context(read: Callable[[Any], Conversation], text_inputs: ModelInputs) -> None:
+    """TRL's prompt and completion as lists of messages."""
+    conversation = read({"prompt": [{"role": "system", "content": "S"}, *talk(4, {})["messages"], ASKED],
+                         "completion": [SAID]})  # fmt: skip
+    assert [turn.text for turn in conversation.turns] == ["S", *"abcdef", "What?", "That."]
+    assert learned(conversation, text_inputs) == ["That.<|im_end|>"]
+
+
+@pytest.mark.parametrize("name", ["LLaVA/ShareGPT", "chat messages"])
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "S"}]])
+def test_a_greeting_before_the_first_question_is_dropped(
+    name: str, system: list[Any], read: Callable[[Any], Conversation]
+) -> None:
+    column = FORMATS[0].columns[0] if name == "LLaVA/ShareGPT" else "messages"
+    turns = [*system, {"role": "assistant", "content": "Hello, I am a bot."}, ASKED, SAID]
+    for row in ({column: turns}, {column: turns[len(system):], **({"system": "S"} if system else {})}):  # fmt: skip
+        conversation = read(row)
+        assert conversation.dialogue == PLAIN
+        assert conversation.system == ("S" if system else None)
+    assert read({"prompt": turns[:-1], "completion": [SAID]}).dialogue == PLAIN
+
+
+def test_speakers_and_texts_under_either_name(
+    read: Callable[[Any], Conversation], refused: Callable[[Any], str]
+) -> None:
+    for column in ("conversations", "messages"):
+        for turns in ([FROM_ASKED, FROM_SAID], [ASKED, SAID], [FROM_ASKED, SAID],
+                      [FROM_ASKED | ASKED, {"from": None, "value": None} | SAID]):  # fmt: skip
+            assert read({column: turns}).turns == PLAIN
+        assert "has 'from' and 'role', which differ" in refused({column: [FROM_SAID | ASKED, SAID]})
+        assert "has 'value' and 'content', which differ" in refused({column: [FROM_ASKED | {"content": "x"}, SAID]})
+
+
+# Photos
+
+
+def uri(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def row_with(part: Any, **row: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}, SAID], **row}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": uri(A)},
+        {"type": "image", "url": uri(A)},
+        {"type": "image", "base64": base64.b64encode(A).decode()},
+        {"type": "image", "image": base64.b64encode(A).decode()},
+        {"type": "image", "source": {"type": "base64", "data": base64.b64encode(A).decode()}},
+        {"type": "image_url", "image_url": {"url": uri(A), "detail": "low"}},
+        {"type": "image_url", "image_url": uri(A, "image/PNG;charset=utf-8")},
+        {"type": "input_image", "image_url": uri(A)},
+        {"image": uri(A)},
+        {"type": "image", "text": None, "index": None, "path": None, "image": {"bytes": None, "path": uri(A)}},
+    ],
+)  # fmt: skip
+def test_photos_written_into_a_part(part: Any, read: Callable[[Any], Conversation]) -> None:
+    conversation = read(row_with(part))
+    assert conversation.images == (A,)
+    assert conversation.turns[0].text == "<image>?"
+
+
+def test_photos_written_into_the_image_column(read: Callable[[Any], Conversation], tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(C)
+    written = [uri(A), base64.b64encode(B).decode(), (tmp_path / "a b.png").as_uri(), "a b.png"]
+    turns = [ASKED | {"content": "<image>" * 4}, SAID]
+    conversation = read({"conversations": turns, "images": written})
+    assert [p if isinstance(p, bytes) else p.read_bytes() for p in conversation.images] == [A, B, C, C]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("https://example.com/a.png", "the photo https://example.com/a.png is a web address; download it"),
+        ("data:image/png,abc", "is no data: address of a picture in base64"),
+        ("data:image/png;base64,ab*d", "a photo is not valid base64"),
+        ("data:image/png;base64," + "A" * (MOST_BYTES // 3 * 4 + 8), "has more than 32 MiB; keep it as a file"),
+        ({"kind": "png"}, "an image has the keys kind; known are 'bytes'"),
+        (True, "an image is bool; expected a path"),
+    ],
+)
+def test_photos_that_are_refused_by_name(cell: Any, message: str, refused: Callable[[Any], str]) -> None:
+    assert message in refused({"prompt": "a", "completion": "b", "image": cell})
+
+
+def test_image_parts_with_an_index_show_that_photo_of_the_row(
+    read: Callable[[Any], Conversation], refused: Callable[[Any], str]
+) -> None:
+    def row(*indexes: Any, images: Any = None) -> dict[str, Any]:
+        parts = [{"type": "image", "index": index} for index in indexes]
+        return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}, SAID],
+                "images": images or [uri(A), uri(B), uri(C)]}  # fmt: skip
+
+    assert read(row(2, 0, 1)).images == (C, A, B)
+    assert read(row(2.0, 0.0, 1.0)).images == (C, A, B)
+    assert read(row(1, 1, 0, 2)).images == (B, B, A, C)
+    assert read(row(None, None, None)).images == (A, B, C)
+    assert read(row(1, images=[None, uri(A)])).images == (A,)
+    assert "index 3, and the row has no such photo" in refused(row(0, 1, 2, 3))
+    assert "has the index -1" in refused(row(-1))
+    assert "1 <image> mark(s) but 3 photo(s)" in refused(row(1))
+
+
+def test_marks_parts_and_columns_keep_their_order(read: Callable[[Any], Conversation]) -> None:
+    turns = [
+        {"role": "user", "content": [{"type": "text", "text": "<image>"}, {"type": "image", "image": uri(C)}]},
+        SAID,
+        {"role": "user", "content": "<image>?"},
+        SAID,
+    ]
+    assert read({"messages": turns, "images": [uri(A), uri(B)]}).images == (A, C, B)
+
+
+@pytest.mark.parametrize("images", [[None], [""], [{"bytes": None, "path": None}], "", None, []])
+def test_no_photo_however_it_is_written(images: Any, read: Callable[[Any], Conversation]) -> None:
+    for row in ROWS.values():
+        assert read(row | {"images": images, "image": None}).images == ()
+
+
+def test_two_columns_of_photos(read: Callable[[Any], Conversation], refused: Callable[[Any], str]) -> None:
+    row = ROWS["chat messages"]
+    assert read(row | {"image": uri(A), "images": [uri(A)]}).images == (A,)
+    assert "has 'image' and 'images', which differ" in refused(row | {"image": uri(A), "images": [uri(B)]})
+
+
+# What nobody knows
+
+
+def test_columns_and_keys_that_are_not_read_are_counted_once_a_row(write_lines: WriteLines) -> None:
+    part = {"type": "text", "text": "What?", "cache": "x"}
+    turns = [{"role": "user", "content": [part, part | {"text": "?"}], "lang": "en"}, SAID | {"lang": "en"}]
+    row = {"messages": turns, "id": 0, "source": "web", "empty": None}
+    source = write_lines([row, row | {"source": ""}, ROWS["Alpaca"], ROWS["Alpaca"] | {"chosen": "x", "other": 1}])
+    bad = BadRows("skip")
+    assert len(list(read_conversations(source, bad_rows=bad))) == 3
+    assert bad.unread == {
+        source: {"id": 2, "source": 1, "messages[].lang": 2, "messages[].content[].cache": 2},
+    }
+
+
+def test_what_is_not_read_is_named_when_training_reads_it_and_in_its_record(
+    write_lines: WriteLines, text_inputs: ModelInputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [ROWS["Alpaca"] | {"id": n, "lang": "en" if n else None} for n in range(3)]
+    source = write_lines(rows)
+    data = InstructionData(Mixture([source], total=2), inputs=text_inputs)
+    data.setup()
+    assert capsys.readouterr().err == f"{source}: not read: 'id' (3 rows), 'lang' (2 rows)\n"
+    assert data.record["columns_not_read"] == {source: {"id": 3, "lang": 2}}
+    found = survey(source, text_inputs, max_length=100)
+    assert found.summary()["columns_not_read"] == {"id": 3, "lang": 2}
+
+
+# Text
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_indentation_of_answers_and_questions_stays(name: str, read: Callable[[Any], Conversation]) -> None:
+    first = next(known for known in FORMATS if known.name == name)
+    question, answer = first.columns
+    code = "    y = x + 1\n    return y"
+    for begin in (code, "\t" + code, "\n" + code, "  z"):
+        conversation = read({question: "    def f(x):\n", answer: begin + " \n</s>\n"})
+        assert conversation.turns[1].text == begin
+        assert conversation.turns[0].text.startswith("    def f(x):")
+
+
+def test_one_space_before_a_completion_is_gpt3s_convention(read: Callable[[Any], Conversation]) -> None:
+    assert read({"prompt": "a", "completion": " That."}).turns[1].text == "That."
+    assert read({"prompt": "a", "response": " That."}).turns[1].text == " That."
+
+
+@pytest.mark.parametrize("value", [3, 3.5, True, float("nan"), {"a": 1}])
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_no_text_is_named(name: str, value: Any, refused: Callable[[Any], str]) -> None:
+    row = json.loads(json.dumps(ROWS[name]))
+    for turns in ("conversations", "messages"):
+        for turn in row.get(turns, ()):
+            turn["value" if turns == "conversations" else "content"] = value
+    row = {key: value if isinstance(old, str) else old for key, old in row.items()}
+    if name == "self-instruct":
+        row["instruction"] = value
+    message = refused(row)
+    found = "NaN" if value != value else type(value).__name__
+    assert f" is {found}, not text" in message or " is null" in message
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u3000"])
+def test_blank_questions_and_answers_are_named(blank: str, refused: Callable[[Any], str]) -> None:
+    assert "the user's turn 1 is empty" in refused({"messages": [ASKED | {"content": blank}, SAID]})
+    assert "the assistant's answer in turn 2 is empty" in refused({"messages": [ASKED, SAID | {"content": blank}]})
+
+
+# The documentation
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    cells = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    said = {(tuple(re.findall(r"`([^`]+)`", names)), text.strip()) for _, names, text, *_ in cells}
+    honored = (columns.SYSTEM, columns.HISTORY, columns.IMAGES, columns.INPUT, columns.WEIGHT, columns.THOUGHT)
+    refused = (*columns.REFUSED_COLUMNS, *columns.REFUSED_PARTS, *columns.REFUSED_KEYS, columns.REFUSED_ROLES)
+    for meaning in (*honored, *refused):
+        assert (meaning.names, meaning.text) in said
