@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mmtune.data.image_modes import as_rgb
 from mmtune.errors import RowError, reason
 
 MOST_PIXELS = 89_478_485  # of a photo: Pillow warns of those that are larger, twice as large ones it refuses itself
@@ -51,8 +52,5 @@ def decode(file: Path | BinaryIO) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture in RGB as people see it: turned as its camera noted, and 16 bits a pixel scaled rather than cut off."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda value: value / 256, "L")
-    return image.convert("RGB")
+    """A picture in RGB as people see it: turned as its camera noted, and its colors as `as_rgb` gives them."""
+    return as_rgb(ImageOps.exif_transpose(image))
