@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Literal, get_args
 
+from mmtune.evaluation.comparison import plain, same_answer, term
 from mmtune.evaluation.contractions import CONTRACTIONS
+from mmtune.evaluation.option_names import (
+    bare_letter,
+    letter_said,
+    option_named,
+    option_quoted,
+    option_with_most_words,
+)
 
 Kind = Literal["letter", "yes_no", "short"]
 KINDS: tuple[str, ...] = get_args(Kind)
-LETTERS = string.ascii_uppercase
 YES_NO = ("yes", "no")
 
 Step = Callable[[str, Sequence[str]], str]
@@ -22,7 +27,6 @@ Mark = Callable[[str, Sequence[str]], float]
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBERS)} | {"none": "0"}
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CLAUSE_END = re.compile(r'[.,:"\n\r]')
 _LINE_END = re.compile(r'["\n\r]')
 _LEADING_LETTER = re.compile(r"\s*\(?([A-Za-z])(?:[.:)]|\s*$)")
@@ -31,32 +35,6 @@ _LEADING_LETTER = re.compile(r"\s*\(?([A-Za-z])(?:[.:)]|\s*$)")
 _VQA_GONE = re.compile(r"\.(?!\d)|(?<=\d),(?=\d)")
 _VQA_SPACES = str.maketrans(dict.fromkeys(';/[]"{}()=+\\_-><@`,?!', " "))
 _VQA_WORDS = {**_DIGITS, "ten": "10", **CONTRACTIONS}
-
-# LaTeX, from the inside out: (what is written, what it is plainly)
-_LATEX = tuple(
-    (re.compile(pattern), plainer)
-    for pattern, plainer in (
-        (r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]*)\}", r"\1"),
-        (r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r" \1/\2 "),
-        (r"\\(?:left|right)(?![a-z])|\\[!,;: ()\[\]$]|[$°]|\\?%|\^\{?\\circ\}?", ""),
-        (r"(?<=\d)\{?,\}?(?=\d{3}(?!\d))", ""),  # 10,404
-        (r"\s+", " "),
-        (r"(?<=\d) (?=\d+/\d)", "+"),  # 2 1/2
-        (r"(?<!\d) | (?!\d)", ""),  # 1 2 is not 12
-        (r"\{(\w)\}", r"\1"),
-        (r"\\pi(?![a-z])", "π"),
-    )
-)
-_NUMBER = re.compile(
-    r"(?P<sign>[+-]?)(?:(?P<decimal>\d{1,50}(?:\.\d{1,50})?|\.\d{1,50})"
-    r"|(?:(?P<whole>\d{1,50})\+)?(?P<above>\d{1,50})/(?P<below>0*[1-9]\d{0,50}))",
-    re.ASCII,
-)
-
-
-def plain(text: str) -> str:
-    """Lower case, without punctuation, single spaces: how answers are compared."""
-    return " ".join(text.translate(_NO_PUNCTUATION).lower().split())
 
 
 def first_clause(text: str, options: Sequence[str]) -> str:
@@ -72,31 +50,17 @@ def first_line(text: str, options: Sequence[str]) -> str:
 def leading_letter(text: str, options: Sequence[str]) -> str:
     """An option's letter that begins the text, as in `B: two dogs`, `(B) two dogs` or `b.`, is the answer."""
     found = _LEADING_LETTER.match(text)
-    return found[1].upper() if found and _valid_letter(found[1], options) else text
+    return (bare_letter(found[1], options) if found else None) or text
 
 
 def option_text(text: str, options: Sequence[str]) -> str:
-    """The text of an option becomes its letter. What is a valid letter already stays one."""
-    said = plain(text)
-    if said and not _valid_letter(said, options):
-        for letter, option in zip(LETTERS, options, strict=False):
-            if said == plain(option):
-                return letter
-    return text
+    """The text of an option becomes its letter; see `option_named`. What is a valid letter already stays one."""
+    return option_named(text, options) or text
 
 
 def option_words(text: str, options: Sequence[str]) -> str:
-    """An option all of whose words were said becomes its letter; of several, the one with most words."""
-    said = plain(text)
-    if _valid_letter(said, options):
-        return text
-    words = set(said.split())
-    held = [
-        (-len(wanted), letter)
-        for letter, option in zip(LETTERS, options, strict=False)
-        if (wanted := set(plain(option).split())) and wanted <= words
-    ]
-    return min(held)[1] if held else text
+    """An option all of whose words were said becomes its letter; of several, the one with most words, if it is one."""
+    return letter_said(text, options) or option_with_most_words(text, options) or text
 
 
 def true_false(text: str, options: Sequence[str]) -> str:
@@ -133,6 +97,7 @@ STEPS: dict[str, Step] = {
         vqa_normalise,
     )
 }
+_BY_TEXT = {"option_text", "option_words"}  # these name an option by its text
 # these say the same in other words, so a short gold answer goes through them too
 _REWORDING = {"true_false", "number_words", "vqa_normalise"}
 
@@ -154,21 +119,23 @@ def parse(response: str, steps: Sequence[str], kind: Kind, options: Sequence[str
     Returns:
         A capital letter, `yes` or `no`, or text; None where there is no valid answer ("unparsed").
     """
+    # the text of an option may hold marks at which a step would cut it
+    if kind == "letter" and _BY_TEXT.intersection(steps) and (letter := option_quoted(response, options)):
+        return letter
     text = response
     for step in steps:
         text = STEPS[step](text, options)
-    said = plain(text)
     if kind == "letter":
-        return said.upper() if _valid_letter(said, options) else None
+        return letter_said(text, options)
+    said = plain(text)
     if kind == "yes_no":
         return said if said in YES_NO else None
     return text.strip() if said else None
 
 
 def exact(answer: str, references: Sequence[str]) -> float:
-    """1 for a gold answer, ignoring case and punctuation; else 0."""
-    said = plain(answer)
-    return float(any(said == plain(reference) for reference in references))
+    """1 for a gold answer, as `same_answer` compares; else 0."""
+    return float(any(same_answer(answer, reference) for reference in references))
 
 
 def vqa(answer: str, references: Sequence[str]) -> float:
@@ -190,8 +157,8 @@ def math(answer: str, references: Sequence[str]) -> float:
     units of degree and per cent, and spaces. Unlike the script of MATH-Vision (Wang et al., 2024), nothing is
     transformed by computer algebra: 2\sqrt{2} is not \sqrt{8}.
     """
-    said = _term(answer)
-    return float(any(said == _term(reference) for reference in references))
+    said = term(answer)
+    return float(any(said == term(reference) for reference in references))
 
 
 MARKS: dict[str, Mark] = {"accuracy": exact, "vqa_accuracy": vqa, "math_accuracy": math}
@@ -217,22 +184,3 @@ def mark(
             if step in _REWORDING:
                 references = [STEPS[step](reference, ()) for reference in references]
     return MARKS[marking](prediction, references)
-
-
-def _valid_letter(said: str, options: Sequence[str]) -> bool:
-    return len(said) == 1 and said.upper() in LETTERS[: len(options)]
-
-
-def _term(text: str) -> Fraction | str:
-    """The number that a text is, or the text without what is only layout."""
-    for pattern, plainer in _LATEX:
-        text = pattern.sub(plainer, text)
-    text = text.lower().rstrip(".")
-    number = _NUMBER.fullmatch(text)
-    if number is None:
-        return text
-    if number["decimal"]:
-        value = Fraction(number["decimal"])
-    else:
-        value = int(number["whole"] or 0) + Fraction(int(number["above"]), int(number["below"]))
-    return -value if number["sign"] == "-" else value

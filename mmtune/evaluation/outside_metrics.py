@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmtune.errors import UserError
-from mmtune.evaluation.answers import LETTERS
 from mmtune.evaluation.metrics import Floats, Outcomes
+from mmtune.evaluation.option_names import LETTERS
 from mmtune.hub import go_offline_if_unreachable
 
 if TYPE_CHECKING:

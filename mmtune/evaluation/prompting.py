@@ -13,8 +13,9 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import SandboxedEnvironment
 
 from mmtune.errors import UserError, did_you_mean
-from mmtune.evaluation.answers import KINDS, LETTERS, YES_NO, Kind
+from mmtune.evaluation.answers import KINDS, YES_NO, Kind
 from mmtune.evaluation.dataset import Photo
+from mmtune.evaluation.option_names import LETTERS
 from mmtune.evaluation.wording import FILTERS, Protocol, asks_yes_no
 
 if TYPE_CHECKING:

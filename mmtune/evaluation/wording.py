@@ -7,7 +7,7 @@ import string
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from mmtune.evaluation.answers import LETTERS
+from mmtune.evaluation.option_names import LETTERS
 
 Protocol = Literal["blind", "mlan"]
 

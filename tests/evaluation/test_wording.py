@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtune.evaluation.answers import LETTERS
+from mmtune.evaluation.option_names import LETTERS
 from mmtune.evaluation.wording import (
     FILTERS,
     clean_hellaswag,
