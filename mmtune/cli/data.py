@@ -156,7 +156,9 @@ def _inputs(options: DataOptions) -> ModelInputs:
     from mmtune.models.language import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer)
-    return ModelInputs(tokenizer, get_template(options.template, tokenizer), options.tokens_per_photo)
+    template = get_template(options.template, tokenizer)
+    template.check_trainable(f"--template {options.template}: {options.tokenizer}")
+    return ModelInputs(tokenizer, template, options.tokens_per_photo)
 
 
 def _own_flags(message: str) -> str:
@@ -204,7 +206,7 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
     if one.remarks.markers:
         line("special tokens", f"{len(one.remarks.markers)} with some spelled in the text, read as those tokens")
     if one.remarks.left_out:
-        line("answers left out", f"in {len(one.remarks.left_out)} rows, whose earlier turns the template rewrites")
+        line("answers left out", f"in {len(one.remarks.left_out)} rows: {one.remarks.left_out_because}")
     if one.unread:
         line("not read", count_columns(one.unread))
     line("rows with faults", str(len(one.bad_rows)))

@@ -360,8 +360,8 @@ def _report(cli: TrainingCLI) -> None:
     left_out = record["rows_with_answers_left_out"]
     if left_out["count"]:
         _say(
-            f"Rows with earlier answers that the chat template rewrites, of which the last alone are learnt: "
-            f"{left_out['count']} (all in {run}/data.json); the first: {left_out['rows'][0]}"
+            f"Rows with earlier answers that are not learnt: {left_out['count']} (all in {run}/data.json), because "
+            f"{left_out['because']}; the first: {left_out['rows'][0]}"
         )
     cut = record["cut_rows"]
     if cut["count"]:

@@ -230,7 +230,7 @@ class InstructionData(pl.LightningDataModule):
         except RowError as error:
             self.bad_rows.handle(error)
             return None
-        self.remarks.look_at(conversation, None if example.cut else example.supervised, self.inputs.tokenizer)
+        self.remarks.look_at(conversation, None if example.cut else example.supervised, self.inputs)
         return example
 
     def _packed(self, examples: Examples, kind: str, seed: int) -> PackDataset:
@@ -278,7 +278,11 @@ class InstructionData(pl.LightningDataModule):
             "columns_not_read": {source: dict(columns) for source, columns in self.bad_rows.unread.items()},
             "cut_rows": {"count": len(cut), "rows": cut[:1000]},
             "rows_spelling_markers": {"count": len(markers), "rows": markers[:1000]},
-            "rows_with_answers_left_out": {"count": len(left_out), "rows": left_out[:1000]},
+            "rows_with_answers_left_out": {
+                "count": len(left_out),
+                "because": self.remarks.left_out_because,
+                "rows": left_out[:1000],
+            },
             "folder_of_photos": str(Path(self.mixture.image_root)) if self.mixture.image_root else None,
         }
 

@@ -198,27 +198,29 @@ class Remarks:
     Attributes:
         markers: special tokens of the tokenizer that the row's own text spells. They are tokenised as the tokens they
             spell, as LLaVA does: an `</s>` in a text about HTML ends a turn there.
-        left_out: how many answers are not learnt, because the template writes earlier turns otherwise than they were
-            said.
+        left_out: how many answers are not learnt.
+        left_out_because: why they are not, which is a matter of the template.
     """
 
     markers: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    left_out_because: str = ""
 
-    def look_at(self, conversation: Conversation, supervised: np.ndarray | None, tokenizer: Any) -> None:
+    def look_at(self, conversation: Conversation, supervised: np.ndarray | None, inputs: ModelInputs) -> None:
         """Note what there is to be known of a row.
 
         Args:
             conversation: the row.
             supervised: of all its tokens, bool [length]; None where some were cut off.
-            tokenizer: whose special tokens are looked for.
+            inputs: whose special tokens are looked for, and whose template may leave answers out.
         """
-        pattern = _marker_pattern(tokenizer)
+        pattern = _marker_pattern(inputs.tokenizer)
         if found := sorted({marker for turn in conversation.turns for marker in pattern.findall(turn.text)}):
             self.markers.append(f"{conversation.where}: {', '.join(found)}")
         answers = sum(turn.supervised for turn in conversation.dialogue if turn.role == "assistant")
         if supervised is not None and (missing := answers - _answers_learnt(supervised)):
             self.left_out.append(f"{conversation.where}: {missing} of {answers} answers")
+            self.left_out_because = inputs.template.left_out
 
 
 def _answers_learnt(supervised: np.ndarray) -> int:

@@ -79,7 +79,11 @@ class Survey:
             "bad_rows": {"count": len(self.bad_rows), "messages": self.bad_rows},
             "columns_not_read": dict(self.unread),
             "rows_spelling_markers": {"count": len(self.remarks.markers), "rows": self.remarks.markers},
-            "rows_with_answers_left_out": {"count": len(self.remarks.left_out), "rows": self.remarks.left_out},
+            "rows_with_answers_left_out": {
+                "count": len(self.remarks.left_out),
+                "because": self.remarks.left_out_because,
+                "rows": self.remarks.left_out,
+            },
         }
 
 
@@ -131,7 +135,7 @@ def survey(
             as_example(conversation, (example.input_ids, example.supervised), inputs, max_length)
         except RowError as error:
             result.long_rows.append(str(error))
-        result.remarks.look_at(conversation, example.supervised, inputs.tokenizer)
+        result.remarks.look_at(conversation, example.supervised, inputs)
         if conversation.row == sample_row or (sample_row is None and len(result.samples) < samples):
             result.samples.append(_sample(conversation, example, inputs))
     result.unread.update(bad_rows.unread.get(source, {}))

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jinja2 import TemplateError
-
+from mmtune.data import template_faults as faults
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
-from mmtune.errors import RowError, UserError, did_you_mean
+from mmtune.data.turn_ends import Messages, TurnEnds, find_turn_ends
+from mmtune.errors import RowError, UserError, did_you_mean, reason
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -27,7 +27,7 @@ LLAMA_2_SYSTEM = (
     "and assist the user with a variety of tasks using natural language."
 )
 TOKENIZER_TEMPLATE = "tokenizer"
-THOUGHT_BEGIN, THOUGHT_END = "<think>", "</think>"
+THOUGHT_BEGIN, THOUGHT_END = faults.THOUGHT_BEGIN, faults.THOUGHT_END
 Thinking = Literal["never", "optional", "always"]
 
 
@@ -55,18 +55,31 @@ class _Writer:
         self.thinking = thinking
         self.text = ""
         self.answers: list[tuple[int, int]] = []
+        self._last: tuple[int, int] | None = None  # the last answer without its end marker, if it is learnt
 
     def add(self, text: str) -> None:
         self.text += text
 
-    def answer(self, text: str, *, supervised: bool = True) -> None:
+    def answer(self, text: str, end: str = "", *, supervised: bool = True) -> None:
+        start, said = len(self.text), len(self.text) + len(text)
+        self.text += text + end
+        self._last = (start, said) if supervised else None
         if supervised:
-            self.answers.append((len(self.text), len(self.text) + len(text)))
-        self.text += text
+            self.answers.append((start, len(self.text)))
 
-    def rewrite(self, text: str) -> None:
-        """Begin again with a text that tells all so far in another way: what was learnt is no longer in it."""
-        self.text, self.answers = text, []
+    def rewrite(self, text: str, ends: TurnEnds) -> None:
+        """Begin again with a text that tells all so far in another way.
+
+        An answer is still learnt if all up to its last word is the same and an end follows, as where a template ends
+        the last answer otherwise than those before it.
+        """
+        same = faults.common_length(self.text, text)
+        kept = [span for span in (self.answers[:-1] if self._last else self.answers) if span[1] <= same]
+        if self._last is not None:
+            start, said = self._last
+            if said <= same and (end := ends.between(text[said:])):
+                kept.append((start, said + end))
+        self.text, self.answers = text, kept
 
     def rendered(self) -> Rendered:
         return Rendered(self.text, tuple(self.answers))
@@ -79,16 +92,31 @@ class Template:
     Attributes:
         name: as given by `--model.template`.
         write: writes turns (ending with the assistant's, or with the user's for a prompt) to a writer.
-        stop: the marker that ends the assistant's turn.
+        stops: the markers that end the assistant's turn.
         default_system: the system prompt of conversations that bring none; None where the template has none.
         thinking: whether a prompt can ask for a thought before the answer, or always does.
+        source: what else decides the text that is written: the jinja source of a tokenizer's own.
+        untrainable: why nothing can be learnt with it; "" where it can.
+        left_out: why earlier answers are not learnt, where some are not.
     """
 
     name: str
     write: Callable[[_Writer, str, Sequence[Turn]], None]
-    stop: str
+    stops: tuple[str, ...]
     default_system: str | None = None
     thinking: Thinking = "never"
+    source: str = ""
+    untrainable: str = ""
+    left_out: str = faults.REWRITES
+
+    def check_trainable(self, where: str) -> None:
+        """Refuse a template with which a model could not learn where an answer ends.
+
+        Raises:
+            UserError: it is one; the message begins with `where`.
+        """
+        if self.untrainable:
+            raise UserError(f"{where}: {self.untrainable}")
 
     def render(self, conversation: Conversation) -> Rendered:
         """Render a conversation for training.
@@ -197,10 +225,10 @@ def _write_chatml(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
 TEMPLATES: dict[str, Template] = {
     template.name: template
     for template in (
-        Template("vicuna_v1", _write_vicuna_v1, "</s>", VICUNA_SYSTEM),
-        Template("llama_2", _write_llama_2, "</s>", LLAMA_2_SYSTEM),
-        Template("plain", _write_plain, "\n"),
-        Template("chatml", _write_chatml, "<|im_end|>"),
+        Template("vicuna_v1", _write_vicuna_v1, ("</s>",), VICUNA_SYSTEM),
+        Template("llama_2", _write_llama_2, ("</s>",), LLAMA_2_SYSTEM),
+        Template("plain", _write_plain, ("\n",)),
+        Template("chatml", _write_chatml, ("<|im_end|>",)),
     )
 }
 
@@ -217,18 +245,27 @@ def tokenizer_template(tokenizer: Any) -> Template:
             f"choose one of {', '.join(TEMPLATES)}"
         )
 
-    in_parts = takes_parts(tokenizer)
+    in_parts, source = takes_parts(tokenizer), tokenizer.chat_template
 
-    def render(turns: list[dict[str, str]], *, prompt: bool, thinking: bool) -> str:
+    def render(turns: Messages, *, prompt: bool, thinking: bool = False) -> str:
         messages = [turn | {"content": content_parts(turn["content"])} for turn in turns] if in_parts else turns
         try:
             text: str = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=prompt, enable_thinking=thinking
             )
-        except TemplateError as error:  # templates refuse what they cannot write, say a system prompt
-            raise _NoPlaceError(f"the tokenizer's chat template refuses the conversation: {error}") from None
+        except Exception as error:  # templates refuse what they cannot write as they like, say a system prompt
+            said = faults.refused(reason(error), turns, lambda others: rendered(others, prompt) is not None)
+            raise _NoPlaceError(said) from None
         # the tokenizer adds its own start marker when the text is tokenised
         return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token and adds_bos(tokenizer) else text
+
+    def rendered(turns: Messages, prompt: bool) -> str | None:
+        try:
+            return render(turns, prompt=prompt)
+        except _NoPlaceError:
+            return None
+
+    ends = find_turn_ends(rendered, map(str, tokenizer.added_tokens_decoder.values()))
 
     def write(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
         messages = [{"role": "system", "content": system}] if system else []
@@ -237,21 +274,20 @@ def tokenizer_template(tokenizer: Any) -> Template:
             if turn.role == "user":
                 given = turns[place + 1].text if place + 1 < len(turns) else None
                 thinking = out.thinking if given is None else THOUGHT_END in given
-                rendered = render(messages, prompt=True, thinking=thinking)
-                if rendered.startswith(out.text):
-                    out.add(rendered[len(out.text) :])
+                text = render(messages, prompt=True, thinking=thinking)
+                _refuse(faults.system_fault(system, text))
+                if text.startswith(out.text):
+                    out.add(text[len(out.text) :])
                 else:  # Qwen3's drops earlier thoughts; what it then writes is not what those answers followed
-                    out.rewrite(rendered)
+                    out.rewrite(text, ends)
             else:
-                rendered = render(messages, prompt=False, thinking=thinking)
-                if not rendered.startswith(out.text):
-                    raise _NoPlaceError(
-                        "the tokenizer's chat template does not continue its own prompt; use a named template"
-                    )
-                answer = rendered[len(out.text) :]
-                learnt = answer.rstrip("\n")  # the line break after the end marker belongs to no one
-                out.answer(learnt, supervised=turn.supervised)
-                out.add(answer[len(learnt) :])
+                text = render(messages, prompt=False, thinking=thinking)
+                if not text.startswith(out.text):
+                    _refuse(faults.continuation_fault(out.text, text, system))
+                answer, end, after = ends.split(text[len(out.text) :])
+                _refuse(faults.answer_fault(turn.text, out.text, answer))
+                out.answer(answer, end, supervised=turn.supervised)
+                out.add(after)
 
     def modes() -> Thinking:
         asked = [{"role": "user", "content": "a"}]
@@ -263,7 +299,20 @@ def tokenizer_template(tokenizer: Any) -> Template:
             return "optional"
         return "always" if thinking.rstrip().endswith(THOUGHT_BEGIN) else "never"
 
-    return Template(TOKENIZER_TEMPLATE, write, tokenizer.eos_token or "", thinking=modes())
+    return Template(
+        TOKENIZER_TEMPLATE,
+        write,
+        ends.markers or tuple(filter(None, [ends.next_turn])),
+        thinking=modes(),
+        source=source,
+        untrainable=faults.NO_END if ends.missing else "",
+        left_out=faults.NO_END_BETWEEN if ends.missing_between else faults.REWRITES,
+    )
+
+
+def _refuse(fault: str) -> None:
+    if fault:
+        raise _NoPlaceError(fault)
 
 
 def content_parts(text: str) -> list[dict[str, str]]:
@@ -279,7 +328,7 @@ def takes_parts(tokenizer: Any) -> bool:
     """Whether the chat template wants each turn as a list of parts: then it writes nothing of a plain string."""
     try:
         text = tokenizer.apply_chat_template([{"role": "user", "content": "said"}], tokenize=False)
-    except (TemplateError, TypeError):
+    except Exception:  # a template raises as it likes at what it does not know
         return True
     return "said" not in text
 

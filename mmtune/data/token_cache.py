@@ -23,7 +23,7 @@ import tokenizers
 import transformers
 
 from mmtune.data import conversation as conversation_module
-from mmtune.data import encoding, templates
+from mmtune.data import encoding, template_faults, templates, turn_ends
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
 from mmtune.data.encoding import ModelInputs, Tokens, tokenise
 from mmtune.disk import scratch_folder
@@ -31,6 +31,14 @@ from mmtune.errors import RowError
 from mmtune.files import cache_dir, sha256_file, sha256_json
 
 _FILE = 2**16  # rows that are kept in memory until they are written; none is lost but by a kill
+_CODE = (
+    conversation_module,
+    encoding,
+    templates,
+    template_faults,
+    turn_ends,
+    sys.modules[__name__],
+)  # makes the tokens
 _BATCH = 2**12  # rows laid out at a time, so that writing needs little memory
 
 
@@ -130,10 +138,10 @@ def fingerprint(inputs: ModelInputs) -> str:
     probed = tokenizer(rendered)["input_ids"]
     return sha256_json(
         [
-            [inspect.getsource(m) for m in (conversation_module, encoding, templates, sys.modules[__name__])],
+            [inspect.getsource(module) for module in _CODE],
             [tokenizers.__version__, transformers.__version__],
             [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map],
-            [tokenizer.chat_template if template.name == templates.TOKENIZER_TEMPLATE else template.default_system],
+            [template.source, template.default_system],
             [template.name, inputs.tokens_per_photo, rendered, probed],
         ]
     )[:32]

@@ -215,7 +215,7 @@ class Chat:
         """What follows a text, at most so many tokens, each piece once it can no longer change."""
         keys = self._encoder.keys(prompt, photos)
         room = self._room(len(keys))
-        ending = Ending(most if room is None else min(most, room), stop, self.model.end_ids(), self.model.end_text())
+        ending = Ending(most if room is None else min(most, room), stop, self.model.end_ids(), self.model.end_texts())
         known = min(common_prefix(self._known, keys), len(keys) - 1)
         self._known = self._known[:known]
         for layer in self._cache.layers:

@@ -24,6 +24,11 @@ def first_stop(text: str, stop: Sequence[str]) -> int | None:
     return min(ends)[1] if ends else None
 
 
+def _without_end(text: str, ends: Sequence[str]) -> str:
+    """The text without the marker at its end, the longest where several fit."""
+    return text.removesuffix(max((end for end in ends if text.endswith(end)), key=len, default=""))
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """What ends an answer.
@@ -32,19 +37,19 @@ class Ending:
         max_new_tokens: the most tokens it may have.
         stop: strings; the answer includes the first.
         end_ids: tokens that are not part of it.
-        end_text: text that is not part of it either, where no token says the same.
+        end_texts: texts that are not part of it either, where no token says the same.
     """
 
     max_new_tokens: int
     stop: Sequence[str]
     end_ids: Sequence[int]
-    end_text: str
+    end_texts: Sequence[str] = ()
 
     def settled(self, text: str) -> str:
         """The text without an end that further tokens may change: part of a character, or of the end marker."""
         text = text.rstrip("\ufffd")
-        begun = range(min(len(self.end_text) - 1, len(text)), 0, -1)
-        return next((text[:-n] for n in begun if text.endswith(self.end_text[:n])), text)
+        begun = (n for end in self.end_texts for n in range(1, len(end)) if text.endswith(end[:n]))
+        return text[: len(text) - max(begun, default=0)]
 
 
 class Answer:
@@ -76,8 +81,8 @@ class Answer:
         if not ended and _is_token(self._tokenizer, token):
             self._new.append(token)
         text = self._decoded()
-        stopped = first_stop(text, [*self._ending.stop, self._ending.end_text])
-        self.text = text[:stopped].removesuffix(self._ending.end_text)
+        stopped = first_stop(text, [*self._ending.stop, *self._ending.end_texts])
+        self.text = _without_end(text[:stopped], self._ending.end_texts)
         self.over = ended or stopped is not None or self.tokens >= self._ending.max_new_tokens
         return self.over
 

@@ -165,6 +165,7 @@ def save(model: VisionLanguageModel, folder: Path) -> None:
         if model.spec.lora is not None:
             write_adapter(model, temporary / ADAPTER_FOLDER)
         elif model.spec.language_trained:
+            model.language.generation_config.eos_token_id = model.end_ids() or None
             model.language.save_pretrained(temporary / LANGUAGE_FOLDER)
             model.tokenizer.save_pretrained(temporary / LANGUAGE_FOLDER)
 

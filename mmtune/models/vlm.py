@@ -28,6 +28,7 @@ from mmtune.models.options import ModelSpec
 from mmtune.models.prefixes import Keys
 from mmtune.models.projector import build_projector
 from mmtune.models.prompts import PromptEncoder, prompt_texts
+from mmtune.models.stopping import end_ids, end_texts
 from mmtune.models.thinking import think_first
 from mmtune.models.vision import VisionTower, build_tower, preprocessing, tower_shape
 
@@ -299,7 +300,7 @@ class VisionLanguageModel(nn.Module):
         whole_number(thinking_tokens, "thinking_tokens", 0)
 
         def follow(numbers: Sequence[int], texts: Sequence[str], limit: int, stop: Sequence[str]) -> list[str]:
-            end = Ending(limit, stop, self.end_ids(), self.end_text())
+            end = Ending(limit, stop, self.end_ids(), self.end_texts())
             encoded = [encoder.keys(text, asked.photos[i]) for i, text in zip(numbers, texts, strict=True)]
             if options:
                 return self._sample(encoder, encoded, end, batch_tokens, options)
@@ -413,16 +414,12 @@ class VisionLanguageModel(nn.Module):
         return answers
 
     def end_ids(self) -> list[int]:
-        """The tokens that end an answer."""
-        return sorted({i for i in (self._marker_id(), self.tokenizer.eos_token_id) if i is not None})
+        """The tokens that end an answer: see `mmtune.models.stopping`."""
+        return end_ids(self.template, self.tokenizer, self.base_language)
 
-    def end_text(self) -> str:
-        """The marker that ends a turn, where it is text to the tokenizer and not one token."""
-        return self.template.stop if self._marker_id() is None else ""
-
-    def _marker_id(self) -> int | None:
-        marker = self.tokenizer.convert_tokens_to_ids(self.template.stop) if self.template.stop else None
-        return None if marker == self.tokenizer.unk_token_id else marker
+    def end_texts(self) -> tuple[str, ...]:
+        """The markers that end a turn and are text to the tokenizer, not one token."""
+        return end_texts(self.template, self.tokenizer)
 
 
 def model_inputs(spec: ModelSpec, tokenizer: Any) -> ModelInputs:

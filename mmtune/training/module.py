@@ -118,8 +118,13 @@ class InstructionTuning(pl.LightningModule):
 
     @functools.cached_property
     def inputs(self) -> ModelInputs:
-        """What the data must know of the model."""
+        """What the data must know of the model.
+
+        Raises:
+            UserError: the template writes no end of an answer.
+        """
         template = get_template(self.training_template, self.tokenizer)
+        template.check_trainable(f"--model.template {template.name}: {self.spec.language}")
         return dataclasses.replace(model_inputs(self.spec, self.tokenizer), template=template)
 
     @property

@@ -211,7 +211,7 @@ def test_prompts_that_a_template_cannot_write_are_the_users_mistake() -> None:
 
 def test_names(byte_tokenizer: Any) -> None:
     assert get_template("plain", byte_tokenizer) is TEMPLATES["plain"]
-    assert get_template("tokenizer", byte_tokenizer).stop == "<|im_end|>"
+    assert get_template("tokenizer", byte_tokenizer).stops == ("<|im_end|>",)
     with pytest.raises(UserError, match=r"--model\.template vicuna_v2: did you mean 'vicuna_v1'"):
         get_template("vicuna_v2", byte_tokenizer)
     with pytest.raises(UserError, match="the tokenizer of tiny carries no chat template"):

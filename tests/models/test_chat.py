@@ -30,7 +30,7 @@ def anew(model: VisionLanguageModel, turns: list[Turn], photos: list[Image.Image
     """The answer of the evaluation's engine to the whole conversation, rendered at once."""
     encoder = PromptEncoder(model)
     keys = encoder.keys(model.template.prompt(turns), photos)
-    ending = Ending(limit, (), model.end_ids(), model.end_text())
+    ending = Ending(limit, (), model.end_ids(), model.end_texts())
     with torch.inference_mode():
         return model._sharing(encoder, 4096, lambda engine: engine.generate([keys], ending))[0]
 
@@ -176,7 +176,7 @@ def test_no_piece_holds_part_of_a_character_or_loses_a_space(family: str, reques
     from mmtune.models.language import load_tokenizer
 
     tokenizer = load_tokenizer(str(request.getfixturevalue(family)))
-    ending = Ending(1000, (), [], "</s>")
+    ending = Ending(1000, (), [], ("</s>",))
     text = "Grüße  an 東京 🙂‍↔️ – a < b </ s>, x"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     answer, settled = Answer(ending, tokenizer), []
@@ -190,7 +190,7 @@ def test_no_piece_holds_part_of_a_character_or_loses_a_space(family: str, reques
 
 
 def test_a_begun_end_marker_is_held_back() -> None:
-    ending = Ending(10, (), [], "</s>")
+    ending = Ending(10, (), [], ("</s>",))
     assert [ending.settled(text) for text in ("a <", "a </s", "a <b", "<", "")] == ["a ", "a ", "a <b", "", ""]
 
 

@@ -194,6 +194,7 @@ def _write_peft(model: VisionLanguageModel, folder: Path, dtype: torch.dtype, ma
     """What a saved model is, its adapter where peft looks for it; what was trained is small and keeps its dtype."""
     saving.write_parts(model, folder)
     saving.write_adapter(model, folder)
+    _write_generation(model, model.tokenizer, folder)
     _speaking(model).save_pretrained(folder)
 
 
@@ -241,10 +242,14 @@ def _write_weights(state: State, folder: Path, dtype: torch.dtype, max_shard_siz
 
 
 def _write_generation(model: VisionLanguageModel, tokenizer: Any, folder: Path) -> None:
-    """Greedy answers that end where ours do, whatever the base asks for."""
+    """Greedy answers that end where ours do, whatever the base asks for.
+
+    An end that is text to the tokenizer becomes a stop string, for which `generate` wants to be given the tokenizer.
+    """
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=model.end_ids() or None,
+        stop_strings=list(model.end_texts()) or None,
         pad_token_id=tokenizer.pad_token_id,
         do_sample=False,
     ).save_pretrained(folder)

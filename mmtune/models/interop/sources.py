@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mmtune.errors import UserError
@@ -98,7 +99,10 @@ def load_source_language(source: Source, *, dtype: Any, **options: Any) -> Any:
     if config.tie_word_embeddings and "lm_head.weight" not in state:
         del expected["lm_head.weight"]
     compare(state, expected, source.reference)
-    return model_of_state(kind, config, state, dtype=dtype, **options)
+    language = model_of_state(kind, config, state, dtype=dtype, **options)
+    if (settings := read_settings(source.reference, "generation_config.json")) is not None:
+        language.generation_config = GenerationConfig.from_dict(settings)  # which may name more end tokens
+    return language
 
 
 def check_vocabulary(source: Source, tokenizer: Any, rows: int) -> None:
