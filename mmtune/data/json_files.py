@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -18,11 +19,22 @@ _TAIL = 12  # characters at the end of what was read that may mean something els
 
 
 def json_lines(path: Path) -> NumberedRows:
-    """The rows of a file with an object on each line."""
+    """The rows of a file with an object on each line, in UTF-8, or in UTF-16 or UTF-32 as Windows' tools write it.
+
+    Raises:
+        UserError: it is UTF-16 or UTF-32, and damaged.
+    """
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield number, _json_or_error(line)
+        encoding = json.detect_encoding(stream.read(4))
+        stream.seek(0)
+        # a line of UTF-8 that is no text is that row's fault alone
+        lines: IO[Any] = stream if encoding.startswith("utf-8") else io.TextIOWrapper(stream, encoding, newline="\n")
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _json_or_error(line)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not valid JSON: {error}; save it as UTF-8") from None
 
 
 def json_list(path: Path) -> NumberedRows:
@@ -147,7 +159,7 @@ def _wrapped_rows(path: Path, text: str) -> NumberedRows:
     yield from enumerate(lists[0], 1)
 
 
-def _json_or_error(line: bytes) -> Any:
+def _json_or_error(line: str | bytes) -> Any:
     try:
         return json.loads(line, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:

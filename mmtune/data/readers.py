@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 from collections import Counter
@@ -171,9 +172,13 @@ def _open(source: str) -> tuple[NumberedRows, Path | None]:
 
 
 def _csv_rows(path: Path) -> NumberedRows:
-    """The rows below the header, whose cells name the columns; every cell is text."""
+    """The rows below the header, whose cells name the columns; every cell is text of any length."""
+    csv.field_size_limit(2**31 - 1)  # for the whole process; Python's own is 131,072 characters
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets begin a file with a byte order mark
+        with path.open("rb") as raw:
+            wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        # spreadsheets begin a file with a byte order mark
+        with path.open(encoding="utf-16" if wide else "utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
             names = list(reader.fieldnames or [])
             if twice := next((name for name in names if names.count(name) > 1), None):

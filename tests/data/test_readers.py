@@ -170,6 +170,41 @@ def test_utf16_list_as_windows_shells_write_it(tmp_path: Path) -> None:
     assert next(read_conversations(str(tmp_path / "a.json"))).turns[1].text == "ü"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.csv"])
+def test_wide_text_of_every_kind_of_file(name: str, encoding: str, tmp_path: Path) -> None:
+    rows = [("prompt", "completion"), ("a\u010a", "ü 🚀"), ("b", "c\u0a0d\u2028d")]
+    objects = [json.dumps(dict(zip(rows[0], row, strict=True)), ensure_ascii=False) for row in rows[1:]]
+    text = {".csv": "\r\n".join(map(",".join, rows)), ".json": f"[{', '.join(objects)}]"}.get(
+        Path(name).suffix, "\r\n".join(objects)
+    )
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    if name == "a.csv" and encoding != "utf-16":  # CSV has nothing but the mark to know it by
+        with pytest.raises(UserError, match=r"a\.csv.*(UTF-8|match no known format)") as error:
+            list(read_conversations(str(tmp_path / name)))
+        assert "\n" not in str(error.value)
+        return
+    read = list(read_conversations(str(tmp_path / name)))
+    assert [tuple(turn.text for turn in c.turns) for c in read] == rows[1:]
+    assert [c.row for c in read] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_wide_text_that_is_damaged_is_one_line(name: str, tmp_path: Path) -> None:
+    data = ('{"prompt": "a", "completion": "b"}\n' * 3).encode("utf-16")
+    (tmp_path / name).write_bytes(data[:42] + b"\x00\xd8" + data[42:])
+    with pytest.raises(UserError, match=rf"{name}.*UTF-8") as error:
+        list(read_conversations(str(tmp_path / name)))
+    assert "\n" not in str(error.value)
+
+
+def test_long_cells_of_spreadsheets(tmp_path: Path) -> None:
+    long = "word, " * 100_000 + "end"
+    (tmp_path / "rows.csv").write_text(f'prompt,response\n"{long}",b\nc,"{long}"\n')
+    first, second = read_conversations(str(tmp_path / "rows.csv"))
+    assert (first.turns[0].text, second.turns[1].text) == (long, long)
+
+
 @pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"version": 1, "data": rows}])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_json_lists_wrapped_or_not(wrap: Callable[[Any], Any], indent: int | None, tmp_path: Path) -> None:
