@@ -19,7 +19,7 @@ from rich.progress import Progress
 from mmtune.data.conversation import Conversation, PhotoCheck
 from mmtune.data.encoding import Example, ModelInputs, Remarks, Tokens, as_example
 from mmtune.data.examples import Examples, ExampleStore
-from mmtune.data.holdout import hold_out
+from mmtune.data.holdout import count_seen, hold_out
 from mmtune.data.images import Photo
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
@@ -36,8 +36,8 @@ class InstructionData(pl.LightningDataModule):
     Args:
         train: the training set; see its own options.
         validation: files or hub ids to measure the loss on.
-        validation_fraction: the share of the training set to hold out instead; rows about the same photo stay
-            together.
+        validation_fraction: the share of the training set to hold out instead; rows about the same photo, and texts
+            that are the same, stay together.
         max_length: tokens a row may have; a longer one is a bad row.
         truncate: cut the end off a longer row instead, and count it; what it has left must hold part of an answer.
         pack_tokens: tokens a pack may hold; None takes max_length.
@@ -112,19 +112,18 @@ class InstructionData(pl.LightningDataModule):
                 return None if example is None else store.add(example, conversation)
 
             drawn = self.mixture.draw(self.bad_rows, take) if training else []
-            train, validation = hold_out(drawn, store.images, self.validation_fraction, self.mixture.seed)
+            train, validation = hold_out(drawn, store, self.validation_fraction, self.mixture.seed)
             for source in self.validation:
                 rows = read_conversations(source, image_root=self.mixture.image_root, bad_rows=self.bad_rows)
                 validation += (n for n in map(take, rows) if n is not None)
-        if self.trainer is None or self.trainer.is_global_zero:
-            for line in self.bad_rows.not_read():
-                print(line, file=sys.stderr)
+        seen = count_seen(validation, train, store) if self.validation and training else 0
+        self._say_what_was_found(seen, len(validation))
         if training:
             self._train = self._packed(Examples(store, train), "training", self.mixture.seed)
         if validation or self.validation or self.validation_fraction:
             self._validation = self._packed(Examples(store, validation), "validation", 0)
         if training:
-            self.record = self._describe(composition(map(store.kind, train)), len(validation))
+            self.record = self._describe(composition(map(store.kind, train)), len(validation), seen)
 
     def state_dict(self) -> dict[str, Any]:
         """What tells these training packs from others, for the checkpoint."""
@@ -238,6 +237,7 @@ class InstructionData(pl.LightningDataModule):
         if not examples:
             left_out = f"; the first one left out: {self.bad_rows.skipped[0]}" if self.bad_rows.skipped else ""
             held_out = "; see --data.validation_fraction" if self.validation_fraction else ""
+            held_out += " (the same photo and the same text stay together)" if held_out else ""
             raise UserError(f"no row is left for {kind}{held_out}{left_out}")
         packs = plan_packs(examples.lengths, budget=self.budget, max_rows=self.pack_rows, seed=seed)
         return PackDataset(examples, packs, self.inputs)
@@ -249,7 +249,17 @@ class InstructionData(pl.LightningDataModule):
             task = progress.add_task("checking and tokenising rows", total=self.mixture.total)
             yield lambda: progress.advance(task)
 
-    def _describe(self, sources: dict[str, dict[str, int]], validation: int) -> dict[str, Any]:
+    def _say_what_was_found(self, seen: int, validation: int) -> None:
+        """Say before training what the data holds that training does not use, or uses twice."""
+        if self.trainer is not None and not self.trainer.is_global_zero:
+            return
+        for line in self.bad_rows.not_read():
+            print(line, file=sys.stderr)
+        if seen:
+            same = "the photo or the text of a row that is trained on"
+            print(f"--data.validation: {seen} of {validation} rows have {same}", file=sys.stderr)
+
+    def _describe(self, sources: dict[str, dict[str, int]], validation: int, seen: int) -> dict[str, Any]:
         """What is trained on: composition, tokens, fingerprints, and the rows left out."""
         assert self._train is not None
         examples, packs = self._train.examples, self._train.packs
@@ -258,6 +268,7 @@ class InstructionData(pl.LightningDataModule):
         cut = [f"{e.where}: {e.cut} of {len(e) + e.cut} tokens" for e in examples if e.cut]
         return {
             "rows": {"train": len(examples), "validation": validation},
+            "validation_rows_trained_on": seen,
             "sources": sources,
             "fingerprints": {
                 source: sha256_file(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import IO, Any, overload
 
 import numpy as np
 
-from mmtune.data.conversation import Conversation
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.data.encoding import Example
 from mmtune.data.images import Photo
 from mmtune.disk import naming
@@ -29,6 +30,7 @@ class ExampleStore:
     def __init__(self) -> None:
         self._sources: dict[str, int] = {}
         self._source_of, self._rows, self._lengths, self._cut = array("i"), array("q"), array("i"), array("i")
+        self._texts = array("q")
         self._begins = array("q", [0])  # in words of 4 bytes
         self._photos: dict[Photo, int] = {}  # numbered as they are met first
         self._shown, self._shown_until = array("i"), array("q", [0])
@@ -46,6 +48,7 @@ class ExampleStore:
         self._rows.append(conversation.row)
         self._lengths.append(len(example))
         self._cut.append(example.cut)
+        self._texts.append(_text_key(conversation))
         self._shown.extend(self._photos.setdefault(photo, len(self._photos)) for photo in example.images)
         self._shown_until.append(len(self._shown))
         self._buffer += example.input_ids.tobytes() + example.supervised.tobytes()
@@ -61,8 +64,15 @@ class ExampleStore:
 
     def images(self, number: int) -> tuple[Photo, ...]:
         """The photos of an example."""
-        shown = self._shown[self._shown_until[number] : self._shown_until[number + 1]]
-        return tuple(self._by_number[photo] for photo in shown)
+        return tuple(self.photos[photo] for photo in self.photo_numbers(number))
+
+    def photo_numbers(self, number: int) -> array[int]:
+        """The places in `photos` of those that an example shows."""
+        return self._shown[self._shown_until[number] : self._shown_until[number + 1]]
+
+    def text_keys(self, numbers: Sequence[int]) -> np.ndarray:
+        """What is the same of examples in which the same is said, whatever the system prompt: int64 [examples]."""
+        return np.frombuffer(self._texts, dtype=np.int64)[np.asarray(numbers, dtype=np.int64)]
 
     def length(self, number: int) -> int:
         """How many tokens an example has."""
@@ -81,7 +91,8 @@ class ExampleStore:
         return list(self._sources)
 
     @cached_property
-    def _by_number(self) -> list[Photo]:
+    def photos(self) -> list[Photo]:
+        """All photos of all examples, each path once."""
         return list(self._photos)
 
     @cached_property
@@ -103,6 +114,13 @@ class ExampleStore:
     def __getstate__(self) -> dict[str, Any]:
         """Without the file, which has no name: a process that is not forked gets the tokens themselves."""
         return self.__dict__ | {"_words": np.array(self._words), "_buffer": bytearray(), "_file": None}
+
+
+def _text_key(conversation: Conversation) -> int:
+    """8 bytes that stand for what is said, whatever its white space and the places of photos."""
+    said = [" ".join(turn.text.replace(IMAGE_PLACEHOLDER, "").split()) for turn in conversation.dialogue]
+    digest = hashlib.blake2b("\0".join(said).encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "big", signed=True)
 
 
 class Examples(Sequence[Example]):

@@ -1,47 +1,104 @@
-"""Which rows are held out to measure the loss on."""
+"""Which rows are held out to measure the loss on, so that none is also trained on under another name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from mmtune.data.examples import ExampleStore
 from mmtune.data.images import Photo
 
-R = TypeVar("R")
 
-
-def hold_out(
-    rows: list[R], photos: Callable[[R], Sequence[Photo]], fraction: float, seed: int
-) -> tuple[list[R], list[R]]:
+def hold_out(rows: list[int], store: ExampleStore, fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """The rows to train on, and the fraction of them to measure the loss on, drawn by the seed.
 
-    All that show a photo go the same way, so that no photo is trained on and measured on.
+    Rows with the same photo, and rows without photos with the same text, go the same way, be it by way of others. A
+    group that is larger than what is still to be held out is trained on. The same question about another photo is
+    another row.
+
+    Args:
+        rows: numbers of the store.
+        store: knows their texts and photos.
+        fraction: of the rows.
+        seed: decides which.
     """
     if not fraction:
         return rows, []
-    groups = _photo_groups([photos(row) for row in rows])
-    distinct = list(dict.fromkeys(groups))
-    chosen = np.random.default_rng(seed).permutation(len(distinct))
-    held = {distinct[i] for i in chosen[: round(len(distinct) * fraction)]}
-    kept, out = list[R](), list[R]()
-    for row, group in zip(rows, groups, strict=True):
-        (out if group in held else kept).append(row)
-    return kept, out
+    groups = _groups(*_ties(rows, store), len(rows))
+    distinct, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    left = round(len(rows) * fraction)
+    held = np.zeros(len(distinct), dtype=bool)
+    for group in np.random.default_rng(seed).permutation(len(distinct)):
+        if sizes[group] <= left:
+            held[group] = True
+            left -= int(sizes[group])
+    out = held[group_of].tolist()
+    return [row for row, is_out in zip(rows, out, strict=True) if not is_out], [
+        row for row, is_out in zip(rows, out, strict=True) if is_out
+    ]
 
 
-def _photo_groups(photos: Sequence[Sequence[Photo]]) -> list[int]:
-    """A number per row, equal where two share a photo, be it by way of a third."""
-    parents = list(range(len(photos)))
+def count_seen(rows: list[int], trained: list[int], store: ExampleStore) -> int:
+    """How many of the rows have a photo, or without photos the text, of one that is trained on."""
+    owners, keys = _ties([*trained, *rows], store)
+    old = owners < len(trained)
+    return len(np.unique(owners[~old][np.isin(keys[~old], keys[old])]))
 
-    def root(number: int) -> int:
-        while parents[number] != number:
-            parents[number] = number = parents[parents[number]]
-        return number
 
-    first_with: dict[Photo, int] = {}
-    for number, shown in enumerate(photos):
-        for photo in shown:
-            parents[root(number)] = root(first_with.setdefault(photo, number))
-    return [root(number) for number in range(len(photos))]
+def _ties(rows: list[int], store: ExampleStore) -> tuple[np.ndarray, np.ndarray]:
+    """Places in the list and what ties them: int64 [ties] each. Texts are numbered below 0, photos from 0 on."""
+    shown = [store.photo_numbers(row) for row in rows]
+    counts = np.fromiter(map(len, shown), dtype=np.int64, count=len(rows))
+    text_only = np.flatnonzero(counts == 0)
+    texts = np.unique(store.text_keys(rows)[text_only], return_inverse=True)[1]
+    photos = np.fromiter((number for numbers in shown for number in numbers), dtype=np.int64)
+    same = _by_content(store.photos) if len(photos) else photos
+    owners = np.concatenate([text_only, np.repeat(np.arange(len(rows)), counts)])
+    return owners, np.concatenate([-1 - texts, same[photos]])
+
+
+def _groups(owners: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
+    """A number per place, equal where two share a key, be it by way of a third."""
+    parents = list(range(count))
+
+    def root(place: int) -> int:
+        while parents[place] != place:
+            parents[place] = place = parents[parents[place]]
+        return place
+
+    order = np.argsort(keys, kind="stable")
+    owners, keys = owners[order], keys[order]
+    tied = keys[1:] == keys[:-1]
+    for one, other in zip(owners[:-1][tied].tolist(), owners[1:][tied].tolist(), strict=True):
+        first, second = sorted((root(one), root(other)))
+        parents[second] = first
+    return np.fromiter((root(place) for place in range(count)), dtype=np.int64, count=count)
+
+
+def _by_content(photos: Sequence[Photo]) -> np.ndarray:
+    """A number per photo, equal where their bytes are, whatever their paths; int64 [photos].
+
+    Only photos of the same size are read.
+    """
+    sizes = [len(photo) if isinstance(photo, bytes) else photo.stat().st_size for photo in photos]
+    of_size = Counter(sizes)
+    first: dict[int | bytes, int] = {}
+    return np.fromiter(
+        (
+            first.setdefault(size if of_size[size] == 1 else _digest(photo), number)
+            for number, (photo, size) in enumerate(zip(photos, sizes, strict=True))
+        ),
+        dtype=np.int64,
+        count=len(photos),
+    )
+
+
+def _digest(photo: Path | bytes) -> bytes:
+    if isinstance(photo, bytes):
+        return hashlib.sha256(photo).digest()
+    with photo.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
