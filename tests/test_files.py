@@ -27,6 +27,13 @@ def test_a_package_that_is_not_installed_and_a_file_it_lacks() -> None:
         locate("package:this/x")  # a module, not a package
 
 
+@pytest.mark.parametrize("scheme", ["package:numpy/", "cache:"])
+@pytest.mark.parametrize("inner", ["../mmtune/py.typed", "core/../../x", "..", "/etc/passwd", "/", "//etc/passwd"])
+def test_a_path_leads_out_of_neither_a_package_nor_the_cache(scheme: str, inner: str) -> None:
+    with pytest.raises(UserError, match=f"{scheme}{inner}: leads out of .*; write the path itself"):
+        locate(scheme + inner)
+
+
 def test_a_folder_is_made_where_it_can_be_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claim_folder(tmp_path / "a" / "b", "--out")
     claim_folder(tmp_path / "a" / "b", "--out")

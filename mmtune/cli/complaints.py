@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mmtune.cli.trusted_code import FLAG
+from mmtune.cli.trusted_code import not_trusted
 from mmtune.errors import brief, reason
 
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments: ([^\s=]+)")
@@ -20,6 +20,7 @@ _WRONG_VALUE = re.compile(r'Parser key "(?P<key>[^"]+)": (?P<why>.*)')
 _INNER_KEY = re.compile(r"Option '([^']+)' is not accepted")
 _GIVEN = re.compile(r"(?:Got|Given) value: (?P<value>.*)")
 _NOT_TRUSTED = re.compile(r"Importing '(?P<path>[\w.]+)' is not allowed")
+_REMOTE = re.compile(r"(?:Expected a path but|Unable to load config) ['\"]?(?P<address>[\w+.-]+:(?://|:)[^\s'\"]+)")
 _CHOICES = re.compile(r"typing\.Literal\[([^\]]+)\]")
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
@@ -51,7 +52,9 @@ def reworded(message: str, parser: argparse.ArgumentParser, arguments: Sequence[
 
 
 def unreadable(arguments: Sequence[str], error: ValueError | OverflowError) -> str:
-    """What jsonargparse lets through: Python's own complaint about a number of hundreds of digits."""
+    """What jsonargparse lets through: code that is not trusted, and Python's own complaint about very long numbers."""
+    if code := _NOT_TRUSTED.search(str(error)):  # where a group of flags is given as one
+        return str(not_trusted(place_of(_key_of(code["path"], arguments), arguments), code["path"]))
     culprit = next((argument for argument in arguments if re.search(r"\d{300}", argument)), "--config")
     return f"{brief(culprit)}: cannot be read ({reason(error)})"
 
@@ -62,9 +65,10 @@ def _wrong_value(key: str, why: str, parser: argparse.ArgumentParser, arguments:
     flags = [flag for a in _actions(parser) if a.dest == key for flag in a.option_strings if flag.startswith("--")]
     flag = flags[0] if flags else f"--{key}"
     if code := _NOT_TRUSTED.search(why):
-        package = code["path"].partition(".")[0]
-        place = _place(key, arguments, flag)
-        return f"{place}: would run {code['path']}, which is not the trainer's; if you trust it, add {FLAG} {package}"
+        return str(not_trusted(place_of(key, arguments, flag), code["path"]))
+    if remote := _REMOTE.search(why):
+        where = f"{place_of(key, arguments, flag)} {remote['address']}"
+        return f"{where}: configs are read from local files alone; download it, look at it, and give its path"
     given = _GIVEN.search(why)
     if given is None:
         return f"{flag}: {why}"
@@ -105,6 +109,44 @@ def _place(key: str, arguments: Sequence[str], flag: str | None = None, value: s
         if path and _holds(yaml.safe_load(Path(path).read_text(encoding="utf-8")), key.split(".")):
             return f"--config {path}: {key}"
     return flag
+
+
+def place_of(key: str, arguments: Sequence[str], flag: str | None = None) -> str:
+    """The flag or the config, with the key, that gave a value.
+
+    Args:
+        key: dotted; its last parts may lie within lists, which are given as a whole.
+        arguments: the command line.
+        flag: by which the key is given.
+    """
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        part = ".".join(parts[:length])
+        if (found := _place(part, arguments, flag if part == key else None)).startswith("--config "):
+            return found.removesuffix(part) + key
+        if any(word.split("=")[0].rstrip("+") == found for word in arguments):
+            return found
+    return flag or f"--{key}"
+
+
+def _key_of(path: str, arguments: Sequence[str]) -> str:
+    """The key of the last config that gives this class path."""
+    for word, after in reversed(list(zip(arguments, [*arguments[1:], ""], strict=True))):
+        file = after if word in ("--config", "-c") else word.partition("--config=")[2]
+        found = _keys(yaml.safe_load(Path(file).read_text(encoding="utf-8")), path) if file else None
+        if found:
+            return found.removesuffix(".class_path")
+    return "config"
+
+
+def _keys(value: Any, wanted: str) -> str:
+    """The dotted key of a value, "" where it is nowhere."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if inner == wanted:
+            return str(key)
+        if found := _keys(inner, wanted):
+            return f"{key}.{found}"
+    return ""
 
 
 def _holds(value: Any, path: list[str]) -> bool:

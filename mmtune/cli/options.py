@@ -10,6 +10,7 @@ import docstring_parser
 from jsonargparse import ActionYesNo, ArgumentParser
 
 from mmtune.cli.complaints import reworded, unreadable
+from mmtune.cli.trusted_code import restrict_parsers
 from mmtune.errors import UserError
 
 Options = TypeVar("Options")
@@ -67,6 +68,7 @@ def parse(parser: OneLineParser, options: type[Options], argv: list[str]) -> Opt
     Raises:
         UserError: an unknown or missing flag, or a value of the wrong type.
     """
+    restrict_parsers()
     try:
         values = parser.parse_args(argv).as_dict()
     except (ValueError, OverflowError) as error:

@@ -22,9 +22,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mmtune.analysis.untrusted import visible
-from mmtune.cli.complaints import reworded, unreadable
+from mmtune.cli.complaints import place_of, reworded, unreadable
 from mmtune.cli.main import COMMANDS
-from mmtune.cli.trusted_code import FLAG, restrict_imports
+from mmtune.cli.trusted_classes import class_names, objections
+from mmtune.cli.trusted_code import FLAG, addresses, not_trusted, restrict_parsers, trusted_packages
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
@@ -125,13 +126,26 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about arguments that do not come from sys.argv.
 
+        Nothing is made yet of what the arguments name; what may not be made is refused here.
+
         Raises:
-            UserError: they do not parse.
+            UserError: they do not parse, or name code that is not to be run.
         """
         try:
             self.config = parser.parse_args(args)
         except (ValueError, OverflowError) as error:
             raise UserError(unreadable(args, error)) from None
+        self._check_config(self.config[self.config.subcommand], args)
+
+    def _check_config(self, config: Any, args: list[str]) -> None:
+        for key, path, argument in objections(config, trusted_packages(args)):
+            raise not_trusted(place_of(key, args), path, argument)
+        for key, address in addresses({"trainer": config.trainer, "ckpt_path": config.get("ckpt_path")}):
+            if not any(address in word for word in args):
+                raise UserError(
+                    f"{place_of(key, args)} {address}: an address counts on the command line alone; if you trust it, "
+                    f"add --{key} {address}"
+                )
 
     def _set_seed(self) -> None:
         """Seed the generators.
@@ -290,7 +304,7 @@ def main(argv: list[str]) -> int:
 def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
     """A command line over mmtune's module and data; making it runs the command."""
     _quieten()
-    restrict_imports(argv)
+    restrict_parsers([*class_names(), *trusted_packages(argv)])
     return kind(
         InstructionTuning,
         InstructionData,

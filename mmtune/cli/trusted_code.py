@@ -2,36 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 
 from mmtune.errors import UserError
 
 FLAG = "--trust_code"
-# enough for all that a trainer takes; not torch as a whole, which can load and build code of its own
-_TRUSTED = ["lightning", "mmtune", "torch.distributed", "torch.nn", "torch.optim"]
+# of the web, of other file systems, and of chains of them; Lightning has a registry of checkpoints
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:(//|:)|registry:", re.IGNORECASE)
+_allowed: set[str] = set()  # by the last call of `restrict_parsers`
 
 
-def restrict_imports(argv: Sequence[str]) -> None:
-    """Let the parsers of this process import nothing but the trainer's own classes, and what `--trust_code` names.
+def restrict_parsers(names: Iterable[str] = ()) -> None:
+    """Let the parsers of this process read configs from local files alone, and import what is named here alone.
+
+    Lightning's command line lets them read from every address that fsspec knows, as soon as it is imported.
+
+    Args:
+        names: packages, modules or classes, dotted; a name stands for all that is in it.
+
+    Raises:
+        ValueError: one is no dotted name.
+    """
+    names = set(names)
+    set_parsing_settings(
+        config_read_mode_urls_enabled=False,
+        config_read_mode_fsspec_enabled=False,
+        import_path_denylist=["*", *(_allowed - names)],
+        import_path_allowlist=sorted(names),
+        # else any class could be made wherever a library asks for any value
+        instantiate_subclass_spec_in_any=False,
+    )
+    _allowed.clear()
+    _allowed.update(names)
+
+
+def trusted_packages(argv: Sequence[str]) -> list[str]:
+    """What `--trust_code` names.
 
     The flag is read from the command line alone: a config cannot vouch for itself.
 
     Raises:
-        UserError: the flag names no packages.
+        UserError: it names no packages.
     """
     pairs = zip(argv, [*argv[1:], ""], strict=True)
     given = [word.partition("=")[2] if "=" in word else after for word, after in pairs if word.split("=")[0] == FLAG]
     packages = [name.strip() for value in given for name in value.split(",")]
-    try:
-        set_parsing_settings(
-            import_path_denylist=["*"],
-            import_path_allowlist=_TRUSTED + packages,
-            # else any class could be made wherever a library asks for any value
-            instantiate_subclass_spec_in_any=False,
-        )
-    except ValueError:
-        raise UserError(
-            f"{FLAG} {','.join(given)}: name packages as Python imports them, with commas between them"
-        ) from None
+    if not all(part.isidentifier() for name in packages for part in name.split(".")):
+        raise UserError(f"{FLAG} {','.join(given)}: name packages as Python imports them, with commas between them")
+    return packages
+
+
+def not_trusted(place: str, path: str, argument: str = "") -> UserError:
+    """The refusal of code that a config names.
+
+    Args:
+        place: the config or flag, and the key.
+        path: the dotted name of the code.
+        argument: the one that it would be given; "" where the code itself is not on the list.
+    """
+    what = f"give {path} the argument {argument}" if argument else f"run {path}"
+    return UserError(
+        f"{place}: would {what}, which is not on the list of what a config may name; if you trust it, add "
+        f"{FLAG} {path.partition('.')[0]}"
+    )
+
+
+def addresses(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a parsed config that is an address, at which files would be read or written.
+
+    The address of a tracking server is left out: a logger is there to send to it.
+
+    Yields:
+        the key of the value, and the value.
+    """
+    values = vars(config) if isinstance(config, Namespace) else config
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            if name != "tracking_uri":
+                yield from addresses(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from addresses(value, key)
+    elif isinstance(values, str | PathLike) and _ADDRESS.match(str(values)):
+        yield key, str(values)
