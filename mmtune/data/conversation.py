@@ -9,6 +9,9 @@ from mmtune.data.images import Photo, open_photo
 from mmtune.errors import RowError
 
 IMAGE_PLACEHOLDER = "<image>"
+MARK_AS_TEXT = (
+    "\ufdd0image\ufdd1"  # in a rendered prompt: an `<image>` that is text, between characters that no text has
+)
 Role = Literal["system", "user", "assistant"]
 
 

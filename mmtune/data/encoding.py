@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Conversation
 from mmtune.data.images import Photo
 from mmtune.data.templates import Rendered, Template, adds_bos
 from mmtune.errors import RowError
@@ -87,7 +87,8 @@ def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_photo: int = 1
         elif adds_bos(tokenizer):
             ids.append(tokenizer.bos_token_id)
             supervised.append(False)
-        encoding = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        text = piece.replace(MARK_AS_TEXT, IMAGE_PLACEHOLDER)
+        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids.extend(encoding["input_ids"])
         starts, ends = _widened(encoding["offset_mapping"])
         starts, ends = position + starts, np.minimum(position + ends, len(rendered.text))

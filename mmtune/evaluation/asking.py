@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mmtune.evaluation.dataset import PhotoError
 from mmtune.evaluation.prompting import Question
 from mmtune.evaluation.protocol import AnsweringModel
+from mmtune.evaluation.returned import figures_of, texts_of
 from mmtune.evaluation.task import Task
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def _generate(
         batch_tokens=batch_tokens,
         **thinking,
     )
-    return [Answer(question.row, response) for question, response in zip(questions, responses, strict=True)]
+    texts = texts_of(responses, questions, f"task {task.name}: generate of {model.name}")
+    return [Answer(question.row, text) for question, text in zip(questions, texts, strict=True)]
 
 
 def _compare(
@@ -91,13 +93,15 @@ def _compare(
     images: Sequence[Sequence[Image.Image]] | None,
     batch_tokens: int,
 ) -> list[Answer]:
+    choices = [[choice for choice in question.choices if choice.strip()] for question in questions]
     likelihoods = model.loglikelihood(
         [question.prompt for question in questions],
-        [[choice for choice in question.choices if choice.strip()] for question in questions],
+        choices,
         images,
         primer=task.primer,
         batch_tokens=batch_tokens,
     )
+    likelihoods = figures_of(likelihoods, questions, choices, f"task {task.name}: loglikelihood of {model.name}")
     return [
         Answer(question.row, loglikelihoods=_figures(question.choices, sums))
         for question, sums in zip(questions, likelihoods, strict=True)

@@ -26,6 +26,7 @@ from mmtune.evaluation.outside_metrics import check_outside_metrics
 from mmtune.evaluation.progress import Reporter
 from mmtune.evaluation.prompting import Question, Renderer
 from mmtune.evaluation.protocol import BATCH_TOKENS, AnsweringModel, fold_adapters, load_model, usage_of
+from mmtune.evaluation.remarks import of_failures, of_figures, of_questions
 from mmtune.evaluation.results import Results, Sample, TaskResult, versions
 from mmtune.evaluation.scoring import judge, score_task
 from mmtune.evaluation.store import Store
@@ -34,8 +35,6 @@ from mmtune.evaluation.task import Task
 from mmtune.evaluation.wording import Protocol
 from mmtune.evaluation.workers import Workers, join
 from mmtune.files import sha256_json
-
-_FAILED_LISTED = 10
 
 
 def evaluate(
@@ -209,12 +208,13 @@ class _Evaluation:
             if store is not None:
                 store.write(results, task.name)
         for name, samples in results.samples.items():
-            self._name_failed(name, samples)
+            self._say(of_failures(name, samples))
         return results
 
     def task(self, task: Task, store: Store | None) -> tuple[TaskResult, list[Sample]]:
         """Ask what is not answered yet, score all answers, and keep small copies of the photos."""
         questions, fingerprint = self._questions(task)
+        self._say(of_questions(task.name, questions))
         key = self.conditions.answers_key(task, fingerprint, questions)
         asked = self._ask(task, key, plan_chunks(questions))
         answers = self.database.answers(key)
@@ -235,7 +235,12 @@ class _Evaluation:
         self.report.say(
             f"{task.name}: {scored} in {result.seconds:.0f} s" if asked else f"{task.name}: finished before, {scored}"
         )
+        self._say(of_figures(task.name, questions, samples))
         return result, samples
+
+    def _say(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.report.say(line)
 
     def _questions(self, task: Task) -> tuple[list[Question], str]:
         """What is asked, and the fingerprint of the rows, which are not kept beside the questions."""
@@ -271,15 +276,6 @@ class _Evaluation:
             _refuse_failed(task, answers)
         spent = {name: count - before[name] for name, count in usage_of(self.model).items()}
         self.database.add(key, number, answers, {"seconds": time.perf_counter() - begun, **spent})
-
-    def _name_failed(self, task: str, samples: Iterable[Sample]) -> None:
-        """Say which rows could not be asked."""
-        rows = [sample.id for sample in samples if sample.error is not None]
-        if rows:
-            listed = ", ".join(map(str, rows[:_FAILED_LISTED])) + (", …" if len(rows) > _FAILED_LISTED else "")
-            photos, count, where = ("photo", "counts", "row") if len(rows) == 1 else ("photos", "count", "rows")
-            told = f"{len(rows)} {photos} that cannot be decoded {count} as wrong, in {where} {listed}"
-            self.report.say(f"{task}: {told} (`error` in samples/{task}.jsonl)")
 
 
 def _refuse_failed(task: Task, answers: Iterable[Answer]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,20 @@ def _environment() -> SandboxedEnvironment:
     return environment
 
 
+def _no_null(value: Any) -> Any:
+    """What a template puts in; null is refused, which jinja2 would write as the word None."""
+    if _is_null(value):
+        raise ValueError("a value is null; write {{ column or '' }}, or leave such rows out with `filter`")
+    return value
+
+
+def _is_null(value: Any) -> bool:
+    """Whether a cell is empty; columns of numbers with gaps have NaN there."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 _ENVIRONMENT = _environment()
+_ENVIRONMENT.finalize = _no_null
 # in which every value that a template puts in stands between two marks, and the options are left out
 _OWN = _environment()
 _OWN.finalize = "\ufdd0{}\ufdd1".format
@@ -148,6 +162,7 @@ class Renderer:
         self._references = _expression(task.references)
         self._filter = _expression(task.filter)
         self._group = _expression(task.group_by)
+        self._labels_from = task.columns_by_key()["target"]
         self._choices = None if task.choices == LETTER_CHOICES else _expression(task.choices)
 
     def keeps(self, number: int, row: Mapping[str, Any]) -> bool:
@@ -174,14 +189,18 @@ class Renderer:
         kind = cast(Kind, str(self._evaluate("answer", number, self._kind, names)).strip())
         if kind not in KINDS:
             raise self._complaint("answer", number, f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
+        if self._labels_from and all(_is_null(row.get(column, "")) for column in self._labels_from):
+            columns = " and ".join(sorted(self._labels_from))
+            problem = f"there is no gold answer: {columns} is null; leave such rows out with `filter`"
+            raise self._complaint("target", number, problem)
         target = str(self._evaluate("target", number, self._target, names)).strip()
         self._check_target(number, target, kind, options)
         references = self._reference_texts(number, target, names)
         choices = self._choice_texts(number, kind, options, names)
-        group = None if self._group is None else str(self._evaluate("group_by", number, self._group, names))
-        prompt = self._with_photos(
-            number, str(self._evaluate("prompt", number, self._prompt, names)).strip(), len(photos)
-        )
+        group = None if self._group is None else self._evaluate("group_by", number, self._group, names)
+        group = None if _is_null(group) else str(group)
+        said = self._evaluate("prompt", number, self._prompt, self._without_marks(names))
+        prompt = self._with_photos(number, str(said).strip(), len(photos))
         return Question(number, prompt, options, target, references, kind, choices, photos, group)
 
     def own_texts(self, number: int, row: Mapping[str, Any]) -> OwnTexts:
@@ -265,6 +284,10 @@ class Renderer:
             wanted = "some text" if kind == "short" else f"one of {', '.join(valid) or '(no options)'}"
             raise self._complaint("target", number, f"the gold answer must be {wanted}, not {target!r}")
 
+    def _without_marks(self, names: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the prompt may use: where it marks photos itself, a mark in the row's text is no further one."""
+        return cast(Mapping[str, Any], _unmarked(names)) if IMAGE_PLACEHOLDER in self._task.prompt else names
+
     def _with_photos(self, number: int, prompt: str, photos: int) -> str:
         if IMAGE_PLACEHOLDER in self._task.prompt:
             if prompt.count(IMAGE_PLACEHOLDER) != photos:
@@ -273,6 +296,15 @@ class Renderer:
             return prompt
         # a mark inside the row's own text is no place for a photo
         return f"{IMAGE_PLACEHOLDER}\n" * photos + prompt.replace(IMAGE_PLACEHOLDER, "image")
+
+
+def _unmarked(value: Any) -> Any:
+    """A row's value with `image` for every `<image>` in its texts."""
+    if isinstance(value, str):
+        return value.replace(IMAGE_PLACEHOLDER, "image")
+    if isinstance(value, Mapping):
+        return {name: _unmarked(inner) for name, inner in value.items()}
+    return [_unmarked(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _labels(kind: Kind, options: Sequence[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from mmtune.data.conversation import IMAGE_PLACEHOLDER
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT
 
 _ANCHOR = "\ue000"  # of the private use area: no vocabulary joins it with what follows
 _CONTEXT = 16  # tokens of the prompt that a choice is decoded with
@@ -37,7 +37,8 @@ class ChoiceTokenizer:
             prompt: the rendered prompt, `<image>` where a photo goes; what follows the last photo is looked at.
         """
         self._tokenizer = tokenizer
-        self._text = prompt.rpartition(IMAGE_PLACEHOLDER)[2]  # texts between photos are tokenised apart
+        last = prompt.rpartition(IMAGE_PLACEHOLDER)[2]  # texts between photos are tokenised apart
+        self._text = last.replace(MARK_AS_TEXT, IMAGE_PLACEHOLDER)
         self._ids = self._tokenise(self._text)
 
     def ids(self, choice: str) -> list[int]:

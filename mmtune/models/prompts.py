@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Turn
 from mmtune.data.encoding import IMAGE_TOKEN, encode_text, missing_row
 from mmtune.data.images import to_rgb
 from mmtune.data.templates import Rendered
@@ -37,11 +37,13 @@ def prompt_texts(
 ) -> list[str]:
     """Prompts in the model's template, up to where the answer begins, or the thought before it.
 
+    An `<image>` in the system prompt or the primer is text.
+
     Raises:
         UserError: photos and `<image>` marks of a prompt differ in number, the model cannot see, or not think.
     """
-    system = None if system is None else one_text(system, "system")
-    primer = one_text(primer, "primer")
+    system = None if system is None else one_text(system, "system").replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
+    primer = one_text(primer, "primer").replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
     texts = []
     for number, (prompt, photos) in enumerate(zip(prompts, images, strict=True)):
         marks = prompt.count(IMAGE_PLACEHOLDER)

@@ -177,6 +177,23 @@ def test_a_mark_in_a_choice_is_no_photo(seeing_model: VisionLanguageModel, photo
     assert all(map(math.isfinite, figures))
 
 
+def test_a_mark_in_the_system_prompt_or_the_primer_is_text(
+    seeing_model: VisionLanguageModel, photos: list[Image.Image]
+) -> None:
+    model, primer = seeing_model, "See <image>: "
+    marked, plain = (
+        model.loglikelihood(["<image>\nWhat?"], [["yes", "<image>"]], [photos[:1]], system="Of <image>.", primer=primer)
+        for primer in (primer, primer.replace("<image>", "<Image>"))
+    )
+    assert marked != plain
+    (text_only,) = model.loglikelihood(["What?"], [["yes"]], system="Of <image>.", primer=primer)
+    text = (
+        f"<|im_start|>system\nOf <image>.<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n{primer}"
+    )
+    assert text_only == pytest.approx([by_transformers(model, text, "yes")], abs=2e-4)
+    assert model.generate(["<image>\nWhat?"], [photos[:1]], system="Of <image>.", primer=primer, max_new_tokens=3)
+
+
 def test_a_choice_of_which_nothing_is_kept_has_no_figure(llama: Path) -> None:
     from tokenizers import normalizers
 
