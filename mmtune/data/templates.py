@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from mmtune.data import template_faults as faults
+from mmtune.data.chat_rendering import render_chat
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
 from mmtune.data.turn_ends import Messages, TurnEnds, find_turn_ends
 from mmtune.errors import RowError, UserError, did_you_mean, reason
@@ -250,10 +253,8 @@ def tokenizer_template(tokenizer: Any) -> Template:
     def render(turns: Messages, *, prompt: bool, thinking: bool = False) -> str:
         messages = [turn | {"content": content_parts(turn["content"])} for turn in turns] if in_parts else turns
         try:
-            text: str = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=prompt, enable_thinking=thinking
-            )
-        except Exception as error:  # templates refuse what they cannot write as they like, say a system prompt
+            text = render_chat(tokenizer, messages, prompt=prompt, enable_thinking=thinking)
+        except TemplateError as error:  # templates refuse what they cannot write as they like, say a system prompt
             said = faults.refused(reason(error), turns, lambda others: rendered(others, prompt) is not None)
             raise _NoPlaceError(said) from None
         # the tokenizer adds its own start marker when the text is tokenised
@@ -327,8 +328,8 @@ def content_parts(text: str) -> list[dict[str, str]]:
 def takes_parts(tokenizer: Any) -> bool:
     """Whether the chat template wants each turn as a list of parts: then it writes nothing of a plain string."""
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": "said"}], tokenize=False)
-    except Exception:  # a template raises as it likes at what it does not know
+        text = render_chat(tokenizer, [{"role": "user", "content": "said"}])
+    except TemplateError:  # a template raises as it likes at what it does not know
         return True
     return "said" not in text
 

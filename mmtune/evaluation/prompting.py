@@ -10,9 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import SandboxedEnvironment
 
+from mmtune.data.sandbox import Sandbox, limited, shown
 from mmtune.errors import UserError, did_you_mean
 from mmtune.evaluation.answers import KINDS, YES_NO, Kind
 from mmtune.evaluation.dataset import Photo
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from mmtune.evaluation.task import Task
 
 IMAGE_PLACEHOLDER = "<image>"
-_LONGEST = 1_000_000
 # what a template can raise on a row
 _FAULTS = (
     TemplateError,
@@ -39,24 +37,10 @@ _FAULTS = (
 LETTER_CHOICES = "letters"  # `choices: letters` compares the options' letters instead of their texts
 
 
-class _Sandbox(SandboxedEnvironment):
-    """A sandbox in which a few characters cannot ask for hours or for all memory, as `9 ** 9 ** 9` would."""
-
-    intercepted_binops = frozenset(("*", "**"))
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise SecurityError("** is not for templates")
-        for one, times in ((left, right), (right, left)):
-            if isinstance(one, Sequence) and isinstance(times, int) and len(one) * times > _LONGEST:
-                raise SecurityError(f"* makes more than {_LONGEST:,} characters or entries")
-        return super().call_binop(context, operator, left, right)
-
-
-def _environment() -> SandboxedEnvironment:
+def _environment() -> Sandbox:
     # task files come from anywhere: they may format a row, and nothing else
-    environment = _Sandbox(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(FILTERS)
+    environment = Sandbox(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.add_filters(FILTERS)
     environment.globals.clear()
     return environment
 
@@ -77,7 +61,7 @@ _ENVIRONMENT = _environment()
 _ENVIRONMENT.finalize = _no_null
 # in which every value that a template puts in stands between two marks, and the options are left out
 _OWN = _environment()
-_OWN.finalize = "\ufdd0{}\ufdd1".format
+_OWN.finalize = lambda value: f"\ufdd0{shown(value)}\ufdd1"
 _OWN.filters["option_lines"] = lambda options: ""
 _OWN_TEXT = re.compile("\ufdd0(.*?)\ufdd1", re.DOTALL)
 
@@ -239,7 +223,8 @@ class Renderer:
         self, key: str, number: int, run: Callable[[Mapping[str, Any]], Any], names: Mapping[str, Any]
     ) -> Any:
         try:
-            value = run(names)
+            with limited():
+                value = shown(run(names))
         except _FAULTS as error:
             raise self._complaint(key, number, str(error) or type(error).__name__) from None
         if isinstance(value, StrictUndefined):

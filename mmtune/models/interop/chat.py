@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mmtune.data.chat_rendering import render_source
 from mmtune.data.conversation import Turn
 from mmtune.data.templates import (
     LLAMA_2_SYSTEM,
@@ -128,27 +129,26 @@ def template_of(reference: str) -> str:
     source = chat_template_of(reference)
     if source is None:
         return "vicuna_v1"
+    written = [_render(source, turns, reference) for turns in _PROBES]
     for name, template in TEMPLATES.items():
         try:
-            if all(_render(source, turns) == template.prompt(turns) for turns in _PROBES):
+            if written == [template.prompt(turns) for turns in _PROBES]:
                 return name
         except UserError:  # ours have no place for it
             continue
     return TOKENIZER_TEMPLATE
 
 
-def _render(source: str, turns: list[Turn]) -> str | None:
+def _render(source: str, turns: list[Turn], reference: str) -> str | None:
     """A jinja template's text for turns, messages as lists of parts and then as strings, whichever it takes."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     for as_parts in (True, False):
         messages = [{"role": t.role, "content": content_parts(t.text) if as_parts else t.text} for t in turns]
         try:
-            rendered, _ = render_jinja_template(
-                [messages], chat_template=source, add_generation_prompt=True, enable_thinking=False
-            )
+            rendered = render_source(source, messages, reference, prompt=True, enable_thinking=False)
+        except UserError:
+            raise
         except Exception:  # a template raises as it likes at what it does not know
             continue
-        if turns[-1].text.rpartition("\n")[2] in rendered[0]:
-            return str(rendered[0])
+        if turns[-1].text.rpartition("\n")[2] in rendered:
+            return rendered
     return None
