@@ -59,8 +59,11 @@ class SaveConfig(SaveConfigCallback):
     """Writes `RUN/config.yaml`, with which the run can be done again."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Nothing yet: a run that the checkpoint does not belong to is refused after this."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the resolved config before anything is computed, and tell it the loggers."""
-        if stage == "fit" and trainer.is_global_zero:
+        if trainer.is_global_zero:
             target = Path(trainer.default_root_dir) / "config.yaml"
             with atomic_path(target) as temporary:
                 self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True, multifile=False)
@@ -87,6 +90,13 @@ class TrainingCLI(LightningCLI):
             type=int,
             default=100,
             help="Steps between checkpoints to resume from; 0 for none.",
+        )
+        parser.add_argument(
+            "--new_schedule",
+            type=bool,
+            default=False,
+            help="Resume with another --trainer.max_epochs or max_steps than the run began with, though the learning "
+            "rate jumps by that.",
         )
         parser.add_argument(
             "--unseen",
@@ -168,6 +178,7 @@ class TrainingCLI(LightningCLI):
         """Look at the model's parts and at what trains them before the data is read."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             check_sharding(self.model.spec, self.model.stage)
+        self.model.new_schedule = self._get(self.config_init, "new_schedule")
         self.model.check_parts()
         check_context(self.model.spec.language, self.datamodule.max_length)
         check_optimizer(self.model.optimizer_name, self.trainer.strategy.root_device)

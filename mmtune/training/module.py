@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from transformers import get_cosine_schedule_with_warmup
 
 from mmtune.data.collate import PackedBatch
@@ -24,13 +23,12 @@ from mmtune.models.language import check_language, load_tokenizer
 from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
 from mmtune.models.vision import build_tower
 from mmtune.models.vlm import Stage, VisionLanguageModel, model_inputs
-from mmtune.training.checkpoint_io import differences
+from mmtune.training import resuming
 from mmtune.training.loss import supervised_loss
 from mmtune.training.optimizers import OptimizerName, build_optimizer
 from mmtune.training.photo_features import encoded, stored_features
 from mmtune.training.sharding import shard
 
-_MEASURED = (".feature_mean", ".feature_std")  # not trained, and yet kept
 STEP_METRICS = ("train_loss", "tokens_per_s", "lr_")  # how the names begin of what is logged once a step
 _DEFAULT_LEARNING_RATE = {"align": 1e-3, "lora": 2e-4, "full": 2e-5}
 
@@ -107,6 +105,7 @@ class InstructionTuning(pl.LightningModule):
         self.gradient_checkpointing, self.stored_features_gib = gradient_checkpointing, stored_features_gib
         self.training_template = training_template or ("plain" if stage == "align" else self.spec.template)
         self.model: VisionLanguageModel | None = None
+        self.new_schedule = False  # whether a resumed run may have another course of the learning rate
         self._step_started = time.perf_counter()
         self._step = torch.zeros(3)
         self._wrong_photo = torch.zeros(2, dtype=torch.float64)
@@ -270,50 +269,27 @@ class InstructionTuning(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained: a 7B model's adapters, not its 13 GB. Say how the optimizer was set."""
-        checkpoint["optimizer"] = self._optimizer_settings()
+        """Keep only what is trained: a 7B model's adapters, not its 13 GB. Say what it belongs to."""
+        checkpoint[resuming.KEY] = resuming.settings(self)
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {
             name: tensor
             for name, tensor in checkpoint["state_dict"].items()
-            if name in trained or name.endswith(_MEASURED)
+            if name in trained or name.endswith(resuming.MEASURED)
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model; without this, what is missing from it would go unnoticed.
+        """Refuse a checkpoint of another run.
 
         Raises:
-            UserError: it is of another program, the parts that are trained differ, or what the optimizer whose states
-                it holds was set to.
+            UserError: see `mmtune.training.resuming`.
         """
-        own_settings, settings = self._optimizer_settings(), checkpoint.get("optimizer")
-        if not isinstance(settings, dict) or settings.keys() != own_settings.keys():
-            raise UserError(
-                "--ckpt_path: the checkpoint of another program, or of another version of mmtune; give that of a run "
-                "of this one, RUN/checkpoints/last.ckpt"
-            )
-        for name, now in own_settings.items():
-            if (then := settings[name]) != now:
-                raise UserError(f"the run to resume began with --model.{name} {then}, not {now}; give that")
-        if type(self.trainer.strategy) not in (SingleDeviceStrategy, DDPStrategy):
-            return  # the others hold the weights in parts, and compare them themselves
-        own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        saved = {name: t.shape for name, t in checkpoint["state_dict"].items() if not name.endswith(_MEASURED)}
-        if own != saved:
-            raise UserError(
-                f"the run to resume trained another model, or other parts of it: {differences(saved, own)}; give the "
-                "--model options that it began with, or another --out"
-            )
+        resuming.check(checkpoint, self)
 
-    def _optimizer_settings(self) -> dict[str, Any]:
-        """What the states of a checkpoint belong to, and what they would put in the place of other options."""
-        return {
-            "optimizer": self.optimizer_name,
-            "learning_rate": self.learning_rate,
-            "projector_learning_rate": self.projector_learning_rate,
-            "warmup": self.warmup,
-            "weight_decay": self.weight_decay,
-        }
+    @functools.cached_property
+    def frozen_hash(self) -> str | None:
+        """Of the weights that are not trained; None where processes hold them in parts."""
+        return resuming.frozen_hash(self)
 
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         assert self.model is not None

@@ -182,7 +182,7 @@ def test_a_run_that_was_moved_goes_on_in_its_new_place(
     fit: Fit, flags: list[str], unfinished: Path, tmp_path: Path
 ) -> None:
     moved = unfinished.rename(tmp_path / "moved")
-    flags = [*flags, "--trainer.max_epochs=2", "--checkpoint_every=2"]
+    flags = [*flags, "--trainer.max_epochs=2", "--new_schedule=true", "--checkpoint_every=2"]
     assert fit(moved, *flags) == 0
     assert sorted(p.name for p in (moved / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
     assert torch.load(moved / "checkpoints" / "last.ckpt")["global_step"] == 20

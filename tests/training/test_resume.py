@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
@@ -225,21 +226,116 @@ class TestMetricsCsv:
         ]
 
 
+@pytest.fixture(scope="module")
+def begun(fit: Fit, flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run that is not finished, and its flags."""
+    run = tmp_path_factory.mktemp("begun") / "run"
+    flags = [*flags, "--data.train.total=12", "--checkpoint_every=2", "--trainer.max_epochs=2"]
+    assert fit(run, *flags) == 0
+    shutil.rmtree(run / "model")
+    return run, flags
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ("--model.learning_rate=0.001", "--model.learning_rate 0.01, not 0.001; give that"),
-        ("--model.weight_decay=0.1", "--model.weight_decay 0.0, not 0.1"),
-        ("--trainer.accumulate_grad_batches=1", "2 pack(s) of each in a step, and this one has 1 with 1"),
+        (
+            [
+                "--model.learning_rate=0.001",
+                "--model.weight_decay=0.1",
+                "--model.warmup=0.5",
+                "--model.projector_learning_rate=0.5",
+                "--model.lora.alpha=9",
+                "--model.lora.dropout=0.2",
+                "--model.lora.rslora=true",
+                "--model.vision.fit=crop",
+                "--model.dtype=bfloat16",
+                "--model.seed=7",
+            ],
+            [
+                "--model.learning_rate 0.01, not 0.001",
+                "--model.weight_decay 0.0, not 0.1",
+                "--model.warmup 0.03, not 0.5",
+                "--model.projector_learning_rate 2e-05, not 0.5",
+                "--model.lora.alpha 8, not 9",
+                "--model.lora.dropout 0.1, not 0.2",
+                "--model.lora.rslora False, not True",
+                "--model.vision.fit pad, not crop",
+                "--model.dtype float32, not bfloat16",
+                "--model.seed 42, not 7",
+            ],
+        ),
+        (
+            [
+                "--seed_everything=7",
+                "--trainer.precision=bf16-mixed",
+                "--trainer.gradient_clip_val=0.5",
+                "--trainer.gradient_clip_algorithm=value",
+                "--trainer.limit_train_batches=0.5",
+            ],
+            [
+                "--seed_everything 42, not 7",
+                "--trainer.precision 32-true, not bf16-mixed",
+                "--trainer.gradient_clip_val 1.0, not 0.5",
+                "--trainer.gradient_clip_algorithm None, not value",
+                "--trainer.limit_train_batches 1.0, not 0.5",
+            ],
+        ),
+        (
+            ["--trainer.max_epochs=4"],
+            ["--trainer.max_epochs 2, not 4; the learning rate follows from it and would jump"],
+        ),
+        (["--trainer.max_steps=9"], ["--trainer.max_steps -1, not 9; the learning rate"]),
+        (["--trainer.accumulate_grad_batches=1"], ["--trainer.accumulate_grad_batches 2, not 1; give that"]),
+        (["--data.train.total=11"], ["other rows, or with other --data options"]),
+        (["--data.train.seed=7", "--data.pack_rows=2"], ["seed 42 then and 7 now", "packs 12 then and 6 now"]),
+        (["--model.template=vicuna_v1"], ["another template"]),
     ],
 )
 def test_a_run_goes_on_as_it_began_or_not_at_all(
-    fit: Fit, flags: list[str], tmp_path: Path, changed: str, named: str, capsys: pytest.CaptureFixture[str]
+    fit: Fit, begun: tuple[Path, list[str]], changed: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The optimizer's states would put the old rates in the place of the new, and config.yaml would have the new."""
+    run, flags = begun
+    config = (run / "config.yaml").read_bytes()
+    assert fit(run, *flags, *changed) == 2
+    said = capsys.readouterr().err
+    assert [part for part in named if part not in said] == []
+    assert "to resume" in said
+    assert not (run / "model").exists()
+    assert (run / "config.yaml").read_bytes() == config
+
+
+def test_a_longer_schedule_is_taken_where_it_is_asked_for(
+    fit: Fit, begun: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(begun[0], tmp_path / "run")
+    before = steps_of(run)
+    assert fit(run, *begun[1], "--trainer.max_epochs=3", "--new_schedule=true") == 0
+    assert "began with --trainer.max_epochs 2, not 3; the learning rate jumps" in capsys.readouterr().err
+    assert len(steps_of(run)) == len(before) * 3 // 2
+
+
+def test_what_decides_no_weight_is_free(fit: Fit, begun: tuple[Path, list[str]], tmp_path: Path) -> None:
+    run = shutil.copytree(begun[0], tmp_path / "run")
+    changed = ["--checkpoint_every=3", "--data.num_workers=1", "--data.cache_tokens=false", "--data.check_photos=false"]
+    changed += ["--model.gradient_checkpointing=true", "--trainer.log_every_n_steps=5"]
+    assert fit(run, *begun[1], *changed) == 0
+
+
+def test_frozen_weights_that_were_changed_in_place_are_noticed(
+    fit: Fit, flags: list[str], llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    language = shutil.copytree(llama, tmp_path / "language")
+    flags = [*flags, f"--model.language={language}", "--data.train.total=4", "--checkpoint_every=1"]
     run = tmp_path / "run"
-    flags = [*flags, "--data.train.total=12", "--checkpoint_every=2"]
-    assert fit(run, *flags, "--trainer.max_steps=2") == 0
+    assert fit(run, *flags) == 0
     shutil.rmtree(run / "model")
-    assert fit(run, *flags, changed) == 2
-    assert named in capsys.readouterr().err
+    moved = shutil.copytree(language, tmp_path / "moved")
+    assert fit(run, *flags, f"--model.language={moved}") == 0
+    shutil.rmtree(run / "model")
+    weights = safetensors.torch.load_file(language / "model.safetensors")
+    weights["model.norm.weight"][[0, 1]] = torch.tensor([2.0, 3.0])
+    safetensors.torch.save_file(weights, language / "model.safetensors", metadata={"format": "pt"})
+    assert fit(run, *flags) == 2
+    assert "other frozen weights: the language model or the tower was changed" in capsys.readouterr().err
