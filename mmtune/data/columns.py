@@ -34,17 +34,19 @@ THOUGHT = Meaning(
     "the thought before the answer, written and learned as `<think>…</think>`; an error in a template without thoughts",
 )
 
+PREFERENCE = Meaning(
+    ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images", "preferred_output",
+     "non_preferred_output"),
+    "tells a better from a worse answer: a preference set",
+)  # fmt: skip
 REFUSED_COLUMNS = (
-    Meaning(
-        ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images", "preferred_output",
-         "non_preferred_output"),
-        "tells a better from a worse answer: a preference set",
-    ),
+    PREFERENCE,
     Meaning(("label", "kto_tag"), "tells whether the answer is a good one: a preference set"),
     Meaning(("tools", "functions", "tool_calls", "function_call"), "is about tool calls, which are not read"),
     Meaning(("video", "videos", "audio", "audios"), "is video or sound, which is not read"),
     Meaning(("objects",), "holds boxes to be written into the text, which are not read"),
     Meaning(("mask", "weight"), "says how much of the row is learned, which turns say here (`weight` of a turn)"),
+    Meaning(THOUGHT.names, "holds a thought; give it in a turn, or in the answer as `<think>…</think>`"),
     Meaning(("chat_template_kwargs",), "sets options of the chat template, which the run sets for all rows"),
     Meaning(HISTORY.names, "holds earlier turns, for which this format has no place"),
 )  # fmt: skip
@@ -63,6 +65,7 @@ REFUSED_KEYS = (
     Meaning(("image", "images"), "holds photos of the turn; give those of all turns in the row's `images`"),
     Meaning(("video", "videos", "audio", "audios"), "is video or sound, which is not read"),
 )
+KEYS_OF_INSTANCES = frozenset(("input", "output"))
 REFUSED_ROLES = Meaning(
     ("tool", "function", "observation", "function_call", "tool_call", "tool_response", "ipython"),
     "belongs to tool calls, which are not read",

@@ -64,11 +64,17 @@ class ExampleStore:
 
     def images(self, number: int) -> tuple[Photo, ...]:
         """The photos of an example."""
-        return tuple(self.photos[photo] for photo in self.photo_numbers(number))
+        shown = self._shown[self._shown_until[number] : self._shown_until[number + 1]]
+        return tuple(self.photos[photo] for photo in shown)
 
-    def photo_numbers(self, number: int) -> array[int]:
-        """The places in `photos` of those that an example shows."""
-        return self._shown[self._shown_until[number] : self._shown_until[number + 1]]
+    def shown(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of every photo that these examples show: the place of the example among them, and its own in `photos`."""
+        until = np.frombuffer(self._shown_until, dtype=np.int64)
+        wanted = np.asarray(numbers, dtype=np.int64)
+        begins, counts = until[wanted], until[wanted + 1] - until[wanted]
+        owners = np.repeat(np.arange(len(wanted)), counts)
+        places = np.arange(counts.sum()) + np.repeat(begins - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        return owners, np.frombuffer(self._shown, dtype=np.intc)[places.astype(np.int64)]
 
     def text_keys(self, numbers: Sequence[int]) -> np.ndarray:
         """What is the same of examples in which the same is said, whatever the system prompt: int64 [examples]."""

@@ -13,6 +13,8 @@ from mmtune.data.columns import (
     HISTORY,
     IMAGES,
     INPUT,
+    KEYS_OF_INSTANCES,
+    PREFERENCE,
     REFUSED_COLUMNS,
     REFUSED_PARTS,
     SYSTEM,
@@ -83,7 +85,7 @@ def detect_format(row: Row, where: str) -> Format:
     for known in FORMATS:
         if all(not is_null(row.get(column)) for column in known.columns):
             return known
-    refuse(row, REFUSED_COLUMNS, where)  # names a preference set rather than the columns of all formats
+    refuse(row, [PREFERENCE], where)  # which needs no list of formats
     for known in FORMATS:
         if empty := [column for column in known.columns if column in row and is_null(row[column])]:
             raise RowError(f"{where}: {empty[0]!r} is null")
@@ -97,6 +99,9 @@ def unread(row: Row, format_: Format) -> set[str]:
     found = {str(name) for name, value in row.items() if name not in format_.known and not is_absent(value)}
     for column in format_.turns:
         found.update(unread_keys(row[column], column))
+    if "instances" in format_.columns:
+        filled = (key for one in row["instances"] for key, value in one.items() if not is_absent(value))
+        found.update(f"instances[].{key}" for key in filled if key not in KEYS_OF_INSTANCES)
     return found
 
 
@@ -138,7 +143,8 @@ def _parse_self_instruct(row: Row, where: str) -> Iterator[Parsed]:
         raise RowError(f"{where}: 'instances' is not a list of objects with 'input' and 'output'")
     if not instances:
         raise RowError(f"{where}: 'instances' is empty, so there is nothing to learn from it")
-    for instance in instances:
+    for number, instance in enumerate(instances, 1):
+        refuse(instance, REFUSED_COLUMNS, f"{where}: instance {number}")
         yield _instruction(row, instance.get("input"), instance.get("output"), where)
 
 

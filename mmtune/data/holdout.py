@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,20 +51,17 @@ def count_seen(rows: list[int], trained: list[int], store: ExampleStore) -> int:
 
 
 def _ties(rows: list[int], store: ExampleStore) -> tuple[np.ndarray, np.ndarray]:
-    """Places in the list and what ties them: int64 [ties] each. Texts are numbered below 0, photos from 0 on."""
-    shown = [store.photo_numbers(row) for row in rows]
-    counts = np.fromiter(map(len, shown), dtype=np.int64, count=len(rows))
-    text_only = np.flatnonzero(counts == 0)
-    texts = np.unique(store.text_keys(rows)[text_only], return_inverse=True)[1]
-    photos = np.fromiter((number for numbers in shown for number in numbers), dtype=np.int64)
-    same = _by_content(store.photos) if len(photos) else photos
-    owners = np.concatenate([text_only, np.repeat(np.arange(len(rows)), counts)])
-    return owners, np.concatenate([-1 - texts, same[photos]])
+    """Places in the list and what ties them: int64 [ties] each. Keys of texts are below 0, those of photos not."""
+    owners, photos = store.shown(rows)
+    text_only = np.setdiff1d(np.arange(len(rows)), owners)
+    texts = store.text_keys(rows)[text_only] | np.int64(-(2**63))
+    same = _by_content(store.photos)[photos] if len(photos) else photos
+    return np.concatenate([text_only, owners]), np.concatenate([texts, same])
 
 
 def _groups(owners: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
     """A number per place, equal where two share a key, be it by way of a third."""
-    parents = list(range(count))
+    parents = array("q", range(count))
 
     def root(place: int) -> int:
         while parents[place] != place:

@@ -7,7 +7,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,17 +219,15 @@ def _batch_rows(batch: Any) -> list[Any]:
 
 def _hub_rows(source: str) -> NumberedRows:
     go_offline_if_unreachable()
-    from datasets import Image, List, load_dataset
+    from datasets import load_dataset
 
     name, _, rest = source.partition(":")
     config, _, split = rest.partition(":")
     try:
         dataset = load_dataset(name, config or None, split=split or "train")
         for column, feature in dataset.features.items():
-            if isinstance(feature, Image):
-                dataset = dataset.cast_column(column, Image(decode=False))
-            elif isinstance(feature, List) and isinstance(feature.feature, Image):
-                dataset = dataset.cast_column(column, List(Image(decode=False)))
+            if (encoded := _undecoded(feature)) != feature:
+                dataset = dataset.cast_column(column, encoded)
     except Exception as error:  # the library raises a different one for every way this can fail
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -237,3 +235,12 @@ def _hub_rows(source: str) -> NumberedRows:
             "check the path or the id, or download the data and give the file"
         ) from None
     yield from enumerate(dataset, 1)
+
+
+def _undecoded(feature: Any) -> Any:
+    """A type of the library's with photos, sounds and the like left as the bytes they are, however deep they lie."""
+    if isinstance(feature, dict):
+        return {name: _undecoded(inner) for name, inner in feature.items()}
+    if hasattr(feature, "feature"):  # a list
+        return replace(feature, feature=_undecoded(feature.feature))
+    return replace(feature, decode=False) if getattr(feature, "decode", False) else feature

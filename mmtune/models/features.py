@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+from mmtune.data import image_modes, images
 from mmtune.data.images import Photo
 from mmtune.disk import locked
 from mmtune.files import cache_dir, sha256_file
@@ -117,6 +119,8 @@ def _tower_key(tower: VisionTower) -> str:
     options = asdict(tower.options) | {"standardise": None, "weights": None}
     device = next(tower.trunk.parameters()).device.type
     digest = hashlib.sha256(json.dumps([options, asdict(tower.shape), device], sort_keys=True).encode())
+    for module in (images, image_modes):  # how a photo's file becomes pixels
+        digest.update(inspect.getsource(module).encode())
     for name, tensor in sorted(tower.trunk.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(_bytes(tensor))

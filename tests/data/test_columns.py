@@ -103,6 +103,20 @@ def test_every_refused_column_is_named_in_every_format(format_: Any, refused: Ca
             assert refused(row | {name: value}).startswith(f"has {name!r}, which ")
 
 
+def test_sets_that_are_not_for_this_are_named(refused: Callable[[Any], str]) -> None:
+    for row in (
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]},
+        {"messages": [ASKED, SAID], "rejected_response": "c"},
+        {"conversations": [FROM_ASKED], "chosen": FROM_SAID, "rejected": FROM_SAID},
+        {"input": {"messages": [ASKED]}, "preferred_output": [SAID], "non_preferred_output": [SAID]},
+        {"prompt": "a", "completion": "b", "label": False},
+        {"instruction": "a", "output": "b", "kto_tag": True},
+    ):
+        assert refused(row).endswith(": a preference set")
+    assert "instance 1: has 'tools'" in refused({"instruction": "a", "instances": [{"output": "b", "tools": "c"}]})
+
+
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda f: f.name)
 def test_null_and_empty_mean_absent_in_every_column(
     format_: Any, read: Callable[[Any], Conversation], write_lines: WriteLines
@@ -392,6 +406,11 @@ def test_columns_and_keys_that_are_not_read_are_counted_once_a_row(write_lines: 
     assert bad.unread == {
         source: {"id": 2, "source": 1, "messages[].lang": 2, "messages[].content[].cache": 2},
     }
+    some = [{"input": "", "output": "b", "constraints": "none"}] * 2
+    source = write_lines([{"instruction": "a", "instances": some}])
+    bad = BadRows()
+    assert len(list(read_conversations(source, bad_rows=bad))) == 2
+    assert bad.unread == {source: {"instances[].constraints": 1}}
 
 
 def test_what_is_not_read_is_named_when_training_reads_it_and_in_its_record(
@@ -419,6 +438,13 @@ def test_indentation_of_answers_and_questions_stays(name: str, read: Callable[[A
         conversation = read({question: "    def f(x):\n", answer: begin + " \n</s>\n"})
         assert conversation.turns[1].text == begin
         assert conversation.turns[0].text.startswith("    def f(x):")
+
+
+@pytest.mark.parametrize("name", ["chatml", "vicuna_v1", "llama_2", "tokenizer"])
+def test_indentation_is_learned(name: str, read: Callable[[Any], Conversation], byte_tokenizer: Any) -> None:
+    inputs = ModelInputs(byte_tokenizer, get_template(name, byte_tokenizer))
+    [only] = learned(read({"prompt": "def f(x):", "completion": "    y = x + 1"}), inputs)
+    assert "    y = x + 1" in only
 
 
 def test_one_space_before_a_completion_is_gpt3s_convention(read: Callable[[Any], Conversation]) -> None:

@@ -564,6 +564,34 @@ def test_lists_of_photos_of_hub_sets_stay_encoded(tmp_path: Path, monkeypatch: p
     assert conversation.images == (photo["bytes"],) * 2
 
 
+def test_photos_deep_in_hub_rows_stay_encoded_and_null_structs_mean_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    import mmtune.torchvision_ops  # noqa: F401  # before datasets
+
+    photo = {"type": "image", "image": {"bytes": picture(), "path": "x.png"}, "index": None}
+    question = {"type": "text", "text": "?", "image": None}
+    asked = {"role": "user", "content": [photo, question]}
+    said = {"role": "assistant", "content": [{"type": "text", "text": "Yes."}], "weight": 1.0}
+    call = {"function": {"name": "f", "arguments": None}}
+    rows = [
+        {"messages": [asked, said | {"tool_calls": [call]}], "tools": [call], "history": None},
+        {"messages": [asked, said], "tools": [{"function": {"name": None}}]},
+    ]
+    dataset = datasets.Dataset.from_list(rows)
+    turn = dataset.features["messages"].feature
+    part = turn["content"].feature | {"image": datasets.Image()}
+    dataset = dataset.cast_column("messages", datasets.List(turn | {"content": datasets.List(part)}))
+    assert isinstance(dataset[1]["messages"][0]["content"][0]["image"], Image.Image)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
+    bad_rows = BadRows("skip")
+    [conversation] = read_conversations("owner/name", bad_rows=bad_rows)
+    assert conversation.images == (picture(),)
+    assert [turn.text for turn in conversation.turns] == ["<image>?", "Yes."]
+    assert "row 1: has 'tools'" in bad_rows.skipped[0]
+    assert bad_rows.unread == {}
+
+
 # Real rows
 
 
