@@ -22,19 +22,29 @@ def json_lines(path: Path) -> NumberedRows:
     """The rows of a file with an object on each line, in UTF-8, or in UTF-16 or UTF-32 as Windows' tools write it.
 
     Raises:
-        UserError: it is UTF-16 or UTF-32, and damaged.
+        UserError: it is UTF-16 or UTF-32, and damaged: where its lines end is not known then.
     """
     with path.open("rb") as stream:
         encoding = json.detect_encoding(stream.read(4))
         stream.seek(0)
-        # a line of UTF-8 that is no text is that row's fault alone
-        lines: IO[Any] = stream if encoding.startswith("utf-8") else io.TextIOWrapper(stream, encoding, newline="\n")
-        try:
-            for number, line in enumerate(lines, 1):
+        if encoding.startswith("utf-8"):
+            for number, line in enumerate(stream, 1):
                 if line.strip():
                     yield number, _json_or_error(line)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not valid JSON: {error}; save it as UTF-8") from None
+        else:
+            yield from _wide_lines(path, io.TextIOWrapper(stream, encoding, newline="\n"))
+
+
+def _wide_lines(path: Path, stream: IO[str]) -> NumberedRows:
+    number = 0
+    try:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield number, json.loads(line, object_pairs_hook=_distinct)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid JSON: {error}; save it as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}, row {number}: not valid JSON: {error}; save it as UTF-8") from None
 
 
 def json_list(path: Path) -> NumberedRows:

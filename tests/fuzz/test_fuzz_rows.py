@@ -177,6 +177,8 @@ def test_a_row_whose_required_field_is_damaged_is_refused(
             holder = holder[key]
         if path[-1] == "content" and odd == []:
             continue  # no parts at all are an empty text
+        if path[0] == "images" and odd in (None, "@nan", [], {}):
+            continue  # null and empty mean that there is no photo
         holder[path[-1]] = odd
         file.write_bytes(written(changed, random.Random(0), plain=True))
         case = f"{path} is {str(odd)[:50]!r}"
