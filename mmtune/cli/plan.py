@@ -26,6 +26,7 @@ from mmtune.models.memory import DDP, FSDP, ONE_DEVICE, ZERO_2, ZERO_3, Sharding
 from mmtune.models.options import VisionOptions
 from mmtune.models.saving import model_folder
 from mmtune.models.vocabulary import VocabularyError
+from mmtune.models.weightless import adapters_note
 from mmtune.training import plan
 from mmtune.training.ledger import peak_host_memory
 from mmtune.training.module import InstructionTuning
@@ -131,6 +132,7 @@ def _plan(cli: PlanCLI, *, compared: bool) -> Plan:
     libraries = peak_host_memory()  # what the libraries take, before anything is computed
     rows = _rows(cli)
     cli.notes += _known_architecture(module)
+    cli.notes += filter(None, [adapters_note(module.spec)])
     per_photo = plan.tokens_per_photo(module)
     schedule, dtype = _schedule(cli.trainer_config), _computed_in(cli)
     if schedule.sharding is FSDP:

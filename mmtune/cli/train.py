@@ -32,6 +32,7 @@ from mmtune.errors import UserError
 from mmtune.files import atomic_path, find_resource, hold_folder, read_json, read_yaml
 from mmtune.models.batches import is_out_of_memory
 from mmtune.models.language import check_context
+from mmtune.models.weightless import adapters_note
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
 from mmtune.training.ledger import Ledger
@@ -180,6 +181,8 @@ class TrainingCLI(LightningCLI):
             check_sharding(self.model.spec, self.model.stage)
         self.model.new_schedule = self._get(self.config_init, "new_schedule")
         self.model.check_parts()
+        if (note := adapters_note(self.model.spec)) is not None:
+            rank_zero_only(print)(f"mmtune: note: {note}", file=sys.stderr)
         check_context(self.model.spec.language, self.datamodule.max_length)
         check_optimizer(self.model.optimizer_name, self.trainer.strategy.root_device)
 

@@ -1,29 +1,39 @@
 """Floating-point operations of a training step, from the shapes that were computed.
 
-A multiplication and an addition count as two operations. A linear layer of n weights costs 2n a token forward, 2n
-backward for its input's gradient and 2n for its weights' (arXiv 2001.08361, section 2.1, split by what is needed):
-frozen weights need no gradient, and nothing is passed back to before the first weight that is trained. Attention over
-a document of T tokens costs 4·T²·(heads x head size) a layer forward and twice that backward (kernels that compute the
-scores again in the backward pass, as FlashAttention does, spend half as much on top; it is not counted).
-tests/models/test_flops.py holds this against torch's own counter.
+A multiplication and an addition count as two operations. The blocks are counted by torch's own counter, in passes
+through the same architecture without weights (`mmtune.models.weightless`): whatever a model is made of (linear layers,
+transformers' Conv1D, experts and their router, adapters, DoRA, recomputed activations), and with what of it is frozen.
+A linear layer of n weights so costs 2n a token forward, 2n backward for its input's gradient and 2n for its weights'
+(arXiv 2001.08361, section 2.1, split by what is needed). Attention over a document of T tokens costs 4·T²·(heads x head
+size) a layer forward and twice that backward (kernels that compute the scores again in the backward pass, as
+FlashAttention does, spend half as much on top; it is not counted). tests/models/test_flops.py holds this against what
+torch counts in real steps.
 """
 
 from __future__ import annotations
 
-import re
+import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmtune.errors import UserError, reason
+from mmtune.models.language import decoder_blocks
 from mmtune.models.vision import build_tower
+from mmtune.models.weightless import decoder_pass, language_without_weights, without_values
 
 if TYPE_CHECKING:
     from mmtune.models.vlm import VisionLanguageModel
+
+_FEW = 3  # blocks: the first differs where embeddings are frozen, and one is one more
+_SOME = 8  # tokens; what a document costs is a polynomial of the second degree, which three lengths determine
 
 
 @dataclass(frozen=True)
@@ -39,22 +49,12 @@ class FlopsCounter:
     """Counts the operations of training steps of one model, under the stage it is set to."""
 
     def __init__(self, model: VisionLanguageModel) -> None:
-        base = model.base_language
-        config = base.config
-        head = base.get_output_embeddings()
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._attention = 4 * head_size * config.num_attention_heads
-        self._layers = _decoder_layers(base.base_model)
-        self._dora = [m for m in self._layers if m.adapted] if model.spec.lora and model.spec.lora.dora else []
-        self._dora_base_again = bool(self._dora) and model.spec.lora is not None and model.spec.lora.dropout > 0
-        self._blocks = max(1, config.num_hidden_layers)
-        self._embeddings_trained = bool(base.get_input_embeddings().weight.requires_grad)
-        self._checkpointed = bool(getattr(base, "is_gradient_checkpointing", False))
+        head = model.base_language.get_output_embeddings()
         self._head, self._head_trained = _size(head), bool(head.weight.requires_grad)
         self._projector = [m for m in model.projector.modules() if isinstance(m, nn.Linear)] if model.projector else []
         self._projector_trained = any(layer.weight.requires_grad for layer in self._projector)
         self._tower_per_photo = tower_flops(model) if model.tower else 0
-        self._costs = {photos: self._language(photos) for photos in (False, True)}
+        self._costs = {learn: _cost_of(model, learn) for learn in {False, self._projector_trained}}
 
     def step(
         self, *, documents: Sequence[int], supervised: int, image_tokens: int, photos: int, head_twice: bool = False
@@ -82,32 +82,9 @@ class FlopsCounter:
         )
         return StepFlops(language, projector, photos * self._tower_per_photo)
 
-    def _language(self, photos_learn: bool) -> _Cost:
-        """What the blocks cost, where the gradient must reach the photos' features and where not."""
-        arriving = self._embeddings_trained or photos_learn  # whether the layers' inputs need a gradient
-        forward = backward = blocks_back = 0
-        groups: dict[tuple[int, int], list[_Layer]] = {}
-        for layer in self._layers:
-            groups.setdefault((layer.block, layer.place), []).append(layer)
-        for (_, place), layers in sorted(groups.items()):
-            for layer in layers:
-                forward += 2 * layer.size
-                backward += 2 * layer.size * (layer.trained + (arriving or layer.behind_trained))
-                if self._dora_base_again and layer.adapted:
-                    forward += 2 * layer.size
-                    backward += 2 * layer.size * arriving
-            arriving = arriving or any(layer.trained for layer in layers)
-            blocks_back += place == 0 and arriving
-        attention, attention_back = self._attention * self._blocks, 2 * self._attention * blocks_back
-        # DoRA multiplies its two factors out, once a pass, for the norm of the weights
-        fixed = sum(2 * layer.rank * layer.inputs * (layer.inputs + layer.outputs) for layer in self._dora)
-        if self._checkpointed and arriving:
-            return _Cost(2 * forward + backward, 2 * attention + attention_back, 2 * fixed, arriving)
-        return _Cost(forward + backward, attention + attention_back, fixed, arriving)
-
 
 @dataclass(frozen=True)
-class _Cost:
+class BlocksCost:
     """Operations a token, a squared token and a pass; and whether a gradient comes through at all."""
 
     per_token: int
@@ -116,59 +93,90 @@ class _Cost:
     learns: bool
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A linear layer of the decoder: its block, its place there (0 reads the block's input), its adapter's rank."""
+def blocks_cost(language: Any, *, photos_learn: bool = False) -> BlocksCost:
+    """What a pass through the blocks costs, forward and backward.
 
-    block: int
-    place: int
-    size: int
-    trained: bool
-    behind_trained: bool
-    adapted: bool
-    inputs: int
-    outputs: int
-    rank: int
+    Args:
+        language: a causal language model without weights, its parameters marked that are trained.
+        photos_learn: the gradient must reach the embeddings, though words' are frozen.
+
+    Raises:
+        UserError: what the model computes depends on the values.
+    """
+    blocks = decoder_blocks(_base(language))
+    if len(blocks) <= _FEW or not _alike(blocks[1:]):
+        return _with_blocks(language, len(blocks), photos_learn)
+    fewer, more = (_with_blocks(language, count, photos_learn) for count in (_FEW - 1, _FEW))
+    others = len(blocks) - _FEW
+    return BlocksCost(
+        more.per_token + others * (more.per_token - fewer.per_token),
+        more.per_square + others * (more.per_square - fewer.per_square),
+        more.fixed + others * (more.fixed - fewer.fixed),
+        more.learns,
+    )
 
 
-def _decoder_layers(decoder: nn.Module) -> list[_Layer]:
-    modules = dict(decoder.named_modules())
-    found = []
-    for name, module in modules.items():
-        if not isinstance(module, nn.Linear):
-            continue
-        block = re.search(r"layers\.(\d+)\.", name)
-        first = modules.get(name.replace(".lora_B.", ".lora_A.")) if ".lora_B." in name else None
-        factor = (
-            modules.get(name.removesuffix("base_layer") + "lora_A.default") if name.endswith(".base_layer") else None
+_KNOWN: dict[tuple[Any, ...], BlocksCost] = {}  # counting takes seconds, and a plan or a sweep asks for the same again
+
+
+def _cost_of(model: VisionLanguageModel, photos_learn: bool) -> BlocksCost:
+    trained = tuple(name for name, parameter in model.language.named_parameters() if parameter.requires_grad)
+    checkpointed = bool(getattr(model.base_language, "is_gradient_checkpointing", False))
+    key = (model.base_language.config.to_json_string(), repr(model.spec.lora), trained, checkpointed, photos_learn)
+    if key not in _KNOWN:
+        _KNOWN[key] = blocks_cost(language_without_weights(model), photos_learn=photos_learn)
+    return _KNOWN[key]
+
+
+def _with_blocks(language: Any, blocks: int, photos_learn: bool) -> BlocksCost:
+    """The cost with the first so many of the blocks."""
+    language = copy.deepcopy(language)
+    base = _base(language)
+    del decoder_blocks(base)[blocks:]
+    base.config.get_text_config(decoder=True).num_hidden_layers = blocks
+    with FakeTensorMode(), without_values(base):
+        language._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        counted = [_blocks_pass(base, tokens, photos_learn) for tokens in (_SOME, 2 * _SOME, 3 * _SOME)]
+    (once, learns), (twice, _), (thrice, _) = counted
+    per_square = (thrice - 2 * twice + once) // (2 * _SOME**2)
+    per_token = (twice - once) // _SOME - 3 * _SOME * per_square
+    return BlocksCost(per_token, per_square, once - _SOME * per_token - _SOME**2 * per_square, learns)
+
+
+def _blocks_pass(base: Any, tokens: int, photos_learn: bool) -> tuple[int, bool]:
+    """Operations of a pass with one document, forward and backward, and whether there was a way back."""
+    words = base.get_input_embeddings().weight
+    embeddings = torch.empty(tokens, words.shape[1], dtype=words.dtype)
+    embeddings.requires_grad_(photos_learn or words.requires_grad)
+    try:
+        # the plain kernel: it computes 4 products backward, where fused ones compute the scores again
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            hidden = decoder_pass(base, embeddings, [tokens])
+            if hidden.requires_grad:
+                hidden.sum().backward()
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"{type(base).__name__}: what it computes for a token cannot be told from its shape ({reason(error)}), so "
+            "a run's operations cannot be counted; take another language model"
+        ) from error
+    return int(counter.get_total_flops()), hidden.requires_grad
+
+
+def _alike(blocks: Iterable[nn.Module]) -> bool:
+    """Whether blocks are made of the same layers, the same of them trained."""
+    shapes = {
+        (
+            tuple(type(module).__name__ for module in block.modules()),
+            tuple((name, tuple(p.shape), p.requires_grad) for name, p in block.named_parameters()),
         )
-        found.append(
-            _Layer(
-                block=int(block[1]) if block else 0,
-                place=_place(name),
-                size=_size(module),
-                trained=bool(module.weight.requires_grad),
-                behind_trained=isinstance(first, nn.Linear) and bool(first.weight.requires_grad),
-                adapted=factor is not None,
-                inputs=module.in_features,
-                outputs=module.out_features,
-                rank=factor.out_features if isinstance(factor, nn.Linear) else 0,
-            )
-        )
-    return found
+        for block in blocks
+    }
+    return len(shapes) <= 1
 
 
-def _place(name: str) -> int:
-    """Where in its block a layer stands; layers in the same place read the same input."""
-    for place, parts in enumerate((_READS_BLOCK, _READS_ATTENTION, _READS_MIDDLE)):
-        if any(part in name for part in parts):
-            return place
-    return 3
-
-
-_READS_BLOCK = ("q_proj", "k_proj", "v_proj", "qkv_proj")
-_READS_ATTENTION = ("o_proj", "out_proj")
-_READS_MIDDLE = ("gate_proj", "up_proj", "gate_up_proj", "fc1")
+def _base(language: Any) -> Any:
+    """The transformers model, out of peft's wrapper."""
+    return language.get_base_model() if hasattr(language, "peft_config") else language
 
 
 def tower_flops(model: VisionLanguageModel) -> int:

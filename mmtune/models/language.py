@@ -22,6 +22,7 @@ from mmtune.errors import UserError, reason
 from mmtune.files import atomic_path, cache_dir, locate, sha256_file
 from mmtune.hub import go_offline_if_unreachable
 from mmtune.models import pretrained
+from mmtune.models.adapters import adapted_experts, adapted_layers
 from mmtune.models.complaints import complaining
 from mmtune.models.interop.chat import chat_template_of
 from mmtune.models.interop.llava_hf import TransformersLlava
@@ -93,7 +94,9 @@ def check_language(reference: str, lora: LoraOptions | None) -> None:
         if not any(pretrained.find_file(name, file) for file in names):
             raise OSError(f"there is none of {', '.join(names)}")
     if lora is not None:
-        _adapted_layers(empty_language(reference), lora)
+        language = empty_language(reference)
+        adapted_layers(language, lora)
+        adapted_experts(language, lora)
 
 
 def check_context(reference: str, max_length: int) -> None:
@@ -150,37 +153,6 @@ def _read_tokenizer(reference: str) -> Any:
     return pretrained.load_any_tokenizer(name)
 
 
-def add_adapters(language: Any, options: LoraOptions) -> Any:
-    """Put trainable low-rank adapters on a language model (peft).
-
-    Raises:
-        UserError: a target matches no linear layer, or a value is out of range.
-    """
-    options.check()
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=options.r,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=_adapted_layers(language, options),
-        use_dora=options.dora,
-        use_rslora=options.rslora,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(language, config)
-
-
-def _adapted_layers(language: Any, options: LoraOptions) -> list[str]:
-    available = linear_layers(language)
-    for target in options.targets or []:
-        if target not in available:
-            raise UserError(
-                f"--model.lora.targets {target}: no linear layer of that name; there are {', '.join(sorted(available))}"
-            )
-    return sorted(options.targets or available)
-
-
 def _quantisation(kind: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"--model.quantise {kind}: needs bitsandbytes; pip install bitsandbytes")
@@ -196,14 +168,17 @@ def _quantisation(kind: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def linear_layers(language: Any) -> set[str]:
-    """Names of the linear layers inside the blocks, the output layer left out: what an adapter can sit on."""
-    head = language.get_output_embeddings()
-    return {
-        name.rpartition(".")[2]
-        for name, module in language.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+def decoder(language: Any) -> Any:
+    """A causal language model without its output layer."""
+    inside = language.base_model
+    return language.model if inside is language else inside  # Llama 4's code gives another prefix
+
+
+def decoder_blocks(language: Any) -> nn.ModuleList:
+    """The blocks of a causal language model, whatever its code calls them."""
+    lists = [m for m in decoder(language).modules() if isinstance(m, nn.ModuleList)]
+    count = language.config.get_text_config(decoder=True).num_hidden_layers
+    return next(blocks for blocks in lists if len(blocks) == count)
 
 
 def _transformers_name(reference: str) -> str:

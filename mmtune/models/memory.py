@@ -19,8 +19,11 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers.pytorch_utils import Conv1D
 
+from mmtune.models.language import decoder_blocks
 from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.weightless import decoder_pass, without_values
 
 # bytes a weight; NF4 has an 8-bit scale per 64 weights and a float32 per 256 scales (arXiv 2305.14314, section 3)
 QUANTISED_BYTES = {"nf4": (4 + 8 / 64 + 32 / (64 * 256)) / 8, "int8": 1.0}
@@ -124,7 +127,7 @@ def step_memory(
         on_gpu: AdamW updates all weights at once there, and one after the other on a CPU.
     """
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
-    blocks = model.base_language.base_model.layers
+    blocks = decoder_blocks(model.base_language)
     frozen, in_blocks = (sum(_bytes(p) for p in m.parameters() if not p.requires_grad) for m in (model, blocks))
     if model.spec.quantise is not None:
         quantised = _frozen_linear_weights(model)
@@ -174,7 +177,7 @@ def working_bytes(
             weights are in the type that products are computed in.
     """
     model = copy.deepcopy(model)
-    with FakeTensorMode():
+    with FakeTensorMode(), without_values(model.base_language):
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         model.base_language.tie_weights()
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -211,16 +214,10 @@ def _forward(model: VisionLanguageModel, pack: PackShape, loss: Loss, *, tower_r
         )
         seen = model.projector(features.to(next(model.projector.parameters()).dtype)).flatten(0, 1)
         embeddings = torch.cat([seen.to(embeddings.dtype), embeddings[len(seen) :]])
-    hidden = base.base_model(
-        inputs_embeds=embeddings[None],
-        attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool),  # documents are computed apart
-        position_ids=torch.empty(1, pack.tokens, dtype=torch.int64),
-        document_lengths=list(pack.documents),
-        use_cache=False,
-    ).last_hidden_state
+    hidden = decoder_pass(base, embeddings, pack.documents)
     targets = torch.empty(pack.supervised, dtype=torch.int64)
     # a copy, as picking the supervised positions makes one
-    return loss(hidden[0, : pack.supervised].clone(), targets, model.output_layer)
+    return loss(hidden[: pack.supervised].clone(), targets, model.output_layer)
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -266,5 +263,5 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 def _frozen_linear_weights(model: VisionLanguageModel) -> list[torch.Tensor]:
     """Weights of the blocks' linear layers: what quantisation packs."""
-    layers = [m for m in model.base_language.base_model.modules() if isinstance(m, nn.Linear)]
+    layers = [m for m in model.base_language.base_model.modules() if isinstance(m, nn.Linear | Conv1D)]
     return [layer.weight for layer in layers if not layer.weight.requires_grad]

@@ -50,6 +50,8 @@ class LoraOptions:
         alpha: scale; the update is multiplied by alpha / r. None takes 2 r, the recipe's proportion (LLaVA 1.5).
         dropout: dropout on the adapter's input.
         targets: names of the linear layers that get an adapter; None takes every one but the output layer.
+        experts: adapt the weights of a mixture's experts too, which are no linear layers but one tensor a block. Needs
+            `dropout 0` and no `dora`, and a copy of a block's experts in memory while the block is computed.
         dora: weight-decomposed adapters (DoRA).
         rslora: scale by alpha / sqrt(r) instead (rsLoRA).
     """
@@ -58,6 +60,7 @@ class LoraOptions:
     alpha: int | None = None
     dropout: float = 0.05
     targets: list[str] | None = None
+    experts: bool = False
     dora: bool = False
     rslora: bool = False
 
@@ -76,6 +79,12 @@ class LoraOptions:
         for name, value in (("r", self.r), ("alpha", self.alpha)):
             if value is not None and abs(value) > _MOST:
                 raise UserError(f"--model.lora.{name}: must be at most {_MOST:,}")
+        if self.experts and (self.dropout or self.dora):
+            given = f"--model.lora.dropout {self.dropout}" if self.dropout else "--model.lora.dora true"
+            raise UserError(
+                f"{given}: adapters of experts know none (--model.lora.experts true); give --model.lora.dropout 0 and "
+                "no --model.lora.dora"
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f"--model.lora.dropout {self.dropout}: must lie in [0, 1)")
 

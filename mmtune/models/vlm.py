@@ -17,13 +17,14 @@ from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs
 from mmtune.data.templates import THOUGHT_END, Thinking, get_template
 from mmtune.errors import UserError
 from mmtune.models import saving
+from mmtune.models.adapters import add_adapters
 from mmtune.models.attention import PACKED, pack_mask
 from mmtune.models.batches import in_batches, longest_first, padded_batch
 from mmtune.models.calls import Photos, Prompts, choices_of_each, stop_strings, whole_number
 from mmtune.models.choices import ChoiceTokenizer, split_spaces
 from mmtune.models.generation import Ending, generate_batch
 from mmtune.models.inference import PrefixSharing
-from mmtune.models.language import add_adapters, embedding_rows, empty_language, load_language, load_tokenizer
+from mmtune.models.language import embedding_rows, empty_language, load_language, load_tokenizer
 from mmtune.models.options import ModelSpec
 from mmtune.models.prefixes import Keys
 from mmtune.models.projector import build_projector

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from mmtune.errors import UserError
+from mmtune.models.language import decoder_blocks
 from mmtune.models.options import ModelSpec
 from mmtune.models.vlm import Stage, VisionLanguageModel
 
@@ -35,9 +36,10 @@ def shard(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
     own forward pass, at which the parts are put together.
     """
     decoder = model.base_language.base_model
-    for block in decoder.layers:
+    blocks = decoder_blocks(model.base_language)
+    for block in blocks:
         fully_shard(block, mesh=mesh)
-    whole = {parameter for name, parameter in decoder.named_parameters() if not name.startswith("layers.")}
+    whole = set(decoder.parameters()) - set(blocks.parameters())
     fully_shard(decoder, mesh=mesh, ignored_params=whole)
     if model.projector is not None and any(p.requires_grad for p in model.projector.parameters()):
         fully_shard(model.projector, mesh=mesh)

@@ -1,0 +1,108 @@
+"""Passes through a language model without weights, in which operations and bytes are counted before any are spent.
+
+Tensors on the meta device have a shape and no values. Nothing can be routed to experts by values that are not there, so
+each token is given to the first expert, as often as it has experts: this takes the operations and the memory of any
+other routing. (transformers' grouped products are not known to torch's counter, and in float32 not to its shapes.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from mmtune.models.adapters import add_adapters, weights_without_adapter
+from mmtune.models.attention import PACKED, use_attention
+from mmtune.models.language import decoder, empty_language
+from mmtune.models.options import ModelSpec
+
+if TYPE_CHECKING:
+    from mmtune.models.vlm import VisionLanguageModel
+
+FIRST_EXPERT = "mmtune_first_expert"
+
+
+def language_without_weights(model: VisionLanguageModel) -> Any:
+    """The language model of the same shape on the meta device, with the same weights to be trained.
+
+    Returns:
+        It itself where it has no weights.
+    """
+    if next(model.language.parameters()).is_meta:
+        return model.language
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        language = empty_language(model.spec.language)
+        if model.spec.lora is not None:
+            language = add_adapters(language, model.spec.lora)
+    trained = {name for name, parameter in model.language.named_parameters() if parameter.requires_grad}
+    for name, parameter in language.named_parameters():
+        parameter.requires_grad_(name in trained)
+    if getattr(model.base_language, "is_gradient_checkpointing", False):
+        language.gradient_checkpointing_enable({"use_reentrant": False})
+    return language.train()
+
+
+def adapters_note(spec: ModelSpec) -> str | None:
+    """Which share of a model of experts has no adapter, as one line; None where there is nothing to say."""
+    if spec.lora is None:
+        return None
+    return weights_without_adapter(empty_language(spec.language), spec.lora, spec.quantise)
+
+
+def decoder_pass(base: Any, embeddings: torch.Tensor, documents: Sequence[int]) -> torch.Tensor:
+    """The last hidden states [tokens, hidden] of a pack of documents, within `without_values`.
+
+    Args:
+        base: a causal language model of transformers.
+        embeddings: [tokens, hidden].
+        documents: tokens of each.
+    """
+    hidden: torch.Tensor = decoder(base)(
+        inputs_embeds=embeddings[None],
+        attention_mask=embeddings.new_empty(1, 1, 0, 0, dtype=torch.bool),  # documents are computed apart
+        position_ids=torch.empty(1, len(embeddings), dtype=torch.int64, device=embeddings.device),
+        document_lengths=list(documents),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden[0]
+
+
+@contextlib.contextmanager
+def without_values(base: Any) -> Iterator[None]:
+    """Within, a causal language model looks at no values: forward, and backward where it recomputes."""
+    before = base.config._experts_implementation
+    base.config._experts_implementation = FIRST_EXPERT
+    try:
+        with use_attention(base, PACKED):
+            yield
+    finally:
+        base.config._experts_implementation = before
+
+
+def _through_first_expert(
+    experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """As transformers' grouped products: hidden [tokens, hidden], chosen and weights [tokens, experts a token]."""
+    count = chosen.shape[-1]
+
+    def product(rows: torch.Tensor, name: str) -> torch.Tensor:
+        matrix = getattr(experts, name)[0]
+        out = F.linear(rows, matrix.T if experts.is_transposed else matrix)
+        return out + getattr(experts, f"{name}_bias")[0] if experts.has_bias else out
+
+    rows = hidden.repeat_interleave(count, 0)
+    if experts.has_gate:
+        inner = experts._apply_gate(product(rows, "gate_up_proj"))
+    else:
+        inner = experts.act_fn(product(rows, "up_proj"))
+    out = product(inner, "down_proj")
+    if getattr(experts, "has_post_expert_norm", False):
+        out = experts.post_expert_norm(out)
+    return (out * weights.reshape(-1, 1)).view(len(hidden), count, -1).sum(1).to(hidden.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register(FIRST_EXPERT, _through_first_expert)
