@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from mmtune.models.attention import use_attention
 
+FinishReason = Literal["stop", "length", "window"]
 _CONTEXT = 16  # tokens that further ones are decoded with; more than a character or a cleaned-up space spans
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of sentencepiece that is one byte of a character
 # a model's own generation_config.json may ask for sampling or for a penalty on repetition
@@ -29,6 +30,23 @@ def _without_end(text: str, ends: Sequence[str]) -> str:
     return text.removesuffix(max((end for end in ends if text.endswith(end)), key=len, default=""))
 
 
+class Response(str):
+    """The text of an answer that knows why it ended.
+
+    Attributes:
+        finish_reason: `stop` at its end or a stop string, `length` at the most tokens that were asked for, `window`
+            where the model can read no further.
+    """
+
+    finish_reason: FinishReason
+
+    def __new__(cls, text: str, finish_reason: FinishReason) -> Response:
+        """The text with its reason."""
+        response = super().__new__(cls, text)
+        response.finish_reason = finish_reason
+        return response
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """What ends an answer.
@@ -38,12 +56,14 @@ class Ending:
         stop: strings; the answer includes the first.
         end_ids: tokens that are not part of it.
         end_texts: texts that are not part of it either, where no token says the same.
+        limited_by: why it may have no more tokens.
     """
 
     max_new_tokens: int
     stop: Sequence[str]
     end_ids: Sequence[int]
     end_texts: Sequence[str] = ()
+    limited_by: FinishReason = "length"
 
     def settled(self, text: str) -> str:
         """The text without an end that further tokens may change: part of a character, or of the end marker."""
@@ -56,7 +76,7 @@ class Answer:
     """An answer as its tokens come; a token of a long one costs what a token of a short one does.
 
     Attributes:
-        text: the answer as far as its tokens say it.
+        text: the answer as far as its tokens say it; a `Response` once it is complete.
         tokens: how many there are, that which ended it included.
         over: whether it is complete.
     """
@@ -83,7 +103,10 @@ class Answer:
         text = self._decoded()
         stopped = first_stop(text, [*self._ending.stop, *self._ending.end_texts])
         self.text = _without_end(text[:stopped], self._ending.end_texts)
-        self.over = ended or stopped is not None or self.tokens >= self._ending.max_new_tokens
+        finished = ended or stopped is not None
+        self.over = finished or self.tokens >= self._ending.max_new_tokens
+        if self.over:
+            self.text = Response(self.text, "stop" if finished else self._ending.limited_by)
         return self.over
 
     def _decoded(self) -> str:

@@ -29,6 +29,7 @@ from mmtune.models.interop.llava_hf import TransformersLlava
 from mmtune.models.interop.sources import load_source_language, open_source
 from mmtune.models.options import LoraOptions, Quantisation
 from mmtune.models.vocabulary import check_tokenizer, vocabulary_size
+from mmtune.models.window import window_of
 
 _IN_BLOCK = re.compile(r"\blayers\.\d+\.")
 
@@ -105,7 +106,7 @@ def check_context(reference: str, max_length: int) -> None:
     Raises:
         UserError: they are.
     """
-    most = getattr(load_config(reference), "max_position_embeddings", None)
+    most = window_of(load_config(reference))
     if most is not None and max_length > most:
         raise UserError(f"--data.max_length {max_length}: {reference} reads {most} tokens; give at most that")
 

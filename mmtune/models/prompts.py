@@ -6,7 +6,7 @@ Keys say which tokens and photos are the same, embeddings what they are to the l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ _PHOTOS_AT_ONCE = 16  # through the tower
 def prompt_texts(
     model: VisionLanguageModel,
     prompts: Sequence[str],
-    images: Sequence[Sequence[Image.Image]],
+    images: Sequence[Sequence[Any]],
     system: str | None = None,
     primer: str = "",
     *,
@@ -57,11 +57,15 @@ def prompt_texts(
 
 
 class PromptEncoder:
-    """The prompts of one call. A photo that several of them show (the same object) goes through the tower once."""
+    """The prompts of one call. A photo that several of them show (the same object) goes through the tower once.
+
+    Attributes:
+        tokens_per_photo: how many tokens a photo is.
+    """
 
     def __init__(self, model: VisionLanguageModel) -> None:
         self._model = model
-        self._tokens_per_photo = model.tower.shape.num_tokens if model.tower else 0
+        self.tokens_per_photo = model.tower.shape.num_tokens if model.tower else 0
         self._numbers: dict[int, int] = {}  # of photos, by the id of the object
         self._photos: list[Image.Image] = []
         self._features: dict[int, torch.Tensor] = {}
@@ -73,14 +77,14 @@ class PromptEncoder:
             UserError: the model's embedding lacks a token of it.
         """
         tokenizer = self._model.tokenizer
-        ids, _ = encode_text(Rendered(text, ()), tokenizer, tokens_per_photo=self._tokens_per_photo)
+        ids, _ = encode_text(Rendered(text, ()), tokenizer, tokens_per_photo=self.tokens_per_photo)
         rows = len(self._model.base_language.get_input_embeddings().weight)
         if fault := missing_row(ids, rows, tokenizer):
             raise UserError(f"{brief(text)!r}: {fault}")
         keys = ids.astype(np.int64)
         if photos:
-            firsts = np.array([self._number(photo) * self._tokens_per_photo for photo in photos])
-            places = firsts[:, None] + np.arange(self._tokens_per_photo)
+            firsts = np.array([self._number(photo) * self.tokens_per_photo for photo in photos])
+            places = firsts[:, None] + np.arange(self.tokens_per_photo)
             keys[keys == IMAGE_TOKEN] = -1 - places.ravel()
         return keys
 
@@ -90,7 +94,7 @@ class PromptEncoder:
         embeddings: torch.Tensor = words(torch.from_numpy(keys.clip(0)).to(self._model.device))
         shown = np.flatnonzero(keys < 0)
         if len(shown):
-            numbers, places = np.divmod(-1 - keys[shown], self._tokens_per_photo)
+            numbers, places = np.divmod(-1 - keys[shown], self.tokens_per_photo)
             self._see(dict.fromkeys(numbers.tolist()))
             features = torch.stack([self._features[n][p] for n, p in zip(numbers.tolist(), places, strict=True)])
             embeddings[torch.from_numpy(shown).to(embeddings.device)] = features.to(embeddings.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mmtune.data.conversation import IMAGE_PLACEHOLDER
 from mmtune.data.templates import THOUGHT_END, join_primer
+from mmtune.models.generation import Response
 
 Continue = Callable[[Sequence[int], Sequence[str]], list[str]]
 """Gives what follows each text. The numbers are those of the prompts that the texts begin with."""
@@ -28,11 +29,11 @@ def think_first(prompts: Sequence[str], primer: str, *, think: Continue, answer:
     """
     responses = think(range(len(prompts)), prompts)
     over = [number for number, thought in enumerate(responses) if thought.endswith(THOUGHT_END)]
-    for number in over:
-        responses[number] += "\n\n"
+    written = {number: f"{responses[number]}\n\n" for number in over}
     # a mark that the model wrote is no place for a photo
-    thoughts = [responses[number].replace(IMAGE_PLACEHOLDER, "image") for number in over]
+    thoughts = [written[number].replace(IMAGE_PLACEHOLDER, "image") for number in over]
     texts = [join_primer(prompts[number] + thought, primer) for number, thought in zip(over, thoughts, strict=True)]
     for number, said in zip(over, answer(over, texts), strict=True):
-        responses[number] += said
+        text = written[number] + said
+        responses[number] = Response(text, said.finish_reason) if isinstance(said, Response) else text
     return responses

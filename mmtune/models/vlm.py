@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mmtune.data.collate import PackedBatch
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT
 from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs
 from mmtune.data.templates import THOUGHT_END, Thinking, get_template
 from mmtune.errors import UserError
@@ -21,17 +22,18 @@ from mmtune.models.adapters import add_adapters
 from mmtune.models.attention import PACKED, pack_mask
 from mmtune.models.batches import in_batches, longest_first, padded_batch
 from mmtune.models.calls import Photos, Prompts, choices_of_each, stop_strings, whole_number
-from mmtune.models.choices import ChoiceTokenizer, split_spaces
-from mmtune.models.generation import Ending, generate_batch
+from mmtune.models.fitting import PromptWriter, too_long
+from mmtune.models.generation import Ending, Response, generate_batch
 from mmtune.models.inference import PrefixSharing
 from mmtune.models.language import embedding_rows, empty_language, load_language, load_tokenizer
 from mmtune.models.options import ModelSpec
 from mmtune.models.prefixes import Keys
 from mmtune.models.projector import build_projector
-from mmtune.models.prompts import PromptEncoder, prompt_texts
+from mmtune.models.prompts import PromptEncoder
 from mmtune.models.stopping import end_ids, end_texts
 from mmtune.models.thinking import think_first
 from mmtune.models.vision import VisionTower, build_tower, preprocessing, tower_shape
+from mmtune.models.window import PastWindow, by_room, window_of
 
 Stage = Literal["align", "tune"]
 T = TypeVar("T")
@@ -199,6 +201,33 @@ class VisionLanguageModel(nn.Module):
         return device
 
     @property
+    def window(self) -> int | None:
+        """The most tokens that it reads at once, its answer included; None where there is no limit."""
+        return window_of(self.base_language.config)
+
+    def too_long(
+        self,
+        prompts: Sequence[str],
+        photos: Sequence[int],
+        *,
+        choices: Sequence[Sequence[str]] | None = None,
+        primer: str = "",
+        thinking: bool = False,
+        room: int = 1,
+    ) -> dict[int, int]:
+        """Which prompts have no room for what follows them in the window: their numbers, with their tokens.
+
+        Args:
+            prompts: what the user says.
+            photos: how many each shows.
+            choices: what may follow each; its longest must fit.
+            primer: how the assistant's turn begins.
+            thinking: whether a thought comes first.
+            room: tokens of an answer that must fit behind each, half of the window at most; without choices.
+        """
+        return too_long(self, prompts, photos, choices=choices, primer=primer, thinking=thinking, room=room)
+
+    @property
     def usage(self) -> dict[str, int]:
         """Running counts: prompt_tokens, generated_tokens, reused_tokens, tower_passes."""
         return {**self._counts, "tower_passes": self.tower.photos_encoded if self.tower else 0}
@@ -271,6 +300,7 @@ class VisionLanguageModel(nn.Module):
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
         thinking_tokens: int = 0,
+        past_window: PastWindow = "refuse",
         batch_tokens: int = BATCH_TOKENS,
         **options: Any,
     ) -> str | list[str]:
@@ -286,26 +316,37 @@ class VisionLanguageModel(nn.Module):
             max_new_tokens: the most tokens an answer may have.
             stop: string or strings that end an answer; the answer includes the first.
             thinking_tokens: let the model think first, at most so many tokens; 0 has it answer at once.
+            past_window: what becomes of a prompt that is too long, `refuse` or `shorten`; see
+                `mmtune.models.window.fitted`.
             batch_tokens: tokens in memory at once; halved when it runs out.
             **options: of transformers' `generate`, which then answers.
 
         Returns:
-            The answer to the one string, or a list with the answer to each; with thinking, see `think_first`.
+            The answer to the one string, or a list with the answer to each, as `Response`s; with thinking, see
+            `think_first`.
 
         Raises:
-            UserError: photos and `<image>` marks of a prompt differ in number, the template knows no thoughts, or
-                something given is of another kind.
+            UserError: photos and `<image>` marks of a prompt differ in number, the template knows no thoughts, a prompt
+                is longer than the model reads, or something given is of another kind.
         """
         asked, stops, encoder = Prompts(prompts, images), stop_strings(stop), PromptEncoder(self)
         whole_number(max_new_tokens, "max_new_tokens", 1)
         whole_number(thinking_tokens, "thinking_tokens", 0)
 
         def follow(numbers: Sequence[int], texts: Sequence[str], limit: int, stop: Sequence[str]) -> list[str]:
-            end = Ending(limit, stop, self.end_ids(), self.end_texts())
             encoded = [encoder.keys(text, asked.photos[i]) for i, text in zip(numbers, texts, strict=True)]
+            answers: list[str] = [Response("", "window")] * len(encoded)
+            for room, places in by_room(map(len, encoded), limit, self.window).items():
+                if room > 0:
+                    end = Ending(room, stop, self.end_ids(), self.end_texts(), "length" if room == limit else "window")
+                    for place, said in zip(places, run([encoded[i] for i in places], end), strict=True):
+                        answers[place] = said
+            return answers
+
+        def run(some: Sequence[Keys], end: Ending) -> list[str]:
             if options:
-                return self._sample(encoder, encoded, end, batch_tokens, options)
-            return self._sharing(encoder, batch_tokens, lambda engine: engine.generate(encoded, end))
+                return self._sample(encoder, some, end, batch_tokens, options)
+            return self._sharing(encoder, batch_tokens, lambda engine: engine.generate(some, end))
 
         def answer(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
             return follow(numbers, texts, max_new_tokens, stops)
@@ -313,11 +354,13 @@ class VisionLanguageModel(nn.Module):
         def think(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
             return follow(numbers, texts, thinking_tokens, [THOUGHT_END])
 
+        begun, thinks = ("", True) if thinking_tokens else (primer, False)
+        writer = PromptWriter(self, encoder, asked, system, begun, thinking=thinks, past_window=past_window)
+        texts = [writer.with_room(n, max_new_tokens + thinking_tokens) for n in range(len(asked.texts))]
         if not thinking_tokens:
-            texts = prompt_texts(self, asked.texts, asked.photos, system, primer)
             return asked.returned(answer(range(len(texts)), texts))
-        texts = prompt_texts(self, asked.texts, asked.photos, system, thinking=True)
-        return asked.returned(think_first(texts, primer, think=think, answer=answer))
+        said_first = primer.replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
+        return asked.returned(think_first(texts, said_first, think=think, answer=answer))
 
     @overload
     def loglikelihood(  # type: ignore[overload-overlap]
@@ -342,6 +385,7 @@ class VisionLanguageModel(nn.Module):
         *,
         system: str | None = None,
         primer: str = "",
+        past_window: PastWindow = "refuse",
         batch_tokens: int = BATCH_TOKENS,
     ) -> list[float] | list[list[float]]:
         """How likely each choice is as the beginning of the answer.
@@ -352,6 +396,8 @@ class VisionLanguageModel(nn.Module):
             images: the photos of the one prompt, or of each; as `generate` takes them.
             system: a system prompt in place of the template's own.
             primer: how the assistant's turn begins.
+            past_window: what becomes of a prompt that is too long with its longest choice; see
+                `mmtune.models.window.fitted`.
             batch_tokens: tokens in memory at once; halved when it runs out.
 
         Returns:
@@ -360,21 +406,20 @@ class VisionLanguageModel(nn.Module):
             choice. NaN for a choice of which the tokenizer keeps nothing.
 
         Raises:
-            UserError: photos and `<image>` marks of a prompt differ in number, or a choice is empty.
+            UserError: photos and `<image>` marks of a prompt differ in number, a choice is empty, or a prompt is longer
+                than the model reads.
         """
         asked, encoder = Prompts(prompts, images), PromptEncoder(self)
         choices_of = choices_of_each(choices, asked)
+        writer = PromptWriter(self, encoder, asked, system, primer, past_window=past_window)
         sequences, scored = [], []
-        for number, text in enumerate(prompt_texts(self, asked.texts, asked.photos, system, primer)):
-            context, spaces = split_spaces(text)
+        for number, given in enumerate(choices_of):
+            if "" in given:
+                raise UserError(f"prompt {number + 1}: a choice is empty; leave it out")
+            context, said = writer.with_choices(number, given)
             prompt = encoder.keys(context, asked.photos[number])
-            tokenizer = ChoiceTokenizer(self.tokenizer, context)
-            for choice in choices_of[number]:
-                if not choice:
-                    raise UserError(f"prompt {number + 1}: a choice is empty; leave it out")
-                said = tokenizer.ids(spaces + choice)
-                sequences.append(np.concatenate([prompt, np.array(said, dtype=np.int64)]))
-                scored.append(len(said))
+            sequences += [np.concatenate([prompt, np.array(tokens, dtype=np.int64)]) for tokens in said]
+            scored += [len(tokens) for tokens in said]
         sums = self._sharing(encoder, batch_tokens, lambda engine: engine.loglikelihoods(sequences, scored))
         values = iter([total if tokens else math.nan for total, tokens in zip(sums, scored, strict=True)])
         return asked.returned([[next(values) for _ in given] for given in choices_of])

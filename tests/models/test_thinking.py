@@ -59,7 +59,7 @@ def test_a_thought_has_its_own_limit_and_no_stop_strings(
     thought, _, answer = thinker.generate(["a"], primer="So", max_new_tokens=7, thinking_tokens=20)[0].partition("\n\n")
     assert said[0].startswith(thought)
     (prompt,) = prompt_texts(thinker, ["a"], [()], thinking=True)
-    monkeypatch.setattr("mmtune.models.vlm.prompt_texts", lambda *_, **__: [f"{prompt}{thought}\n\nSo"])
+    monkeypatch.setattr("mmtune.models.fitting.prompt_texts", lambda *_, **__: [f"{prompt}{thought}\n\nSo"])
     assert thinker.generate(["a"], max_new_tokens=7) == [answer]
 
 

@@ -1,0 +1,140 @@
+"""How many tokens a model can read at once, and what becomes of prompts that are longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, cast, get_args
+
+from mmtune.data.conversation import IMAGE_PLACEHOLDER
+from mmtune.errors import UserError, did_you_mean
+
+PastWindow = Literal["refuse", "shorten"]
+PAST_WINDOW: tuple[str, ...] = get_args(PastWindow)
+
+_STRETCHED = ("linear", "dynamic", "yarn")  # kinds of RoPE whose factor multiplies what the model was trained on
+_TOKENS_PER_BYTE = 11  # of UTF-8, at the very most: normal form KC makes 33 bytes of the 3 of U+FDFA
+
+
+def window_of(config: Any) -> int | None:
+    """The most tokens that a language model reads at once, its answer included.
+
+    It is the config's `max_position_embeddings`, times the factor of a scaled RoPE where that config counts from the
+    length trained on, as vLLM takes it. A sliding window is no limit, nor is the tokenizer's `model_max_length`.
+
+    Args:
+        config: of transformers; of a model with several parts, that of its text is looked at.
+
+    Returns:
+        The tokens; None where there is no limit (ALiBi, recurrent layers alone).
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    attention = getattr(text, "attn_config", None)  # MPT's
+    if getattr(text, "alibi", False) or getattr(attention, "alibi", False):
+        return None
+    most = getattr(text, "max_position_embeddings", None)
+    if not isinstance(most, int) or most < 1:
+        return None
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) not in _STRETCHED:
+        return most
+    trained = rope.get("original_max_position_embeddings") or most
+    return max(most, int(trained * float(rope.get("factor") or 1)))
+
+
+def checked_past_window(value: str, name: str = "past_window") -> PastWindow:
+    """The rule of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if value in PAST_WINDOW:
+        return cast(PastWindow, value)
+    raise UserError(f"{name} {value!r}: {did_you_mean(str(value), PAST_WINDOW)}")
+
+
+def answer_room(window: int | None, tokens: int) -> int:
+    """How many tokens `shorten` keeps free behind a prompt for an answer of so many: at most half of the window."""
+    return tokens if window is None else min(tokens, window // 2)
+
+
+def surely_fits(text: str, photo_tokens: int, room: int, window: int | None) -> bool:
+    """Whether a text is so short that its tokens need not be counted."""
+    return window is None or _TOKENS_PER_BYTE * (len(text.encode()) + 1) + photo_tokens + room <= window
+
+
+def fitted(
+    prompt: str,
+    render: Callable[[str], str],
+    length: Callable[[str], int],
+    *,
+    room: int,
+    window: int,
+    past_window: PastWindow,
+    tokenizer: Any,
+    where: str,
+) -> str:
+    """A rendered prompt that leaves room for what follows it.
+
+    One that does not is refused, or loses tokens at the beginning of what the user says: the photos, the system prompt,
+    the template and the end of the text stay.
+
+    Args:
+        prompt: what the user says.
+        render: writes it in the model's template.
+        length: counts the tokens of a rendered prompt.
+        room: tokens that must be free behind it.
+        window: see `window_of`.
+        past_window: what becomes of a longer one.
+        tokenizer: the model's.
+        where: the prompt and the model, for messages.
+
+    Raises:
+        UserError: it is refused, or too long even without a word of the user's.
+    """
+    text = render(prompt)
+    tokens = length(text)
+    if past_window == "refuse" and tokens + room > window:
+        problem = f"{tokens:,} tokens and {room:,} to follow, of {window:,} that it reads at once"
+        raise UserError(f"{where}: {problem}; shorten it, or give past_window 'shorten'")
+    while (excess := length(text) + room - window) > 0:
+        shorter = _without_first(prompt, excess, tokenizer)
+        if shorter == prompt:
+            problem = f"its template and photos alone take {length(text):,} tokens"
+            raise UserError(f"{where}: {problem}, with {room:,} to follow, of {window:,} that it reads at once")
+        prompt = shorter
+        text = render(prompt)
+    return text
+
+
+def by_room(lengths: Iterable[int], limit: int, window: int | None) -> dict[int, list[int]]:
+    """Prompts by how many tokens may follow them: `limit`, or fewer where the window ends before.
+
+    Args:
+        lengths: tokens of each prompt.
+        limit: tokens that may follow one.
+        window: see `window_of`.
+
+    Returns:
+        The numbers of the prompts by that number of tokens, which is 0 or less where nothing fits.
+    """
+    rooms: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        rooms.setdefault(limit if window is None else min(limit, window - length), []).append(number)
+    return rooms
+
+
+def _without_first(prompt: str, tokens: int, tokenizer: Any) -> str:
+    """The prompt without its first so many tokens of text, marks of photos kept."""
+    pieces: Sequence[str] = prompt.split(IMAGE_PLACEHOLDER)
+    kept = list(pieces)
+    for number, piece in enumerate(pieces):
+        encoding = tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = encoding["offset_mapping"]
+        if tokens < len(offsets):
+            kept[number] = piece[max(1, offsets[tokens][0]) :]
+            break
+        kept[number] = ""
+        tokens -= len(offsets)
+        if not tokens:
+            break
+    return IMAGE_PLACEHOLDER.join(kept)

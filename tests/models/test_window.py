@@ -1,0 +1,161 @@
+"""What a model can read at once, and what becomes of prompts and answers beyond it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig
+
+from mmtune.errors import UserError
+from mmtune.models.generation import Response
+from mmtune.models.options import ModelSpec
+from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.window import by_room, window_of
+
+Build = Callable[..., VisionLanguageModel]
+HEAD, TAIL = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "window"),
+    [
+        ("llama", {"max_position_embeddings": 2048}, 2048),
+        ("gpt2", {"n_positions": 512}, 512),
+        ("opt", {"max_position_embeddings": 100}, 100),
+        ("llama", {"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 16384),
+        ("llama", {"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 8192),
+        (
+            "qwen2",
+            {
+                "max_position_embeddings": 32768,
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            },
+            131072,
+        ),
+        (
+            "llama",
+            {
+                "max_position_embeddings": 131072,
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8192,
+                },
+            },
+            131072,
+        ),
+        ("mistral", {"max_position_embeddings": 1000, "sliding_window": 10}, 1000),
+        ("gemma3", {}, 131072),
+        ("bloom", {}, None),
+        ("mpt", {}, None),
+        ("falcon", {"alibi": True}, None),
+        ("mamba", {}, None),
+    ],
+)
+def test_the_window_of_a_family(family: str, given: dict[str, Any], window: int | None) -> None:
+    assert window_of(AutoConfig.for_model(family, **given)) == window
+
+
+@pytest.fixture(scope="module")
+def narrow(llama: Path) -> VisionLanguageModel:
+    """A model that reads 100 tokens, each a byte."""
+    model = VisionLanguageModel.assemble(ModelSpec(str(llama), template="chatml")).eval()
+    model.base_language.config.max_position_embeddings = 100
+    with torch.no_grad():
+        model.base_language.get_output_embeddings().weight[256:] = 0  # no marker ends an answer
+    return model
+
+
+def prompt_of(model: VisionLanguageModel, tokens: int, begin: str = "") -> str:
+    """A prompt of so many tokens, template and all."""
+    rest = tokens - len(model.tokenizer(HEAD + begin + TAIL, add_special_tokens=False)["input_ids"])
+    return begin + "abcdefghij"[: rest % 10] + "klmnopqrst" * (rest // 10)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": False, "num_beams": 1}])
+def test_an_answer_ends_at_the_window_and_says_so(narrow: VisionLanguageModel, options: dict[str, Any]) -> None:
+    prompts = [prompt_of(narrow, tokens, f"{n}. ") for n, tokens in enumerate((60, 90, 95, 60))]
+    before = narrow.usage["generated_tokens"]
+    answers = narrow.generate(prompts, max_new_tokens=20, **options)
+    assert narrow.usage["generated_tokens"] - before == 20 + 10 + 5 + 20
+    assert [answer.finish_reason for answer in answers if isinstance(answer, Response)] == [
+        "length",
+        "window",
+        "window",
+        "length",
+    ]
+    narrow.base_language.config.max_position_embeddings = 1000
+    wide = narrow.generate(prompts, max_new_tokens=20)
+    narrow.base_language.config.max_position_embeddings = 100
+    assert all(whole.startswith(cut.rstrip("\ufffd")) for whole, cut in zip(wide, answers, strict=True))
+    (stopped,) = narrow.generate([prompts[1]], max_new_tokens=20, stop=[wide[1][0]])
+    assert isinstance(stopped, Response)
+    assert stopped.finish_reason == "stop"
+
+
+def test_a_prompt_beyond_the_window_is_refused(narrow: VisionLanguageModel) -> None:
+    assert narrow.generate(prompt_of(narrow, 99), max_new_tokens=5)
+    with pytest.raises(UserError, match=r"prompt 2 for .*: 100 tokens and 1 to follow, of 100 that it reads at once"):
+        narrow.generate(["a", prompt_of(narrow, 100)], max_new_tokens=5)
+    assert narrow.loglikelihood(prompt_of(narrow, 95), ["a", "abcde"])
+    with pytest.raises(UserError, match=r"prompt 1 for .*: 95 tokens and 6 to follow, of 100"):
+        narrow.loglikelihood(prompt_of(narrow, 95), ["a", "abcdef"])
+    with pytest.raises(UserError, match=r"past_window 'cut'"):
+        narrow.generate("a", past_window="cut")
+
+
+def test_a_shortened_prompt_keeps_its_end_and_its_template(narrow: VisionLanguageModel) -> None:
+    system, room = "Be brief.", 20
+    whole = prompt_of(narrow, 300, begin="passage ") + " question?"
+    fixed = f"<|im_start|>system\n{system}<|im_end|>\n{HEAD}{TAIL}"
+    kept = 100 - room - len(narrow.tokenizer(fixed, add_special_tokens=False)["input_ids"])
+    options: dict[str, Any] = {"system": system, "max_new_tokens": room}
+    shortened = narrow.generate(whole, past_window="shorten", **options)
+    assert shortened == narrow.generate(whole[-kept:], **options)
+    assert shortened != narrow.generate(whole[-kept + 1 :], **options)
+    (figures,) = narrow.loglikelihood([whole], [["ab", "abcd"]], system=system, past_window="shorten")
+    assert figures == pytest.approx(
+        narrow.loglikelihood(whole[-(kept + room - 4) :], ["ab", "abcd"], system=system), abs=1e-4
+    )
+    with pytest.raises(UserError, match=r"its template and photos alone take 1\d\d tokens"):
+        narrow.generate(whole, system="x" * 90, past_window="shorten")
+
+
+def test_half_of_the_window_is_for_the_prompt(narrow: VisionLanguageModel) -> None:
+    whole = prompt_of(narrow, 200)
+    long = narrow.generate(whole, max_new_tokens=1000, past_window="shorten")
+    assert isinstance(long, Response)
+    assert long.finish_reason == "window"
+    kept = whole[-(50 - len(narrow.tokenizer(HEAD + TAIL)["input_ids"])) :]
+    assert long == narrow.generate(kept, max_new_tokens=50)
+
+
+def test_photos_stay(build: Build, photos: list[Image.Image]) -> None:
+    model = build(vision=True)
+    model.base_language.config.max_position_embeddings = 80
+    whole = "<image> and <image>: " + "word " * 100 + "which?"
+    assert model.too_long([whole], [2]) == {0: len(whole) - 14 + 2 * 4 + 19}
+    passes = model.usage["tower_passes"]
+    answer = model.generate(whole, photos[:2], max_new_tokens=5, past_window="shorten")
+    assert isinstance(answer, Response)
+    assert model.usage["tower_passes"] == passes + 2
+
+
+def test_prompts_that_are_too_long_are_found_before(narrow: VisionLanguageModel) -> None:
+    prompts = [prompt_of(narrow, tokens) for tokens in (50, 99, 100, 200)]
+    assert narrow.too_long(prompts, [0] * 4) == {2: 100, 3: 200}
+    assert narrow.too_long(prompts, [0] * 4, room=10) == {1: 99, 2: 100, 3: 200}
+    assert narrow.too_long(prompts, [0] * 4, room=1000) == {1: 99, 2: 100, 3: 200}
+    assert narrow.too_long(prompts, [0] * 4, choices=[["a", "bcd"]] * 4) == {1: 102, 2: 103, 3: 203}
+
+
+def test_answers_are_limited_prompt_by_prompt() -> None:
+    assert by_room([10, 44, 45, 63, 64, 70], 20, 64) == {20: [0, 1], 19: [2], 1: [3], 0: [4], -6: [5]}
+    assert by_room([10, 10**9], 20, None) == {20: [0, 1]}
