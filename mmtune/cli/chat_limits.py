@@ -21,8 +21,9 @@ class Limits:
         photos: of a conversation.
         turns: of a conversation.
         tokens: of an answer.
-        conversations: kept at once; the one longest silent is forgotten.
+        conversations: kept at once; of the address with most, the one longest silent is forgotten.
         waiting: messages that wait for a model.
+        waiting_of_one: messages of one address that are answered or wait.
         per_minute: requests of one address that are more than reading the page.
     """
 
@@ -34,6 +35,7 @@ class Limits:
     tokens: int = 2048
     conversations: int = 16
     waiting: int = 8
+    waiting_of_one: int = 4
     per_minute: int = 60
 
     @property

@@ -13,6 +13,7 @@ import json
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mmtune.analysis.untrusted import visible
+from mmtune.cli.chat_connections import LimitedConnection
 from mmtune.cli.chat_limits import Limits, RateLimit
 from mmtune.cli.chat_sessions import Session, Sessions, Turnstile
 from mmtune.cli.chat_uploads import BadRequestError, Message, read_message
@@ -88,7 +90,7 @@ class Guard:
             return _error(403, "another page may not ask this server")
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _error(415, "send application/json")
-        if not self._rate.admit(request.client.host if request.client else ""):
+        if not self._rate.admit(_address(request)):
             return _error(429, "too many messages in a minute; wait a little", {"Retry-After": "10"})
         return None
 
@@ -121,6 +123,7 @@ class ChatApp:
         self._models, self._sampling, self._limits = models, sampling, limits
         self._sessions = Sessions(models, system, limits.conversations)
         self._turnstiles = [Turnstile(limits.waiting) for _ in models]
+        self._asking: Counter[str] = Counter()  # messages of each address that are not answered yet
         page = importlib.resources.files("mmtune.cli") / "chat_page"
         look = importlib.resources.files("mmtune.analysis") / "templates" / "page.css"
         self._files = {
@@ -150,7 +153,7 @@ class ChatApp:
 
     async def begin(self, request: Request) -> Response:
         """Begin a conversation; the oldest is forgotten if there are too many."""
-        return JSONResponse({"conversation": self._sessions.begin()})
+        return JSONResponse({"conversation": self._sessions.begin(_address(request))})
 
     async def say(self, request: Request) -> Response:
         """Say something to one of the models of a conversation, and stream the answer."""
@@ -170,15 +173,19 @@ class ChatApp:
             return _error(409, "the answer before is not over")
         if self._turnstiles[number].full:
             return _error(503, "too many are waiting for an answer; try again in a while", {"Retry-After": "20"})
-        return StreamingResponse(self._answer(session, number, message), media_type="application/x-ndjson")
+        if self._asking[address := _address(request)] >= self._limits.waiting_of_one:
+            return _error(429, "too many of your messages wait for an answer; wait for one", {"Retry-After": "10"})
+        answer = self._answer(session, number, message, address)
+        return StreamingResponse(answer, media_type="application/x-ndjson")
 
-    async def _answer(self, session: Session, number: int, message: Message) -> AsyncGenerator[str, None]:
+    async def _answer(self, session: Session, number: int, message: Message, address: str) -> AsyncGenerator[str, None]:
         """The lines of an answer. It is computed token by token, so that who leaves ends it."""
         if number in session.busy:  # asked twice before either was begun
             yield _line(error="the answer before is not over")
             return
         chat = session.chats[number]
         session.busy.add(number)
+        self._asking[address] += 1
         try:
             async with contextlib.aclosing(self._turnstiles[number].enter()) as turn:
                 async for ahead in turn:
@@ -202,6 +209,8 @@ class ChatApp:
             yield _line(error="out of memory; begin another conversation, or use a smaller model")
         finally:
             session.busy.discard(number)
+            self._asking[address] -= 1
+            self._asking += Counter()  # forgets those who wait for nothing
 
 
 def build_app(
@@ -247,20 +256,24 @@ def serve(
                 file=sys.stderr,
             )
         print(f"http://{shown}:{bound}   Ctrl-C ends it", flush=True)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # they would let a client choose the address that its messages are counted by
-            lifespan="off",
-            ws="none",
-            limit_concurrency=64,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=2,
-        )
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[sock])
+            uvicorn.Server(server_config(app)).run(sockets=[sock])
+
+
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    """How the page is served."""
+    return uvicorn.Config(
+        app,
+        http=LimitedConnection,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # they would let a client choose the address that its messages are counted by
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=2,
+    )
 
 
 @contextlib.contextmanager
@@ -280,6 +293,10 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         ) from None
     with sock:
         yield sock
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _line(**event: Any) -> str:

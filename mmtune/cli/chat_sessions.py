@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,10 +18,12 @@ class Session:
 
     Attributes:
         chats: one per model.
+        address: whose it is.
         busy: the models that are answering it, or that it waits for.
     """
 
     chats: list[Chat]
+    address: str
     busy: set[int] = field(default_factory=set)
 
 
@@ -31,14 +33,15 @@ class Sessions:
     def __init__(self, models: Sequence[VisionLanguageModel], system: str | None, most: int) -> None:
         self._models, self._system, self._most = models, system, most
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._make()  # so that a wrong system prompt is known before the first conversation
+        self._make("")  # so that a wrong system prompt is known before the first conversation
 
-    def begin(self) -> str:
-        """Begin a conversation. Returns its key."""
+    def begin(self, address: str) -> str:
+        """Begin a conversation of somebody at this address. Returns its key."""
         key = secrets.token_urlsafe(16)
-        self._sessions[key] = self._make()
+        self._sessions[key] = self._make(address)
         if len(self._sessions) > self._most:
-            self._sessions.popitem(last=False)
+            most = Counter(one.address for one in self._sessions.values()).most_common(1)[0][0]
+            del self._sessions[next(known for known, one in self._sessions.items() if one.address == most)]
         return key
 
     def find(self, key: str) -> Session | None:
@@ -47,8 +50,8 @@ class Sessions:
             self._sessions.move_to_end(key)
         return self._sessions.get(key)
 
-    def _make(self) -> Session:
-        return Session([Chat(model, system=self._system) for model in self._models])
+    def _make(self, address: str) -> Session:
+        return Session([Chat(model, system=self._system) for model in self._models], address)
 
 
 class Turnstile:

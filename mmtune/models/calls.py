@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -84,6 +85,27 @@ def whole_number(value: Any, name: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise UserError(f"{name} {brief(repr(value))}: give a whole number of at least {least}")
     return int(value)
+
+
+_LEAST = 0.001  # of a temperature and of top_p; far below, float32 has no number left for the likelihoods
+
+
+def check_sampling(options: Mapping[str, Any]) -> None:
+    """Refuse a temperature or a top_p that tokens cannot be drawn with; None is the default of whoever draws.
+
+    Raises:
+        UserError: the temperature is neither 0 nor a number from 0.001 to 10, or top_p no number from 0.001 to 1.
+    """
+    temperature, top_p = options.get("temperature"), options.get("top_p")
+    if temperature is not None and not (_is_real(temperature) and (temperature == 0 or _LEAST <= temperature <= 10)):
+        said = f"give a number from 0 (always the likeliest) to 10; above 0, at least {_LEAST}"
+        raise UserError(f"temperature {brief(repr(temperature))}: {said}")
+    if top_p is not None and not (_is_real(top_p) and _LEAST <= top_p <= 1):
+        raise UserError(f"top_p {brief(repr(top_p))}: give a number above 0 (at least {_LEAST}), up to 1 (all tokens)")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class Prompts:

@@ -15,7 +15,7 @@ from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn, is_unicode
 from mmtune.data.templates import THOUGHT_END
 from mmtune.errors import UserError
 from mmtune.models.attention import use_attention
-from mmtune.models.calls import Photos, one_text, photos_of_turn, stop_strings
+from mmtune.models.calls import Photos, check_sampling, one_text, photos_of_turn, stop_strings
 from mmtune.models.generation import Answer, Ending
 from mmtune.models.inference import Counts
 from mmtune.models.prefixes import Keys, common_prefix
@@ -47,10 +47,7 @@ class Sampling:
     thinking_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 10:
-            raise UserError(f"temperature {self.temperature}: give a number from 0 (always the likeliest) to 10")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p {self.top_p}: give a number above 0, up to 1 (all tokens)")
+        check_sampling({"temperature": self.temperature, "top_p": self.top_p})
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens {self.max_new_tokens}: give at least 1")
         if self.seed is not None and not 0 <= self.seed < 2**63:

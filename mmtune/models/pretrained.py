@@ -82,7 +82,7 @@ def load_causal_model(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
         config=config,
         trust_remote_code=False,
         attn_implementation="sdpa",
-        generation_config=_special_tokens(name),
+        generation_config=special_tokens(name),
         output_loading_info=True,
         **options,
     )
@@ -191,7 +191,7 @@ def _settings(name: str, file: str) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _special_tokens(name: str) -> GenerationConfig:
+def special_tokens(name: str) -> GenerationConfig:
     """The special tokens of a model's generation config alone.
 
     The rest says how transformers' `generate` answers: by beams, by code of the hub, compiled. Here the caller says it.

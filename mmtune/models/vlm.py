@@ -21,7 +21,7 @@ from mmtune.models import saving
 from mmtune.models.adapters import add_adapters
 from mmtune.models.attention import PACKED, pack_mask
 from mmtune.models.batches import in_batches, longest_first, padded_batch
-from mmtune.models.calls import Photos, Prompts, choices_of_each, stop_strings, whole_number
+from mmtune.models.calls import Photos, Prompts, check_sampling, choices_of_each, stop_strings, whole_number
 from mmtune.models.fitting import PromptWriter, too_long
 from mmtune.models.generation import Ending, Response, generate_batch
 from mmtune.models.inference import PrefixSharing
@@ -332,6 +332,7 @@ class VisionLanguageModel(nn.Module):
         asked, stops, encoder = Prompts(prompts, images), stop_strings(stop), PromptEncoder(self)
         whole_number(max_new_tokens, "max_new_tokens", 1)
         whole_number(thinking_tokens, "thinking_tokens", 0)
+        check_sampling(options)
 
         def follow(numbers: Sequence[int], texts: Sequence[str], limit: int, stop: Sequence[str]) -> list[str]:
             encoded = [encoder.keys(text, asked.photos[i]) for i, text in zip(numbers, texts, strict=True)]

@@ -7,12 +7,14 @@ import contextlib
 import http.client
 import io
 import json
+import socket
 import subprocess
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,15 @@ from pictures import png_saying
 from PIL import Image
 
 from mmtune.analysis.untrusted import visible
+from mmtune.cli import chat_connections
 from mmtune.cli.chat_limits import Limits, RateLimit
-from mmtune.cli.chat_server import build_app, called_by_name, listening
+from mmtune.cli.chat_server import build_app, called_by_name, listening, server_config
+from mmtune.cli.chat_sessions import Sessions
 from mmtune.models.chat import Chat, Sampling
 from mmtune.models.vlm import VisionLanguageModel
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202e\x1b[2J"
+ODD_NUMBERS = (1e-300, 5e-324, 1e-9, -1e-300, -1, 11, "1", True, [1], {}, "nan")
 FEW = Limits(text=200, photo_bytes=20_000, photo_pixels=100_000, photos=2, turns=3, conversations=2, waiting=1)
 
 
@@ -84,8 +89,7 @@ def waiting_until(true: Callable[[], bool], seconds: float = 20) -> None:
 def serving(*models: VisionLanguageModel, **options: Any) -> Iterator[Client]:
     """The server in a thread, at a free port."""
     with listening("127.0.0.1", 0) as sock:
-        config = uvicorn.Config(build_app(models, **options), log_level="warning", lifespan="off", ws="none")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(build_app(models, **options)))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         waiting_until(lambda: server.started)
@@ -180,7 +184,8 @@ def test_names_and_addresses() -> None:
 
 
 def test_what_is_too_much_is_refused(tiny: VisionLanguageModel) -> None:
-    with serving(tiny, limits=FEW, sampling=Sampling(max_new_tokens=2)) as client:
+    limits = replace(FEW, per_minute=1000)
+    with serving(tiny, limits=limits, sampling=Sampling(max_new_tokens=2)) as client:
         path = client.begin()
         refused = [
             (message("x" * 201), 413, "at most 200 characters"),
@@ -202,6 +207,12 @@ def test_what_is_too_much_is_refused(tiny: VisionLanguageModel) -> None:
             (message("x", temperature="hot"), 400, "temperature"),
             (message("x", temperature=True), 400, "temperature"),
             (b'{"text": "x", "sampling": {"temperature": NaN}}', 400, "temperature"),
+            *((message("x", **{n: v}), 400, n) for n in ("temperature", "top_p") for v in ODD_NUMBERS),
+            *(
+                (b'{"text": "x", "sampling": {"%s": %s}}' % (n, v), 400, n.decode())
+                for n in (b"temperature", b"top_p")
+                for v in (b"NaN", b"Infinity", b"-Infinity", b"1e-300", b"1e999", b"9" * 400)
+            ),
             (message("x", top_p=0), 400, "top_p"),
             (message("x", seed=-1), 400, "seed"),
             ({"text": "x", "sampling": []}, 400, "sampling"),
@@ -223,6 +234,152 @@ def test_what_is_too_much_is_refused(tiny: VisionLanguageModel) -> None:
         assert "at most 2 photos" in client.status(seen, message("look", png(9, 9)))[1]
         client.begin()
         assert client.status(path, message("x"))[0] == 404  # the one longest silent is forgotten
+
+
+def raw(client: Client, sent: bytes) -> socket.socket:
+    """A connection over which this was sent."""
+    connection = socket.create_connection(("127.0.0.1", client.port), timeout=20)
+    connection.sendall(sent)
+    return connection
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the server closes it, soon."""
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+POST = (
+    b"POST /conversations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n"
+)
+HALF_SENT = {
+    "nothing": b"",
+    "half a line": b"GET / HT",
+    "no end of headers": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ",
+    "half a body": POST + b"{",
+    "nothing after an answer": b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\nGET",
+}
+
+
+@pytest.mark.parametrize("sent", HALF_SENT.values(), ids=HALF_SENT)
+def test_half_sent_requests_keep_nobody_out(tiny: VisionLanguageModel, sent: bytes) -> None:
+    with serving(tiny, limits=Limits(per_minute=10_000)) as client:
+        held = [raw(client, sent) for _ in range(3 * chat_connections.ALL // 2)]
+        if sent == HALF_SENT["nothing after an answer"]:
+            time.sleep(1)  # until these are answered they are not closed, and the newest is
+        assert client.status("/about")[0] == 200
+        assert client.status("/conversations", {})[0] == 200
+        # those that have waited longest are gone, and no more are kept than one address may have
+        assert ended(held[0])
+        for connection in held:
+            connection.close()
+
+
+@pytest.mark.parametrize("sent", HALF_SENT.values(), ids=HALF_SENT)
+def test_a_request_has_to_arrive_in_time(
+    tiny: VisionLanguageModel, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HEADERS_SECONDS", "BODY_SECONDS"):
+        monkeypatch.setattr(chat_connections, name, 0.3)
+    with serving(tiny) as client, raw(client, sent) as connection:
+        assert ended(connection)
+
+
+def test_a_request_has_to_arrive_in_time_however_it_drips(
+    tiny: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_connections, "HEADERS_SECONDS", 0.5)
+    with serving(tiny) as client, raw(client, b"GET / HTTP/1.1\r\nX: ") as connection:
+
+        def drip() -> bool:
+            try:
+                connection.sendall(b"x")
+            except OSError:
+                return False
+            time.sleep(0.05)
+            return True
+
+        waiting_until(lambda: not drip())
+
+
+def test_who_does_not_read_holds_no_model(
+    tiny: VisionLanguageModel, spoken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_connections, "READING_SECONDS", 0.3)
+    spoken["pieces"] = ["a" * 1_000_000] * 100_000
+    with serving(tiny) as client:
+        path, body = client.begin(), json.dumps(message("one")).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        with raw(client, f"{head}\r\n\r\n".encode() + body):
+            waiting_until(lambda: spoken["closed"] == 1)
+        assert spoken["said"] < 1000
+        spoken["pieces"] = ["b"]
+        assert client.say(client.begin(), "two")[0] == {"text": "b"}
+
+
+def test_who_is_being_answered_stays(tiny: VisionLanguageModel, spoken: dict[str, Any]) -> None:
+    spoken["pieces"] = ["a"] * 200
+    with serving(tiny) as client:
+        _, response = client.ask(client.begin(), message("one"))
+        assert json.loads(response.readline()) == {"text": "a"}
+        held = [raw(client, b"GET") for _ in range(2 * chat_connections.OF_ONE)]
+        assert b"done" in response.read()
+        for connection in held:
+            connection.close()
+
+
+class Held:
+    """A connection, as far as room is made for others."""
+
+    def __init__(self, address: str, since: float, answering: bool) -> None:
+        self.address, self.since, self.answering, self.gone = address, since, answering, False
+
+    def end(self) -> None:
+        self.gone = True
+
+
+@pytest.mark.parametrize(
+    ("addresses", "busy", "gone"),
+    [
+        (["a"] * 32 + ["b"], [], None),
+        (["a"] * 33, [], 0),  # the oldest of the one with too many
+        (["b"] + ["a"] * 33, [1, 2], 3),  # not that of another, nor one that is being answered
+        (["a"] * 33, list(range(32)), 32),  # the newest, where all others are answered
+        ([*map(str, range(100)), *(["a"] * 28), "b"], [], 100),  # of the address with most, not of the newest
+    ],
+)
+def test_room_is_made_by_those_who_hold_most(addresses: list[str], busy: list[int], gone: int | None) -> None:
+    held = [Held(address, number, number in busy) for number, address in enumerate(addresses)]
+    chat_connections.make_room(held)
+    assert [number for number, one in enumerate(held) if one.gone] == ([] if gone is None else [gone])
+
+
+def test_one_address_does_not_wait_for_all_answers_nor_take_all_conversations(
+    tiny: VisionLanguageModel, spoken: dict[str, Any]
+) -> None:
+    spoken["pieces"] = ["a"] * 300
+    with serving(tiny, limits=Limits(waiting_of_one=2)) as client:
+        asked = [client.ask(client.begin(), message("one"))[1] for _ in range(2)]
+        for response in asked:
+            response.readline()
+        status, why = client.status(client.begin(), message("three"))
+        assert (status, "too many of your messages" in why) == (429, True)
+        for response in asked:
+            assert b"done" in response.read()
+        assert client.ask(client.begin(), message("four"))[1].status == 200
+    sessions = Sessions([tiny], None, 3)
+    mine = sessions.begin("me")
+    theirs = [sessions.begin("them") for _ in range(9)]
+    assert sessions.find(mine)
+    assert [sessions.find(one) is not None for one in theirs] == [False] * 7 + [True] * 2
 
 
 def test_large_photos_are_kept_small(tiny: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

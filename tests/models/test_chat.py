@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,6 +234,20 @@ def test_mistakes_are_named_and_nothing_was_said(
     for wrong in ({"temperature": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}, {"seed": -1}, {"temperature": np.nan}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Sampling(**wrong)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p"])
+@pytest.mark.parametrize("value", [1e-300, 5e-324, 1e-9, -1e-300, -1, 11, "1", True, [1], float("inf"), float("nan")])
+def test_numbers_to_draw_with_are_numbers(name: str, value: Any, text_model: VisionLanguageModel) -> None:
+    with pytest.raises(UserError, match=f"^{name} "):
+        Sampling(**{name: value})
+    with pytest.raises(UserError, match=f"^{name} "):
+        text_model.generate(["a"], max_new_tokens=1, do_sample=True, **{name: value})
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.001}, {"temperature": 10, "top_p": 0.001}, {"top_p": 1}])
+def test_the_numbers_at_the_edge_draw(options: dict[str, Any], text_model: VisionLanguageModel) -> None:
+    assert heard(Chat(text_model), "a", sampling=Sampling(**({"temperature": 1.0} | options), max_new_tokens=3, seed=1))
 
 
 def test_an_answer_ends_where_the_model_can_read_no_further(text_model: VisionLanguageModel) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from transformers import GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from mmtune.errors import UserError
@@ -13,7 +12,7 @@ from mmtune.models.interop.llava_hf import TransformersLlava
 from mmtune.models.interop.llava_original import OriginalLlava
 from mmtune.models.interop.weights import State, read_settings
 from mmtune.models.options import ModelSpec
-from mmtune.models.pretrained import harmless, model_of_state
+from mmtune.models.pretrained import harmless, model_of_state, special_tokens
 
 _PADDED_TO = 1024  # the largest multiple that vocabularies are padded to
 
@@ -100,8 +99,7 @@ def load_source_language(source: Source, *, dtype: Any, **options: Any) -> Any:
         del expected["lm_head.weight"]
     compare(state, expected, source.reference)
     language = model_of_state(kind, config, state, dtype=dtype, **options)
-    if (settings := read_settings(source.reference, "generation_config.json")) is not None:
-        language.generation_config = GenerationConfig.from_dict(settings)  # which may name more end tokens
+    language.generation_config = special_tokens(source.reference)  # which may name more end tokens
     return language
 
 
