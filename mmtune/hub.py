@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 
@@ -35,3 +37,12 @@ def kept_files() -> tuple[Path, ...]:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE), Path(config.DOWNLOADED_DATASETS_PATH)
+
+
+def undecoded_rows(data: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a `datasets.Dataset` as they are stored: pictures and sounds, however deep, as their bytes or paths.
+
+    By itself the library decodes them, with decoders that open any format.
+    """
+    for table in data.with_format("arrow").iter(batch_size=256):
+        yield from table.to_pylist()

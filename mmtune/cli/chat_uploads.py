@@ -16,11 +16,11 @@ from PIL import Image, UnidentifiedImageError
 from starlette.requests import ClientDisconnect, Request
 
 from mmtune.cli.chat_limits import Limits
+from mmtune.data.image_files import FORMATS, FormatError, open_image
 from mmtune.data.images import open_photo
 from mmtune.errors import UserError
 from mmtune.models.chat import Sampling
 
-_FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP"]  # Pillow knows rarer ones, whose decoders are less looked after
 _KEPT_SIDE = 2048  # larger photos are kept in memory smaller; towers see some hundred pixels
 _SECONDS = 30  # for a message to arrive
 _decoding = threading.Lock()  # one photo at a time: a large one takes 150 MB while it is decoded
@@ -121,10 +121,10 @@ def _photo(sent: Any, limits: Limits) -> Image.Image:
     if len(data) > limits.photo_bytes:
         raise BadRequestError(413, f"a photo has at most {limits.photo_bytes / 1e6:.0f} MB")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with open_image(io.BytesIO(data)) as image:
             width, height = image.size
-    except UnidentifiedImageError:
-        raise BadRequestError(400, f"the photo is no {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} picture") from None
+    except (FormatError, UnidentifiedImageError):
+        raise BadRequestError(400, f"the photo is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise BadRequestError(400, "the photo cannot be decoded, or is far too large") from None
     if width * height > limits.photo_pixels:

@@ -35,6 +35,7 @@ from mmtune.models.language import check_context
 from mmtune.models.weightless import adapters_note
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
+from mmtune.training.checkpoint_reading import guard_checkpoints
 from mmtune.training.ledger import Ledger
 from mmtune.training.loggers import check_loggers, choose_loggers, named_loggers
 from mmtune.training.module import InstructionTuning
@@ -280,6 +281,7 @@ class TrainingCLI(LightningCLI):
         # only in the place of Lightning's own: strategies and plugins may bring another
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
+        guard_checkpoints(trainer.strategy)
         return trainer
 
 

@@ -6,12 +6,11 @@ import io
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mmtune.data.image_files import FormatError, open_image
 from mmtune.data.image_modes import as_rgb
 from mmtune.errors import RowError, reason
-
-MOST_PIXELS = 89_478_485  # of a photo: Pillow warns of those that are larger, twice as large ones it refuses itself
 
 # A photo is a path, or the encoded bytes themselves (rows from parquet files and the hub)
 Photo = Path | bytes
@@ -28,6 +27,8 @@ def open_photo(photo: Photo, where: str) -> Image.Image:
         return decode(photo if isinstance(photo, Path) else io.BytesIO(photo))
     except FileNotFoundError:
         raise RowError(f"{where}: the photo {name} does not exist") from None
+    except FormatError as error:
+        raise RowError(f"{where}: the photo {name} is {error}") from None
     except UnidentifiedImageError:
         raise RowError(f"{where}: the photo {name} is not a picture of a known format") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
@@ -38,19 +39,17 @@ def decode(file: Path | BinaryIO) -> Image.Image:
     """A picture's file as `to_rgb` gives it, decoded only if its header says that this takes no more than 256 MiB.
 
     Raises:
+        FormatError: it is of another format than those of `mmtune.data.image_files`.
         Image.DecompressionBombError: it is larger.
-        Exception: it is damaged, or a program that draws a picture; Pillow's plugins raise nearly anything.
+        Exception: it is damaged; Pillow's plugins raise nearly anything.
     """
-    with Image.open(file) as image:
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            size = f"{width:,} x {height:,} pixels"
-            raise Image.DecompressionBombError(f"{size}, and no more than {MOST_PIXELS:,} are decoded; scale it down")
-        if image.format == "EPS":
-            raise ValueError("PostScript is a program, which is not run; save it as PNG")
+    with open_image(file) as image:
         return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture in RGB as people see it: turned as its camera noted, and its colors as `as_rgb` gives them."""
-    return as_rgb(ImageOps.exif_transpose(image))
+    if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):  # else it were a copy, of as much memory again
+        image = ImageOps.exif_transpose(image)
+    image.load()
+    return as_rgb(image)

@@ -7,7 +7,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from mmtune.data.images import Photo
 from mmtune.data.json_files import NumberedRows, json_lines, json_list
 from mmtune.errors import RowError, UserError, brief
 from mmtune.files import is_file, lies_in, locate
-from mmtune.hub import go_offline_if_unreachable, kept_files
+from mmtune.hub import go_offline_if_unreachable, kept_files, undecoded_rows
 
 OnBadRow = Literal["error", "skip"]
 _NAMED = 20  # columns in one line
@@ -225,22 +225,10 @@ def _hub_rows(source: str) -> NumberedRows:
     config, _, split = rest.partition(":")
     try:
         dataset = load_dataset(name, config or None, split=split or "train")
-        for column, feature in dataset.features.items():
-            if (encoded := _undecoded(feature)) != feature:
-                dataset = dataset.cast_column(column, encoded)
     except Exception as error:  # the library raises a different one for every way this can fail
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{source}: no such file, and the hub data set cannot be loaded ({reason}); "
             "check the path or the id, or download the data and give the file"
         ) from None
-    yield from enumerate(dataset, 1)
-
-
-def _undecoded(feature: Any) -> Any:
-    """A type of the library's with photos, sounds and the like left as the bytes they are, however deep they lie."""
-    if isinstance(feature, dict):
-        return {name: _undecoded(inner) for name, inner in feature.items()}
-    if hasattr(feature, "feature"):  # a list
-        return replace(feature, feature=_undecoded(feature.feature))
-    return replace(feature, decode=False) if getattr(feature, "decode", False) else feature
+    yield from enumerate(undecoded_rows(dataset), 1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.errors import UserError, brief, did_you_mean
 from mmtune.files import is_file, lies_in
-from mmtune.hub import go_offline_if_unreachable, kept_files
+from mmtune.hub import go_offline_if_unreachable, kept_files, undecoded_rows
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -193,7 +193,7 @@ class _Source:
         import mmtune.torchvision_ops  # noqa: F401  # before datasets
 
         offline = go_offline_if_unreachable()
-        from datasets import Image, load_dataset
+        from datasets import load_dataset
 
         spec = self._task.dataset
         try:
@@ -205,11 +205,7 @@ class _Source:
             problem = f"cannot be had from the Hugging Face hub{state}: {reason}; give {instead}"
             raise UserError(f"{self.describe(config)}: {problem}") from None
         self.check_columns(config, list(data.column_names))
-        data = data.select_columns(sorted(columns))
-        for name, feature in data.features.items():
-            if isinstance(feature, Image):
-                data = data.cast_column(name, Image(decode=False))
-        yield from data
+        yield from undecoded_rows(data.select_columns(sorted(columns)))
 
 
 class _Photos:

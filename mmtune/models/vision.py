@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from mmtune.data.images import MOST_PIXELS
+from mmtune.archives import is_compressed
+from mmtune.data.image_files import MOST_PIXELS
 from mmtune.errors import UserError, did_you_mean
 from mmtune.files import PACKAGE_SCHEME, locate
 from mmtune.hub import go_offline_if_unreachable
@@ -243,6 +245,8 @@ def _load_trunk(trunk: nn.Module, file: str) -> None:
         if file.endswith(".safetensors"):
             state = safetensors.torch.load_file(file)
         else:
+            if is_compressed(Path(file)):
+                raise ValueError("it is compressed, which weights are not")
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise UserError(f"--model.vision.weights {file}: cannot be read: {str(error).splitlines()[0]}") from None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mmtune.archives import is_compressed
 from mmtune.disk import naming
 from mmtune.errors import UserError, reason
 
@@ -41,7 +42,8 @@ class WholeCheckpoints(TorchCheckpointIO):
         # always the same name, so that what a kill leaves behind is written over by the next
         part = target.with_name(f"{target.name}.part")
         try:
-            with naming(target), part.open("wb") as stream:
+            part.unlink(missing_ok=True)  # where it were a link, a file elsewhere would be written over
+            with naming(target), part.open("xb") as stream:
                 torch.save(checkpoint, stream)
                 stream.flush()
                 os.fsync(stream.fileno())  # else the name may reach the disk before the content
@@ -56,8 +58,12 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Read a checkpoint, of which no code is run, whatever is asked for.
 
         Raises:
-            UserError: it is missing, damaged, or no checkpoint of a training run.
+            UserError: it is missing, damaged, compressed, or no checkpoint of a training run.
         """
+        if "://" not in str(path) and Path(path).is_file() and is_compressed(Path(path)):
+            raise UserError(
+                f"{path}: a damaged checkpoint, or a compressed one, which fit writes none of; give another"
+            )
         try:
             checkpoint: Any = super().load_checkpoint(path, map_location or _stay, weights_only=True)
         except FileNotFoundError:
@@ -93,6 +99,8 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def _is_whole(file: Path) -> bool:
+    if not file.is_file():  # a pipe would be waited for
+        return False
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None

@@ -19,6 +19,7 @@ from mutations import damaged
 from pictures import png_saying
 from PIL import Image
 
+from mmtune.data.image_files import FORMATS
 from mmtune.data.images import open_photo
 from mmtune.errors import UserError
 from mmtune.evaluation.dataset import Photo, PhotoError
@@ -112,7 +113,7 @@ def test_bytes_after_a_magic_number(numbers: range, cases: Cases, photos: list[b
         check(cases, f"magic {number}: {data[:40]!r}", data)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_photo_that_was_cut_off_is_refused(kind: str, cases: Cases) -> None:
     whole = encoded(picture(), kind)
     assert check(cases, "whole", whole)

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from mmtune.archives import is_compressed
 from mmtune.errors import UserError, reason
 from mmtune.files import is_file, locate, read_json
 from mmtune.hub import go_offline_if_unreachable
@@ -123,11 +124,15 @@ def read_tensors(file: Path) -> State:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
+        if is_compressed(file):
+            raise UserError(f"{file}: is compressed, which weights are not; get them as safetensors")
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         unsafe = "Unsupported" in str(error)
         what = "a pickle with code in it, which is not run" if unsafe else "a damaged file"
         raise UserError(f"{file}: expected tensors, found {what}; get the weights as safetensors") from None
+    except UserError:
+        raise
     except Exception as error:  # torch raises nearly anything over a damaged pickle
         raise UserError(f"{file}: damaged ({reason(error)}); download it again") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -1,0 +1,97 @@
+"""The one way by which a run takes a checkpoint, whichever strategy reads it: looked into, and no code of it run."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+from mmtune.archives import is_compressed
+from mmtune.errors import UserError, reason
+from mmtune.models.batches import is_out_of_memory
+from mmtune.training.plain_pickles import plain_pickles
+
+_INDEX, _REST = ".metadata", "meta.pt"  # in a folder that torch.distributed.checkpoint and Lightning write
+_IN_PARTS = (ModelParallelStrategy, FSDPStrategy)
+
+
+def guard_checkpoints(strategy: Strategy) -> None:
+    """Have every checkpoint that a strategy is told to load go through `read_checkpoint`, whoever named or found it."""
+    strategy.load_checkpoint = functools.partial(read_checkpoint, strategy)  # type: ignore[method-assign]
+
+
+def read_checkpoint(strategy: Strategy, path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    """Load a checkpoint as the strategy does, of which no code is run, whatever is asked for.
+
+    Raises:
+        UserError: it is missing, damaged, of another kind than the strategy reads, or holds code.
+    """
+    if "://" not in str(path):
+        _check_kind(strategy, Path(path))
+    try:
+        with plain_pickles():
+            # the class's own, in whose place this stands
+            loaded: dict[str, Any] = type(strategy).load_checkpoint(strategy, path, weights_only=True)
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # torch.distributed.checkpoint wraps what it meets in one that is no Exception
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{path}: cannot be resumed from: it is damaged, of another model, or holds code ({_cause(error)}); give "
+            "another --ckpt_path, or delete it to train from the beginning"
+        ) from error
+    return loaded
+
+
+def _check_kind(strategy: Strategy, path: Path) -> None:
+    """Raise a UserError where a file stands for a folder, or the reverse, or what is found there is not whole."""
+    if not (path.is_file() or path.is_dir()):  # nor a pipe, which would be waited for
+        raise UserError(f"--ckpt_path {path}: no such file")
+    name = type(strategy).__name__
+    if isinstance(strategy, DeepSpeedStrategy):
+        if path.is_file() and not strategy.load_full_weights:
+            raise UserError(f"--ckpt_path {path}: a file; {name} reads the folder that it wrote")
+    elif path.is_dir():
+        if not isinstance(strategy, _IN_PARTS):
+            raise UserError(f"--ckpt_path {path}: a folder; {name} reads one file, RUN/checkpoints/last.ckpt")
+        if (fault := fault_of_parts(path)) is not None:
+            raise UserError(f"{path}: a damaged checkpoint: {fault}; delete it to train from the beginning")
+
+
+def fault_of_parts(folder: Path) -> str | None:
+    """What is wrong with a folder that holds a checkpoint in parts, found without loading any; None where all is there.
+
+    The names of the parts stand in the folder's index. They are files of the folder itself, and not compressed, for
+    torch compresses none: what is, may be a thousand times as large.
+    """
+    index, rest = folder / _INDEX, folder / _REST
+    for file in (index, rest):
+        if not file.is_file() or file.is_symlink():
+            return f"{file.name} is missing, or a link"
+    try:
+        with plain_pickles():
+            places = list(FileSystemReader(folder).read_metadata().storage_data.values())
+        ends: dict[str, int] = {}
+        for place in places:
+            if place.offset < 0 or place.length < 0:
+                return f"{_INDEX} holds negative sizes"
+            ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    except Exception as error:
+        return f"{_INDEX} cannot be read ({_cause(error)})"
+    for name, end in ends.items():
+        part = folder / str(name)
+        if Path(str(name)).name != name or part.is_symlink() or not part.is_file():
+            return f"the part {name} is missing, outside of the folder, or a link"
+        if part.stat().st_size < end:
+            return f"the part {name} is cut off"
+    return f"{_REST} is compressed" if is_compressed(rest) else None
+
+
+def _cause(error: BaseException) -> str:
+    """What is at the bottom of an exception: torch.distributed.checkpoint's own shows tracebacks."""
+    failures = getattr(error, "failures", None)
+    return reason(next(iter(failures.values()))[0] if failures else error)
