@@ -46,6 +46,8 @@ class EvaluateOptions:
         thinking_tokens: let the model think before it answers, at most so many tokens (4096, say), and read what it
             says after </think>; 0 has it answer at once, as tasks do unless their file says otherwise. For models
             whose template can ask for it, as Qwen3's.
+        past_window: what becomes of rows whose prompt leaves no room in the window of the model: refuse the evaluation
+            before anything is asked, or shorten them by the beginning of what the user says.
         share_prefixes: compute only once what prompts begin with in common; does not change the scores.
         strict: stop at the first photo that cannot be decoded, instead of counting its question as wrong.
         trust_metric_code: run the Python code of metrics that a task file takes from `evaluate` (a hub id or a local
@@ -67,6 +69,7 @@ class EvaluateOptions:
     protocol: Literal["blind", "mlan"] | None = None
     answering: Literal["generate", "likelihood", "likelihood_norm"] | None = None
     thinking_tokens: int | None = None
+    past_window: Literal["refuse", "shorten"] = "refuse"
     share_prefixes: bool = True
     strict: bool = False
     trust_metric_code: bool = False
@@ -107,6 +110,7 @@ def _evaluate(options: EvaluateOptions) -> Results:
         protocol=options.protocol,
         answering=options.answering,
         thinking_tokens=options.thinking_tokens,
+        past_window=options.past_window,
         share_prefixes=options.share_prefixes,
         seed=options.seed,
         device=options.device,

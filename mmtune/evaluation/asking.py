@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmtune.evaluation.dataset import PhotoError
 from mmtune.evaluation.prompting import Question
 from mmtune.evaluation.protocol import AnsweringModel
 from mmtune.evaluation.returned import figures_of, texts_of
 from mmtune.evaluation.task import Task
+from mmtune.evaluation.windows import has_window
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,15 +28,19 @@ class Answer:
         loglikelihoods: of each choice, None for a blank one or where that is no finite number; None if an answer was
             generated.
         error: why the question could not be asked, or None.
+        finish_reason: why the generated answer ended: `stop`, `length` or `window`; None where the model does not tell.
     """
 
     row: int
     response: str = ""
     loglikelihoods: tuple[float | None, ...] | None = None
     error: str | None = None
+    finish_reason: str | None = None
 
 
-def ask(model: AnsweringModel, task: Task, questions: Sequence[Question], *, batch_tokens: int) -> list[Answer]:
+def ask(
+    model: AnsweringModel, task: Task, questions: Sequence[Question], *, batch_tokens: int, past_window: str = "refuse"
+) -> list[Answer]:
     """Ask a chunk of questions.
 
     Args:
@@ -43,6 +48,7 @@ def ask(model: AnsweringModel, task: Task, questions: Sequence[Question], *, bat
         task: the way of answering, primer and limits.
         questions: their photos are decoded together, those with the same bytes once.
         batch_tokens: tokens the model may compute at once.
+        past_window: what a model that has a window does with longer prompts.
 
     Returns:
         An answer per question, those first that could not be asked.
@@ -62,7 +68,8 @@ def ask(model: AnsweringModel, task: Task, questions: Sequence[Question], *, bat
         return failed
     photos = [[decoded[photo.sha256] for photo in question.photos] for question in askable]
     put = _generate if task.answering == "generate" else _compare
-    return failed + put(model, task, askable, photos if any(photos) else None, batch_tokens)
+    options = {"batch_tokens": batch_tokens} | ({"past_window": past_window} if has_window(model) else {})
+    return failed + put(model, task, askable, photos if any(photos) else None, options)
 
 
 def _generate(
@@ -70,7 +77,7 @@ def _generate(
     task: Task,
     questions: Sequence[Question],
     images: Sequence[Sequence[Image.Image]] | None,
-    batch_tokens: int,
+    options: Mapping[str, Any],
 ) -> list[Answer]:
     thinking = {"thinking_tokens": task.thinking_tokens} if task.thinking_tokens else {}
     responses = model.generate(
@@ -79,11 +86,14 @@ def _generate(
         primer=task.primer,
         max_new_tokens=task.max_new_tokens,
         stop=task.stop,
-        batch_tokens=batch_tokens,
+        **options,
         **thinking,
     )
     texts = texts_of(responses, questions, f"task {task.name}: generate of {model.name}")
-    return [Answer(question.row, text) for question, text in zip(questions, texts, strict=True)]
+    return [
+        Answer(question.row, str(text), finish_reason=getattr(text, "finish_reason", None))
+        for question, text in zip(questions, texts, strict=True)
+    ]
 
 
 def _compare(
@@ -91,7 +101,7 @@ def _compare(
     task: Task,
     questions: Sequence[Question],
     images: Sequence[Sequence[Image.Image]] | None,
-    batch_tokens: int,
+    options: Mapping[str, Any],
 ) -> list[Answer]:
     choices = [[choice for choice in question.choices if choice.strip()] for question in questions]
     likelihoods = model.loglikelihood(
@@ -99,7 +109,7 @@ def _compare(
         choices,
         images,
         primer=task.primer,
-        batch_tokens=batch_tokens,
+        **options,
     )
     likelihoods = figures_of(likelihoods, questions, choices, f"task {task.name}: loglikelihood of {model.name}")
     return [

@@ -15,7 +15,7 @@ from mmtune.evaluation.asking import Answer
 from mmtune.evaluation.protocol import COSTS
 from mmtune.files import parse_json
 
-LAYOUT = 1
+LAYOUT = 2
 _FIELDS = {field.name for field in dataclasses.fields(Answer)}
 _BUSY_SECONDS = 60.0  # how long a process waits for another one that is writing
 
@@ -168,6 +168,8 @@ def _answer(row: int, text: bytes) -> Answer:
     sums = answer.loglikelihoods
     if answer.row != row or not isinstance(answer.response, str) or not isinstance(answer.error, str | None):
         raise ValueError("no answer to this row")
+    if not isinstance(answer.finish_reason, str | None):
+        raise ValueError("no reason for its end")
     if sums is None:
         return answer
     if not all(one is None or (isinstance(one, float) and math.isfinite(one)) for one in sums):

@@ -26,12 +26,13 @@ from mmtune.evaluation.outside_metrics import check_outside_metrics
 from mmtune.evaluation.progress import Reporter
 from mmtune.evaluation.prompting import Question, Renderer
 from mmtune.evaluation.protocol import BATCH_TOKENS, AnsweringModel, fold_adapters, load_model, usage_of
-from mmtune.evaluation.remarks import of_failures, of_figures, of_questions
+from mmtune.evaluation.remarks import of_failures, of_figures, of_questions, of_window
 from mmtune.evaluation.results import Results, Sample, TaskResult, versions
 from mmtune.evaluation.scoring import judge, score_task
 from mmtune.evaluation.store import Store
 from mmtune.evaluation.suite import Suite, load_suite
 from mmtune.evaluation.task import Task
+from mmtune.evaluation.windows import check_past_window, described, has_window, refuse_rows, rows_past_window
 from mmtune.evaluation.wording import Protocol
 from mmtune.evaluation.workers import Workers, join
 from mmtune.files import sha256_json
@@ -51,6 +52,7 @@ def evaluate(
     protocol: str | None = None,
     answering: str | None = None,
     thinking_tokens: int | None = None,
+    past_window: str = "refuse",
     share_prefixes: bool | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -79,6 +81,8 @@ def evaluate(
         answering: `generate`, `likelihood` or `likelihood_norm`, in place of the tasks' own; see `Task`.
         thinking_tokens: let the model think before it answers, at most so many tokens, and read what it says after
             `</think>`; 0 has it answer at once. In place of the tasks' own.
+        past_window: what becomes of rows whose prompt leaves no room in what the model reads: `refuse` the evaluation,
+            or `shorten` them by the beginning of what the user says. Of a model that tells its `window`.
         share_prefixes: whether the model computes only once what prompts begin with in common; None leaves that to it.
         seed: of the bootstrap behind the standard errors.
         device: where a model given by its path is put.
@@ -103,6 +107,7 @@ def evaluate(
         chosen = plan.select(tasks)
         check_choices(chosen, answering)
         check_thinking(chosen)
+        check_past_window(past_window)
         rule = protocol_named(protocol or plan.protocol)
         check_numbers(limit=limit, batch_tokens=batch_tokens, thinking_tokens=thinking_tokens, seed=seed)
         root = None if data_root is None else Path(data_root)
@@ -123,7 +128,7 @@ def evaluate(
                 ready.share_prefixes = share_prefixes
             evaluation = _Evaluation(
                 model=ready,
-                conditions=_Conditions(fingerprint, rule, limit, seed),
+                conditions=_Conditions(fingerprint, rule, limit, seed, past_window),
                 database=database,
                 workers=workers,
                 report=Reporter(shown=progress and workers.first),
@@ -161,21 +166,24 @@ class _Conditions:
         rule: how questions are worded.
         limit: see `evaluate`.
         seed: see `evaluate`.
+        past_window: see `evaluate`.
     """
 
     model: str
     rule: Protocol
     limit: int | None
     seed: int
+    past_window: str
 
-    def answers_key(self, task: Task, rows: str, questions: Sequence[Question]) -> str:
+    def answers_key(self, task: Task, rows: str, questions: Sequence[Question], shortened: Sequence[int]) -> str:
         """Changes with all that the answers depend on, and with what is asked should mmtune word it in another way."""
         asked = sha256_json([[question.prompt, question.choices] for question in questions])
-        return sha256_json([self.model, task.definition_hash(), self.rule, rows, asked])
+        return sha256_json([self.model, task.definition_hash(), self.rule, rows, asked, list(shortened)])
 
     def results_key(self, task: Task, rows: str | None) -> str:
         """Changes with all that the scores depend on."""
-        return sha256_json([self.model, task.definition_hash(), self.rule, rows, self.limit, self.seed])
+        how = [self.rule, self.past_window]
+        return sha256_json([self.model, task.definition_hash(), how, rows, self.limit, self.seed])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,8 +210,10 @@ class _Evaluation:
             # what still holds stays in the file while other tasks run, so that a kill loses none of it
             if old is not None and old.key == self.conditions.results_key(task, old.dataset["fingerprint"]):
                 known[task.name] = old
+        past_window = self._past_window(chosen)
         for task in chosen:
-            known[task.name], results.samples[task.name] = self.task(task, store)
+            shortened = list(past_window.get(task.name, ()))
+            known[task.name], results.samples[task.name] = self.task(task, store, shortened)
             results.tasks = {task.name: known[task.name] for task in suite.tasks if task.name in known}
             if store is not None:
                 store.write(results, task.name)
@@ -211,11 +221,26 @@ class _Evaluation:
             self._say(of_failures(name, samples))
         return results
 
-    def task(self, task: Task, store: Store | None) -> tuple[TaskResult, list[Sample]]:
+    def _past_window(self, chosen: Sequence[Task]) -> dict[str, dict[int, int]]:
+        """The rows of each task that are longer than the model reads, with their tokens.
+
+        Raises:
+            UserError: there are such, and they are refused.
+        """
+        if not has_window(self.model):
+            return {}
+        rule = self.conditions.past_window
+        past = {task.name: rows_past_window(self.model, task, self._questions(task)[0], rule) for task in chosen}
+        if rule == "refuse":
+            refuse_rows(self.model, past)
+        self._say(described(self.model, task, rows, rule) for task, rows in past.items() if rows)
+        return past
+
+    def task(self, task: Task, store: Store | None, shortened: Sequence[int]) -> tuple[TaskResult, list[Sample]]:
         """Ask what is not answered yet, score all answers, and keep small copies of the photos."""
         questions, fingerprint = self._questions(task)
         self._say(of_questions(task.name, questions))
-        key = self.conditions.answers_key(task, fingerprint, questions)
+        key = self.conditions.answers_key(task, fingerprint, questions, shortened)
         asked = self._ask(task, key, plan_chunks(questions))
         answers = self.database.answers(key)
         samples = [judge(task, question, answers[question.row]) for question in questions]
@@ -228,6 +253,7 @@ class _Evaluation:
             seed=self.conditions.seed,
             cost=self.database.cost(key),
             key=self.conditions.results_key(task, fingerprint),
+            shortened=len(shortened),
         )
         if store is not None:
             store.keep_thumbnails(task.name, questions, samples)
@@ -236,6 +262,7 @@ class _Evaluation:
             f"{task.name}: {scored} in {result.seconds:.0f} s" if asked else f"{task.name}: finished before, {scored}"
         )
         self._say(of_figures(task.name, questions, samples))
+        self._say(of_window(task.name, samples))
         return result, samples
 
     def _say(self, lines: Iterable[str]) -> None:
@@ -271,7 +298,8 @@ class _Evaluation:
 
     def _ask_chunk(self, task: Task, key: str, number: int, chunk: Chunk) -> None:
         begun, before = time.perf_counter(), usage_of(self.model)
-        answers = ask(self.model, task, chunk, batch_tokens=self.batch_tokens)
+        rule = self.conditions.past_window
+        answers = ask(self.model, task, chunk, batch_tokens=self.batch_tokens, past_window=rule)
         if self.strict:
             _refuse_failed(task, answers)
         spent = {name: count - before[name] for name, count in usage_of(self.model).items()}

@@ -27,6 +27,10 @@ class AnsweringModel(Protocol):
     which is `optional` or `always` in a model that thinks before it answers. Its `generate` takes `thinking_tokens`
     too, the most tokens of a thought, and gives the thought before the answer, with `</think>` between them.
 
+    A model with a limit to what it reads may tell it as `window`, in tokens, if it has `too_long` too, as
+    `VisionLanguageModel` has it; both methods then take `past_window`, `refuse` or `shorten`. A text that has an
+    attribute `finish_reason` (`stop`, `length`, `window`) tells why it ended.
+
     Prompts of one call may share photos (the same object) and long beginnings; those that do stand next to each other.
 
     Attributes:

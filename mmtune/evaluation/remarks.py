@@ -39,6 +39,13 @@ def of_figures(task: str, questions: Sequence[Question], samples: Sequence[Sampl
         yield f"{task}: {problem} in {_counted(rows)}; such a choice is never taken"
 
 
+def of_window(task: str, samples: Sequence[Sample]) -> Iterator[str]:
+    """Answers that end where the model can read no further."""
+    if rows := [sample.id for sample in samples if sample.finish_reason == "window"]:
+        where = f"{_counted(rows)} (`finish_reason` in samples/{task}.jsonl)"
+        yield f"{task}: the answer ends with the model's window in {where}"
+
+
 def of_failures(task: str, samples: Sequence[Sample]) -> Iterator[str]:
     """Rows that could not be asked."""
     rows = [sample.id for sample in samples if sample.error is not None]

@@ -27,6 +27,8 @@ class Sample:
         image: SHA-256 of the photo's bytes (of several: of their digests), or None.
         group: the row's group in the set, or None.
         error: why it could not be asked, or None.
+        finish_reason: why a generated answer ended: `stop`, `length` (at the most tokens it may have) or `window`
+            (where the model can read no further); None where choices were compared, or the model does not tell.
         loglikelihoods: of each choice, the summed natural log-probability of its tokens; None for a blank choice or
             where that is no finite number. None instead of the list where an answer was generated.
     """
@@ -41,6 +43,7 @@ class Sample:
     group: str | None = None
     error: str | None = None
     loglikelihoods: tuple[float | None, ...] | None = None
+    finish_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class TaskResult:
         stderr: bootstrap standard error of the score.
         unparsed: the share of samples without a valid answer, undecodable photos among them.
         failed: how many samples had a photo that could not be decoded.
+        shortened: of how many the prompt was shortened to fit into the model's window.
         metrics: all metrics, over all samples and by group; None for one that gives no number.
         dataset: path, config, split, fingerprint.
         protocol: blind or mlan.
@@ -74,6 +78,7 @@ class TaskResult:
     stderr: float
     unparsed: float
     failed: int
+    shortened: int
     metrics: dict[str, Any]
     dataset: dict[str, str | None]
     protocol: str

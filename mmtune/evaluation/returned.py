@@ -26,7 +26,7 @@ def texts_of(returned: Any, questions: Sequence[Question], who: str) -> list[str
     def text(one: Any, question: Question) -> str:
         if not isinstance(one, str):
             raise UserError(f"{who} gave {_shown(one)} for row {question.row}; it must give a string")
-        return str(one)
+        return one
 
     return _for_each(returned, questions, who, "answers", text)
 

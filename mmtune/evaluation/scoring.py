@@ -46,6 +46,7 @@ def judge(task: Task, question: Question, answer: Answer) -> Sample:
         group=question.group,
         error=answer.error,
         loglikelihoods=answer.loglikelihoods,
+        finish_reason=answer.finish_reason,
     )
 
 
@@ -84,6 +85,7 @@ def score_task(
     seed: int,
     cost: dict[str, float],
     key: str,
+    shortened: int = 0,
 ) -> TaskResult:
     """The scores of a task.
 
@@ -96,6 +98,7 @@ def score_task(
         seed: of the bootstrap behind the standard error.
         cost: what the answers took.
         key: see `TaskResult`.
+        shortened: see `TaskResult`.
 
     Raises:
         UserError: the first metric gives no number on these answers.
@@ -123,6 +126,7 @@ def score_task(
         stderr=stderr,
         unparsed=sum(sample.prediction is None for sample in samples) / len(samples),
         failed=sum(sample.error is not None for sample in samples),
+        shortened=shortened,
         metrics=_numbers(summary),
         dataset={"path": spec.path, "config": spec.config, "split": spec.split, "fingerprint": fingerprint},
         protocol=protocol,
