@@ -86,7 +86,8 @@ class VisionTower(nn.Module):
 
     def standardised(self, features: torch.Tensor) -> torch.Tensor:
         """Features [photos, num_tokens, width] as the projector takes them."""
-        return (features - self.feature_mean) / self.feature_std
+        # contiguous: else torch multiplies trained and frozen projectors in different orders, which rounds differently
+        return ((features - self.feature_mean) / self.feature_std).contiguous()
 
     @torch.no_grad()
     def measure_standardisation(self, features: torch.Tensor) -> None:
