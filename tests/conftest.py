@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from near_ties import NearTies
 from PIL import Image
 from tiny_models import save_byte_llama, save_llama, save_tower
 
@@ -86,6 +87,23 @@ def tower_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("tower") / "test_vit.pth"
     save_tower(file)
     return file
+
+
+@pytest.fixture(scope="session")
+def near_ties() -> Iterator[NearTies]:
+    """Picks of this process that rounding decides."""
+    watch = NearTies()
+    with watch.watching():
+        yield watch
+
+
+@pytest.fixture(autouse=True)
+def no_near_ties(near_ties: NearTies, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test, or what its fixtures made for it, where rounding decides what is picked: see tests/near_ties.py."""
+    yield
+    found = near_ties.take()
+    if found and not request.node.get_closest_marker("near_ties"):
+        pytest.fail(f"{len(found)} pick(s) that rounding decides ({found[0]}); ask something else, or change the seed")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
