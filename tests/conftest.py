@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import torch
 from near_ties import NearTies
 from PIL import Image
 from tiny_models import save_byte_llama, save_llama, save_tower
+from warm_processes import WarmPopen
 
 import mmtune.torchvision_ops  # noqa: F401  # before a test imports lightning or transformers
 from mmtune.files import cache_dir
 
+subprocess.Popen = WarmPopen  # type: ignore[misc]  # `subprocess.run` uses it, too
 torch.set_num_threads(1)  # the models are tiny; threads that wait for each other cost more than they bring
 
 
