@@ -52,7 +52,7 @@ def test_one_string_with_one_photo_has_one_answer(
     assert model.loglikelihood(ASK, ["a", "b"], photo) == likely
     assert model.loglikelihood([ASK], [["a", "b"]], [(photo,)]) == [likely]
     assert Chat(model).say(ASK, photo) is not None
-    pieces = [list(Chat(model).say("what is this?", given)) for given in (photo, [photo], [photos[0]])]
+    pieces = [list(Chat(model).say("what is it?", given)) for given in (photo, [photo], [photos[0]])]
     assert pieces[0] == pieces[1] == pieces[2]
 
 

@@ -275,7 +275,7 @@ class TestGenerate:
 
     def test_text_is_transformers_own_greedy_answer(self, text_model: VisionLanguageModel) -> None:
         tokenizer = text_model.tokenizer
-        for question in ("hi", "why is that so?"):
+        for question in ("hi", "why is it so?"):
             text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
             ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
             out = text_model.language.generate(
@@ -321,10 +321,10 @@ class TestGenerate:
 
     def test_an_end_marker_that_is_no_token_ends_the_answer_too(self, build: Build) -> None:
         model = build()
-        model.template = dataclasses.replace(model.template, stop="")
+        model.template = dataclasses.replace(model.template, stops=())
         (whole,) = model.generate(["tell me"], max_new_tokens=20)
         marker = whole[4:6]
-        model.template = dataclasses.replace(model.template, stop=marker)
+        model.template = dataclasses.replace(model.template, stops=(marker,))
         assert model.generate(["tell me"], max_new_tokens=20) == [whole[: whole.index(marker)]]
 
     def test_photos_and_marks_that_differ_are_refused(
