@@ -151,7 +151,8 @@ def _parse_self_instruct(row: Row, where: str) -> Iterator[Parsed]:
 def _instruction(row: Row, given: Any, output: Any, where: str) -> Parsed:
     question = text(row["instruction"], "'instruction'", where)
     if given.strip() if isinstance(given, str) else not is_absent(given):
-        question = f"{question}\n{text(given, repr('input'), where)}"
+        given = text(given, "'input'", where)
+        question = f"{question}\n{given}" if question.strip() else given
     draft = Draft()
     _add_history(row, where, draft)
     draft.add(Turn("user", question))

@@ -197,8 +197,10 @@ def _part(part: Any, here: str, marks: list[Mark]) -> str:
 def _shown(part: Mapping[str, Any], here: str) -> Mark:
     photo = photo_in({key: part[key] for key in _PHOTO_KEYS if key in part}, here)
     index = part.get("index")
-    if is_null(index) or photo is not None:
+    if is_null(index):
         return photo  # without one of its own, the photo stands in the row's image column
+    if photo is not None:
+        raise RowError(f"{here}: an image part has a photo and an index; give one of them")
     if type(index) is float and index.is_integer():  # pandas, of a column with nulls
         index = int(index)
     if type(index) is not int or index < 0:

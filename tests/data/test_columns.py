@@ -368,6 +368,7 @@ def test_image_parts_with_an_index_show_that_photo_of_the_row(
     assert read(row(1, images=[None, uri(A)])).images == (A,)
     assert "index 3, and the row has no such photo" in refused(row(0, 1, 2, 3))
     assert "has the index -1" in refused(row(-1))
+    assert "a photo and an index" in refused(row_with({"type": "image", "image": uri(A), "index": 0}, images=[uri(A)]))
     assert "1 <image> mark(s) but 3 photo(s)" in refused(row(1))
 
 
@@ -445,6 +446,10 @@ def test_indentation_is_learned(name: str, read: Callable[[Any], Conversation], 
     inputs = ModelInputs(byte_tokenizer, get_template(name, byte_tokenizer))
     [only] = learned(read({"prompt": "def f(x):", "completion": "    y = x + 1"}), inputs)
     assert "    y = x + 1" in only
+
+
+def test_an_input_without_an_instruction_is_the_question(read: Callable[[Any], Conversation]) -> None:
+    assert read({"instruction": "", "input": "What?", "output": "That."}).turns == PLAIN
 
 
 def test_one_space_before_a_completion_is_gpt3s_convention(read: Callable[[Any], Conversation]) -> None:
