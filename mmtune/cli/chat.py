@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
@@ -48,6 +48,8 @@ class ChatOptions:
         max_new_tokens: the most tokens an answer may have.
         thinking_tokens: let the model think before it answers, at most so many tokens, and show the thought; 0 has it
             answer at once. For models whose template can ask for it, as Qwen3's.
+        past_window: what becomes of a conversation longer than the model reads: refuse what is said, or shorten it by
+            the oldest questions, with their answers and photos.
         seed: the same one draws the same answers.
         device: auto (the GPU where there is one), cpu, cuda, cuda:1.
         web: serve a page for a browser on this machine.
@@ -66,6 +68,7 @@ class ChatOptions:
     top_p: float = 1.0
     max_new_tokens: int = 256
     thinking_tokens: int = 0
+    past_window: Literal["refuse", "shorten"] = "refuse"
     seed: int | None = None
     device: str = "auto"
     web: bool = False
@@ -95,7 +98,12 @@ def main(argv: list[str]) -> int:
     from mmtune.models.chat import Chat, Sampling, check_thinking
 
     sampling = Sampling(
-        options.temperature, options.top_p, options.max_new_tokens, options.seed, options.thinking_tokens
+        options.temperature,
+        options.top_p,
+        options.max_new_tokens,
+        options.seed,
+        options.thinking_tokens,
+        options.past_window,
     )
     photos = [open_photo(Path(options.image), "--image")] if options.image is not None else []
     models = [load(options.model, options.device, language=options.language, template=options.template)]
@@ -134,7 +142,7 @@ class Conversation:
             photos: shown with what is said first.
         """
         self._chat, self._sampling, self._photos = chat, sampling, photos
-        self._live = sys.stdin.isatty()
+        self._live, self._forgotten = sys.stdin.isatty(), 0
 
     def run(self) -> None:
         """Talk until the user leaves.
@@ -181,6 +189,7 @@ class Conversation:
                 for piece in pieces:
                     print(visible(piece), end="", flush=True)
             print(flush=True)
+            self._tell_of_window()
         except UserError:
             self._photos = photos
             raise
@@ -188,6 +197,16 @@ class Conversation:
             if not self._live:
                 raise
             print(" (stopped)", flush=True)
+
+    def _tell_of_window(self) -> None:
+        """Say what the model's window took, on stderr, where it is no part of the answer."""
+        window = self._chat.model.window
+        if self._chat.finish_reason == "window":
+            print(f"(cut off: the model reads {window:,} tokens; /reset begins anew)", file=sys.stderr, flush=True)
+        if self._chat.forgotten > self._forgotten:
+            told = f"(the first {self._chat.forgotten // 2} questions with their answers are forgotten"
+            print(f"{told}: the model reads {window:,} tokens)", file=sys.stderr, flush=True)
+        self._forgotten = self._chat.forgotten
 
     def _command(self, line: str) -> bool:
         """Do what a line that begins with a slash asks. False if that is to leave."""

@@ -200,7 +200,9 @@ class ChatApp:
                     finally:
                         pieces.close()
                     seconds = time.perf_counter() - begun
-                    yield _line(done={"tokens": chat.counts.generated - before, "seconds": round(seconds, 2)})
+                    cut = {"window": chat.model.window} if chat.finish_reason == "window" else {}
+                    spent = {"tokens": chat.counts.generated - before, "seconds": round(seconds, 2)}
+                    yield _line(done=spent | cut | ({"forgotten": chat.forgotten // 2} if chat.forgotten else {}))
         except UserError as error:
             yield _line(error=visible(str(error)))
         except RuntimeError as error:

@@ -16,10 +16,11 @@ from mmtune.data.templates import THOUGHT_END
 from mmtune.errors import UserError
 from mmtune.models.attention import use_attention
 from mmtune.models.calls import Photos, check_sampling, one_text, photos_of_turn, stop_strings
-from mmtune.models.generation import Answer, Ending
+from mmtune.models.generation import Answer, Ending, FinishReason, Response
 from mmtune.models.inference import Counts
 from mmtune.models.prefixes import Keys, common_prefix
 from mmtune.models.prompts import PromptEncoder
+from mmtune.models.window import PastWindow, answer_room, by_room, checked_past_window
 
 if TYPE_CHECKING:
     from mmtune.models.vlm import VisionLanguageModel
@@ -35,6 +36,8 @@ class Sampling:
         max_new_tokens: the most tokens an answer may have.
         seed: the same one draws the same answer; None draws another each time.
         thinking_tokens: let the model think before it answers, at most so many tokens; 0 has it answer at once.
+        past_window: what becomes of a conversation longer than the model reads: `refuse` the turn, or `shorten` it by
+            the oldest questions, with their answers and photos.
 
     Raises:
         UserError: a number is out of its range.
@@ -45,8 +48,10 @@ class Sampling:
     max_new_tokens: int = 256
     seed: int | None = None
     thinking_tokens: int = 0
+    past_window: PastWindow = "refuse"
 
     def __post_init__(self) -> None:
+        checked_past_window(self.past_window)
         check_sampling({"temperature": self.temperature, "top_p": self.top_p})
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens {self.max_new_tokens}: give at least 1")
@@ -91,6 +96,8 @@ class Chat:
         turns: what was said, without the system prompt.
         photos: those of all turns, in order.
         counts: tokens computed, reused and generated.
+        forgotten: how many of the turns, from the first on, the model is no longer shown.
+        finish_reason: why the last answer ended: `stop`, `length` or `window`; None before there is one.
     """
 
     def __init__(self, model: VisionLanguageModel, *, system: str | None = None) -> None:
@@ -113,6 +120,8 @@ class Chat:
         self.turns: list[Turn] = []
         self.photos: list[Image.Image] = []
         self.counts = Counts()
+        self.forgotten = 0
+        self.finish_reason: FinishReason | None = None
         self._encoder = PromptEncoder(self.model)
         self._cache = DynamicCache()
         self._known: Keys = np.zeros(0, dtype=np.int64)  # whose keys and values the cache holds
@@ -147,16 +156,16 @@ class Chat:
         shown, stops = photos_of_turn(images), stop_strings(stop)
         turn = Turn("user", self._marked(text, len(shown)))
         photos = [*self.photos, *shown]
-        thinking = sampling.thinking_tokens > 0
-        prompt = self.model.template.prompt([*self._system, *self.turns, turn], thinking=thinking)
+        thinking, self.finish_reason = sampling.thinking_tokens > 0, None
+        prompt, seen = self._prompt(turn, photos, sampling)
         choose, answer, over = sampling.chooser(), "", False
         try:
             if thinking:
-                for piece in self._thought(prompt, photos, sampling.thinking_tokens, choose):
+                for piece in self._thought(prompt, seen, sampling.thinking_tokens, choose):
                     answer += piece
                     yield piece
                 prompt += answer.replace(IMAGE_PLACEHOLDER, "image")
-            for piece in self._answer(prompt, photos, sampling.max_new_tokens, stops, choose):
+            for piece in self._answer(prompt, seen, sampling.max_new_tokens, stops, choose):
                 answer += piece
                 yield piece
             over = True
@@ -180,16 +189,29 @@ class Chat:
             raise UserError(f"{self.model.name} has no vision tower, so it cannot see photos")
         return text
 
-    def _room(self, prompt: int) -> int | None:
-        """How many tokens the model can still read after the prompt, if it knows."""
-        most = getattr(self.model.base_language.config, "max_position_embeddings", None)
-        if most is None:
-            return None
-        if prompt >= most:
-            raise UserError(
-                f"the conversation is {prompt:,} tokens long, and {self.model.name} reads {most:,}; start a new one"
-            )
-        return int(most - prompt)
+    def _prompt(
+        self, turn: Turn, photos: Sequence[Image.Image], sampling: Sampling
+    ) -> tuple[str, Sequence[Image.Image]]:
+        """The conversation as the model is shown it, with its photos; without the oldest turns if that is the rule."""
+        window, room = self.model.window, sampling.max_new_tokens + sampling.thinking_tokens
+        forgotten = self.forgotten
+        while True:
+            turns = self.turns[forgotten:]
+            prompt = self.model.template.prompt([*self._system, *turns, turn], thinking=sampling.thinking_tokens > 0)
+            seen = photos[sum(said.text.count(IMAGE_PLACEHOLDER) for said in self.turns[:forgotten]) :]
+            if window is None:
+                break
+            tokens = len(self._encoder.keys(prompt, seen))
+            if sampling.past_window == "shorten" and turns and tokens + answer_room(window, room) > window:
+                forgotten += 2  # a question and its answer
+                continue
+            if tokens >= window:
+                said = "what is said is" if not turns else "the conversation is"
+                advice = "say less" if not turns else "start a new one, or let it forget its oldest turns (past_window)"
+                raise UserError(f"{said} {tokens:,} tokens long, and {self.model.name} reads {window:,}; {advice}")
+            break
+        self.forgotten = forgotten
+        return prompt, seen
 
     def _thought(
         self, prompt: str, photos: Sequence[Image.Image], most: int, choose: Callable[[torch.Tensor], int]
@@ -211,8 +233,12 @@ class Chat:
     ) -> Iterator[str]:
         """What follows a text, at most so many tokens, each piece once it can no longer change."""
         keys = self._encoder.keys(prompt, photos)
-        room = self._room(len(keys))
-        ending = Ending(most if room is None else min(most, room), stop, self.model.end_ids(), self.model.end_texts())
+        (limit,) = by_room([len(keys)], most, self.model.window)
+        if limit < 1:  # a thought has taken all the room
+            self.finish_reason = "window"
+            return
+        reason: FinishReason = "length" if limit == most else "window"
+        ending = Ending(limit, stop, self.model.end_ids(), self.model.end_texts(), reason)
         known = min(common_prefix(self._known, keys), len(keys) - 1)
         self._known = self._known[:known]
         for layer in self._cache.layers:
@@ -231,7 +257,8 @@ class Chat:
             if len(ready) > len(said) and ready.startswith(said):
                 yield ready[len(said) :]
                 said = ready
-            if answer.over:
+            if isinstance(answer.text, Response):
+                self.finish_reason = answer.text.finish_reason
                 return
             logits = self._read(np.array([token]))
 

@@ -224,7 +224,7 @@ def test_mistakes_are_named_and_nothing_was_said(
         ("What is <image>?", [], r"1 <image> mark\(s\) but 0 photo"),
         ("What?", photos[:1], "no vision tower"),
         ("x \ud83d", [], "surrogate"),
-        ("word " * 2000, [], "start a new one"),
+        ("word " * 2000, [], r"what is said is [\d,]+ tokens long, and .* reads 4,096; say less"),
     ):
         with pytest.raises(UserError, match=complaint):
             heard(chat, text, *images)
@@ -258,3 +258,44 @@ def test_an_answer_ends_where_the_model_can_read_no_further(text_model: VisionLa
     heard(chat, text, sampling=sampling)
     prompt = chat.counts.computed
     assert prompt + chat.counts.generated <= limit
+
+
+@pytest.fixture
+def narrow(build: Callable[..., VisionLanguageModel]) -> VisionLanguageModel:
+    """A model that sees and reads 160 tokens, each a byte; no marker ends its answers."""
+    model = build(vision=True)
+    model.base_language.config.max_position_embeddings = 160
+    with torch.no_grad():
+        model.base_language.get_output_embeddings().weight[256:] = 0
+    return model
+
+
+def test_a_conversation_longer_than_the_window_is_refused(narrow: VisionLanguageModel) -> None:
+    chat, sampling = Chat(narrow), Sampling(max_new_tokens=20)
+    heard(chat, "a" * 50, sampling=sampling)
+    assert chat.finish_reason == "length"
+    before = list(chat.turns)
+    with pytest.raises(UserError, match=r"the conversation is \d+ tokens long, and .* reads 160; start a new one, or"):
+        heard(chat, "b" * 60, sampling=sampling)
+    assert (chat.turns, chat.forgotten) == (before, 0)
+    heard(chat, "b" * 30, sampling=sampling)
+    assert chat.finish_reason == "window"
+
+
+def test_the_oldest_turns_are_forgotten_with_their_photos(
+    narrow: VisionLanguageModel, photos: list[Image.Image]
+) -> None:
+    chat, sampling = Chat(narrow), Sampling(max_new_tokens=20, past_window="shorten")
+    heard(chat, "a" * 20, photos[0], sampling=sampling)
+    heard(chat, "b" * 20, photos[1], sampling=sampling)
+    assert chat.forgotten == 0
+    said = heard(chat, "c" * 20, photos[2], sampling=sampling)
+    assert (chat.forgotten, len(chat.turns), len(chat.photos)) == (2, 6, 3)
+    fresh = Chat(narrow)
+    fresh.turns, fresh.photos = chat.turns[2:4], list(photos[1:2])
+    assert said == heard(fresh, "c" * 20, photos[2], sampling=sampling)
+    with pytest.raises(UserError, match="say less"):
+        heard(chat, "d" * 200, sampling=sampling)
+    assert chat.forgotten == 2
+    with pytest.raises(UserError, match=r"past_window 'cut'"):
+        Sampling(past_window="cut")  # type: ignore[arg-type]

@@ -124,7 +124,9 @@ async function hear(model, message, shown, signal) {
         }
         if (event.done) {
           if (!shown.text.textContent) shown.text.append(element("span", "soft", "(no answer)"));
-          shown.note.textContent = `${event.done.tokens} tokens, ${event.done.seconds} s`;
+          shown.note.textContent = `${event.done.tokens} tokens, ${event.done.seconds} s`
+            + (event.done.window ? `; cut off: the model reads ${event.done.window} tokens` : "")
+            + (event.done.forgotten ? `; questions forgotten: ${event.done.forgotten}` : "");
         }
         if (event.error) throw new Error(event.error);
       });
