@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from mmtune.analysis.untrusted import visible
 PROMPT_CHARACTERS = 3000
 ANSWER_CHARACTERS = 1000
 PHOTO_BYTES = 6 * 2**20  # of all photos on a page
+_LARGEST_PHOTO = 2**18  # bytes of one, of which those that are kept have a few thousand
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -104,11 +105,15 @@ def _photos(folders: Iterable[Path], wanted: dict[str, str]) -> dict[str, bytes]
     return found
 
 
-def _read_photos(file: Path, names: Iterable[str]) -> Iterable[tuple[str, bytes]]:
-    """Photos by name; nothing from a file that is missing or damaged, since a page does without them."""
+def _read_photos(file: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Photos by name; nothing from a file that is missing, damaged or compressed, since a page does without them."""
     try:
         with zipfile.ZipFile(file) as archive:
-            there = set(archive.namelist())
-            return [(name, archive.read(f"{name}.jpg")) for name in names if f"{name}.jpg" in there]
-    except (OSError, zipfile.BadZipFile):
-        return []
+            members = {member.filename: member for member in archive.infolist()}
+            for name in names:
+                member = members.get(f"{name}.jpg")
+                # as the evaluator writes them; what is compressed may be a thousand times as large
+                if member and member.compress_type == zipfile.ZIP_STORED and member.file_size <= _LARGEST_PHOTO:
+                    yield name, archive.read(member)
+    except Exception:  # zipfile raises what it meets: names that are not UTF-8, members with a password
+        return

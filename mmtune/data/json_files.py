@@ -7,13 +7,15 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from mmtune.errors import UserError, brief
 
 # A row that cannot even be read comes as the exception that says so
 NumberedRows = Iterator[tuple[int, Any]]
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
+_LONGEST = 2**26  # bytes or characters of a row; what one says takes thirty times as much memory at the worst
+_LINES = "JSON Lines have an object on each line"
 _CHUNK = 2**20  # characters read at a time
 _TAIL = 12  # characters at the end of what was read that may mean something else once more is read
 
@@ -28,11 +30,19 @@ def json_lines(path: Path) -> NumberedRows:
         encoding = json.detect_encoding(stream.read(4))
         stream.seek(0)
         if encoding.startswith("utf-8"):
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(_lines(stream), 1):
                 if line.strip():
                     yield number, _json_or_error(line)
         else:
             yield from _wide_lines(path, io.TextIOWrapper(stream, encoding, newline="\n"))
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is longer than `_LONGEST`, no more than shows that."""
+    while line := stream.readline(_LONGEST + 1):
+        yield line
+        while len(line) > _LONGEST and not line.endswith(b"\n"):
+            line = stream.readline(_LONGEST + 1)
 
 
 def _wide_lines(path: Path, stream: IO[str]) -> NumberedRows:
@@ -142,6 +152,8 @@ class _Window:
 
     def _more(self) -> bool:
         """Read on, each time as much as there is, so that a long row is not parsed too often; False at the end."""
+        if len(self._text) - self._position > _LONGEST:
+            raise ValueError(f"a row of more than {_LONGEST:,} characters: {self.place(0)}")
         chunk = self._stream.read(max(_CHUNK, len(self._text) - self._position))
         if not chunk:
             return False
@@ -170,6 +182,8 @@ def _wrapped_rows(path: Path, text: str) -> NumberedRows:
 
 
 def _json_or_error(line: str | bytes) -> Any:
+    if len(line) > _LONGEST:
+        return ValueError(f"a line of more than {_LONGEST:,} bytes, longer than any row; {_LINES}")
     try:
         return json.loads(line, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from mmtune.files import parse_json
 
 LAYOUT = 2
 _FIELDS = {field.name for field in dataclasses.fields(Answer)}
+_LARGEST = 2**26  # bytes of one answer
 _BUSY_SECONDS = 60.0  # how long a process waits for another one that is writing
 
 _TABLES = f"""
@@ -51,15 +52,32 @@ class Database:
         self._path = path
         with self._explained():
             self._connection = sqlite3.connect(path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            if self._one("PRAGMA quick_check(1)") != "ok":
-                raise self._damaged("the check finds broken pages")
+            self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST)
+            self._connection.execute("PRAGMA trusted_schema=OFF")
             layout = self._one("PRAGMA user_version")
             if layout not in (0, LAYOUT):
                 problem = f"written by another version of mmtune (layout {layout}, not {LAYOUT})"
                 raise UserError(f"{path}: {problem}; choose another --out, or delete the file to ask again")
+            self._check_schema()
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            if self._one("PRAGMA quick_check(1)") != "ok":
+                raise self._damaged("the check finds broken pages")
             self._connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={LAYOUT}; COMMIT")
+
+    def _check_schema(self) -> None:
+        """Refuse a file with more than our own tables in it, or with others by their names.
+
+        Views, triggers, computed columns and checks are programs that SQLite runs when the file is read or written, the
+        check of its pages included.
+        """
+        schema = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+        own = sqlite3.connect(":memory:")
+        own.executescript(_TABLES)
+        expected = set(own.execute(schema))
+        own.close()
+        if strange := sorted(str(name) for kind, name, *rest in set(self._connection.execute(schema)) - expected):
+            raise self._damaged(f"it holds {strange[0]!r}, which is no table of answers")
 
     def close(self) -> None:
         """Close the file."""
@@ -141,7 +159,7 @@ class Database:
             if kind == "SQLITE_FULL":
                 advice = "free some space and run the same command again, it goes on where it stopped"
                 raise UserError(f"{self._path}: the disk is full; {advice}") from None
-            if kind.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            if kind.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_TOOBIG")):
                 raise self._damaged(str(error)) from None
             if kind.startswith("SQLITE_BUSY"):
                 raise UserError(f"{self._path}: another process has kept it locked; wait for it or stop it") from None

@@ -24,6 +24,7 @@ from mmtune.hub import go_offline_if_unreachable
 from mmtune.models import pretrained
 from mmtune.models.adapters import adapted_experts, adapted_layers
 from mmtune.models.complaints import complaining
+from mmtune.models.gguf_header import check_gguf
 from mmtune.models.interop.chat import chat_template_of
 from mmtune.models.interop.llava_hf import TransformersLlava
 from mmtune.models.interop.sources import load_source_language, open_source
@@ -222,6 +223,7 @@ def _converted(gguf: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     print(f"Converting {gguf.name} once, to {folder} ...", file=sys.stderr, flush=True)
+    check_gguf(gguf)
     with complaining(lambda error: UserError(f"{gguf}: not a GGUF file that transformers can read: {reason(error)}")):
         tokenizer, quantised = pretrained.load_gguf(gguf)
     config = AutoConfig.for_model(quantised.config.model_type)
