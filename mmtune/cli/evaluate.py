@@ -32,6 +32,8 @@ class EvaluateOptions:
             path on somebody's machine, say).
         template: how the model writes conversations down (vicuna_v1, llama_2, chatml, tokenizer), in place of what is
             recorded. Folders of the released LLaVA code do not record it: vicuna_v1 is taken for them.
+        template_date: the date (2026-01-31) that a template writes which asks for today's: by default what the model is
+            recorded with, else the day on which the evaluation in --out began.
         tasks: only these tasks of the suite, separated by commas.
         limit: only the first so many rows of each task.
         data_root: read DIR/hub/<hub id>/<config>/<split>.parquet in place of the Hugging Face hub.
@@ -59,6 +61,7 @@ class EvaluateOptions:
     out: str
     language: str | None = None
     template: str | None = None
+    template_date: str | None = None
     tasks: str | None = None
     limit: int | None = None
     data_root: str | None = None
@@ -102,6 +105,7 @@ def _evaluate(options: EvaluateOptions) -> Results:
         options.suite,
         language=options.language,
         template=options.template,
+        template_date=options.template_date,
         out=options.out,
         tasks=names,
         limit=options.limit,

@@ -28,6 +28,7 @@ class ExportOptions:
             path on somebody's machine, say).
         template: how the model writes conversations down (vicuna_v1, llama_2, chatml, tokenizer), in place of what is
             recorded. Folders of the released LLaVA code do not record it: vicuna_v1 is taken for them.
+        template_date: what the template writes for the day's date (2026-01-31), in place of what is recorded.
         dtype: of the weights; `auto` is that of the base's files. `peft` holds only what was trained, and keeps it as
             it was.
         max_shard_size: the most that one file of weights may hold, as 500MB or 5GB.
@@ -38,6 +39,7 @@ class ExportOptions:
     out: str
     language: str | None = None
     template: str | None = None
+    template_date: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_shard_size: str = "5GB"
 
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
     from mmtune.models.interop.export import export, load_for_export
     from mmtune.models.saving import read_spec
 
-    other = {"language": options.language, "template": options.template}
+    other = {"language": options.language, "template": options.template, "template_date": options.template_date}
     card = model_card(reference, read_spec(reference, **other).to_dict(), options.to)
     model = load_for_export(reference, options.to, **other)
     export(model, options.to, folder, dtype=options.dtype, max_shard_size=options.max_shard_size, card=card)

@@ -36,6 +36,7 @@ from mmtune.models.weightless import adapters_note
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
 from mmtune.training.checkpoint_reading import guard_checkpoints
+from mmtune.training.dates import keep_date
 from mmtune.training.ledger import Ledger
 from mmtune.training.loggers import check_loggers, choose_loggers, named_loggers
 from mmtune.training.module import InstructionTuning
@@ -65,6 +66,8 @@ class SaveConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the resolved config before anything is computed, and tell it the loggers."""
+        assert isinstance(pl_module, InstructionTuning)
+        self.config.model.template_date = pl_module.spec.template_date
         if trainer.is_global_zero:
             target = Path(trainer.default_root_dir) / "config.yaml"
             with atomic_path(target) as temporary:
@@ -174,6 +177,8 @@ class TrainingCLI(LightningCLI):
         """Look for the loggers' packages before anything is made."""
         trainer = self._get(self.config, "trainer", default={})
         check_loggers(trainer.get("logger"))
+        if self.subcommand == "fit":
+            keep_date(self.config.fit.model, Path(self._get(self.config, "out")))
         super().instantiate_classes()
 
     def before_fit(self) -> None:

@@ -15,12 +15,20 @@ from mmtune.errors import UserError, reason
 _FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False, **names: Any) -> str:
+def render_chat(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    source: str | None = None,
+    prompt: bool = False,
+    **names: Any,
+) -> str:
     """Render messages with the chat template of a tokenizer.
 
     Args:
         tokenizer: of transformers.
         messages: with role and content.
+        source: in place of the template that the tokenizer carries.
         prompt: begin the assistant's turn at the end.
         names: what else the template may use.
 
@@ -29,7 +37,8 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, prompt
         TemplateError: it refuses the messages, or is no template.
     """
     names = tokenizer.special_tokens_map | names
-    return render_source(tokenizer.get_chat_template(), messages, str(tokenizer.name_or_path), prompt=prompt, **names)
+    source = source or tokenizer.get_chat_template()
+    return render_source(source, messages, str(tokenizer.name_or_path), prompt=prompt, **names)
 
 
 def render_source(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -190,6 +191,13 @@ def missing_row(ids: np.ndarray, embedding_rows: int | None, tokenizer: Any) -> 
         return None
     token = tokenizer.convert_ids_to_tokens(most)
     return f"the text spells {token!r}, token {most}, and the model's embedding has {embedding_rows} rows; reword it"
+
+
+def tokenizer_content(tokenizer: Any) -> list[Any]:
+    """All that decides the ids which a fast tokenizer gives to a text, as JSON can hold it; no name is part of it."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    settings = {key: value for key, value in backend.items() if key not in ("padding", "truncation")}  # a caller's
+    return [settings, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
 
 
 @dataclass

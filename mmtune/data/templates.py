@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from mmtune.data import template_faults as faults
 from mmtune.data.chat_rendering import render_chat
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
+from mmtune.data.template_date import dated, reads_clock
 from mmtune.data.turn_ends import Messages, TurnEnds, find_turn_ends
 from mmtune.errors import RowError, UserError, did_you_mean, reason
 
@@ -99,6 +100,7 @@ class Template:
         default_system: the system prompt of conversations that bring none; None where the template has none.
         thinking: whether a prompt can ask for a thought before the answer, or always does.
         source: what else decides the text that is written: the jinja source of a tokenizer's own.
+        reads_clock: whether it may write the date of the day on which it is used.
         untrainable: why nothing can be learnt with it; "" where it can.
         left_out: why earlier answers are not learnt, where some are not.
     """
@@ -109,6 +111,7 @@ class Template:
     default_system: str | None = None
     thinking: Thinking = "never"
     source: str = ""
+    reads_clock: bool = False
     untrainable: str = ""
     left_out: str = faults.REWRITES
 
@@ -236,8 +239,12 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
-def tokenizer_template(tokenizer: Any) -> Template:
+def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
     """The template that the tokenizer carries (`tokenizer.chat_template`).
+
+    Args:
+        tokenizer: carries it.
+        date: what it writes for the day's date; None leaves it to ask the clock.
 
     Raises:
         UserError: it carries none.
@@ -248,12 +255,12 @@ def tokenizer_template(tokenizer: Any) -> Template:
             f"choose one of {', '.join(TEMPLATES)}"
         )
 
-    in_parts, source = takes_parts(tokenizer), tokenizer.chat_template
+    in_parts, source = takes_parts(tokenizer), dated(tokenizer.get_chat_template(), date)
 
     def render(turns: Messages, *, prompt: bool, thinking: bool = False) -> str:
         messages = [turn | {"content": content_parts(turn["content"])} for turn in turns] if in_parts else turns
         try:
-            text = render_chat(tokenizer, messages, prompt=prompt, enable_thinking=thinking)
+            text = render_chat(tokenizer, messages, source=source, prompt=prompt, enable_thinking=thinking)
         except TemplateError as error:  # templates refuse what they cannot write as they like, say a system prompt
             said = faults.refused(reason(error), turns, lambda others: rendered(others, prompt) is not None)
             raise _NoPlaceError(said) from None
@@ -306,6 +313,7 @@ def tokenizer_template(tokenizer: Any) -> Template:
         ends.markers or tuple(filter(None, [ends.next_turn])),
         thinking=modes(),
         source=source,
+        reads_clock=reads_clock(source),
         untrainable=faults.NO_END if ends.missing else "",
         left_out=faults.NO_END_BETWEEN if ends.missing_between else faults.REWRITES,
     )
@@ -340,14 +348,14 @@ def adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
-def get_template(name: str, tokenizer: Any) -> Template:
-    """The template of that name; `tokenizer` takes the tokenizer's own.
+def get_template(name: str, tokenizer: Any, date: str | None = None) -> Template:
+    """The template of that name; `tokenizer` takes the tokenizer's own, which may be told the day's date.
 
     Raises:
         UserError: no such template.
     """
     if name == TOKENIZER_TEMPLATE:
-        return tokenizer_template(tokenizer)
+        return tokenizer_template(tokenizer, date)
     if name not in TEMPLATES:
         raise UserError(f"--model.template {name}: {did_you_mean(name, [*TEMPLATES, TOKENIZER_TEMPLATE])}")
     return TEMPLATES[name]

@@ -140,7 +140,7 @@ def fingerprint(inputs: ModelInputs) -> str:
         [
             [inspect.getsource(module) for module in _CODE],
             [tokenizers.__version__, transformers.__version__],
-            [type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map],
+            [type(tokenizer).__name__, *encoding.tokenizer_content(tokenizer)],
             [template.source, template.default_system],
             [template.name, inputs.tokens_per_photo, rendered, probed],
         ]

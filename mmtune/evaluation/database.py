@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS answers (
     key TEXT NOT NULL, row INTEGER NOT NULL, answer TEXT NOT NULL,
     PRIMARY KEY (key, row)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -133,6 +134,17 @@ class Database:
         with self._explained(), self._transaction():
             for table in ("chunks", "answers"):
                 self._connection.execute(f"DELETE FROM {table} WHERE key=?", [key])
+
+    def noted(self, name: str) -> str | None:
+        """What was noted of the evaluation under a name, or None."""
+        with self._explained():
+            found = self._connection.execute("SELECT value FROM notes WHERE name=?", [name]).fetchone()
+        return None if found is None else str(found[0])
+
+    def note(self, name: str, value: str) -> None:
+        """Note something of the evaluation, in place of what was noted under the name."""
+        with self._explained(), self._transaction():
+            self._connection.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", [name, value])
 
     def _one(self, query: str, *values: str) -> str | int:
         value: str | int = self._connection.execute(query, values).fetchone()[0]

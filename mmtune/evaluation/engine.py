@@ -24,6 +24,7 @@ from mmtune.evaluation.database import Database
 from mmtune.evaluation.dataset import check_data, load_rows
 from mmtune.evaluation.outside_metrics import check_outside_metrics
 from mmtune.evaluation.progress import Reporter
+from mmtune.evaluation.prompt_date import fix_date
 from mmtune.evaluation.prompting import Question, Renderer
 from mmtune.evaluation.protocol import BATCH_TOKENS, AnsweringModel, fold_adapters, load_model, usage_of
 from mmtune.evaluation.remarks import of_failures, of_figures, of_questions, of_window
@@ -44,6 +45,7 @@ def evaluate(
     *,
     language: str | None = None,
     template: str | None = None,
+    template_date: str | None = None,
     out: str | Path | None = None,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
@@ -71,6 +73,8 @@ def evaluate(
         suite: the suite, or the name or file of one.
         language: of a model given by its path, see `VisionLanguageModel.from_pretrained`.
         template: of a model given by its path, see `VisionLanguageModel.from_pretrained`.
+        template_date: what a chat template writes that asks for today's date; None takes what the model is recorded
+            with, else the day on which the evaluation in `out` began.
         out: where to keep answers as they come in, and to write `results.json` and `samples/` after every finished
             task; None writes nothing.
         tasks: only these tasks of the suite.
@@ -119,7 +123,8 @@ def evaluate(
             earlier = store.finished() if store is not None else {}
             ready = model
             if isinstance(ready, (str, Path)):
-                ready = load_model(ready, device, language=language, template=template)
+                ready = load_model(ready, device, language=language, template=template, template_date=template_date)
+            date = fix_date(ready, template_date, database)
             check_model(ready, chosen)
             fingerprint = ready.fingerprint
             if ready is not model:
@@ -136,6 +141,7 @@ def evaluate(
                 batch_tokens=batch_tokens,
                 resume=resume,
                 strict=strict,
+                template_date=date,
             )
             return evaluation.run(plan, chosen, earlier, store if workers.first else None)
         finally:
@@ -199,11 +205,12 @@ class _Evaluation:
     batch_tokens: int
     resume: bool
     strict: bool
+    template_date: str | None
 
     def run(self, suite: Suite, chosen: Sequence[Task], earlier: dict[str, TaskResult], store: Store | None) -> Results:
         """Run the chosen tasks of a suite; earlier results of its other tasks that still hold stay among them."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        results = Results(suite.name, self.model.name, now, versions())
+        results = Results(suite.name, self.model.name, now, versions(), template_date=self.template_date)
         known: dict[str, TaskResult] = {}
         for task in suite.tasks:
             old = earlier.get(task.name)

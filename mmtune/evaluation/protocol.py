@@ -94,7 +94,12 @@ class AnsweringModel(Protocol):
 
 
 def load_model(
-    path: str | Path, device: str = "auto", *, language: str | None = None, template: str | None = None
+    path: str | Path,
+    device: str = "auto",
+    *,
+    language: str | None = None,
+    template: str | None = None,
+    template_date: str | None = None,
 ) -> AnsweringModel:
     """Load a run, a saved model, or a plain language model by folder or hub id.
 
@@ -104,6 +109,7 @@ def load_model(
             bfloat16 on CUDA.
         language: see `VisionLanguageModel.from_pretrained`.
         template: see `VisionLanguageModel.from_pretrained`.
+        template_date: see `VisionLanguageModel.from_pretrained`.
 
     Raises:
         UserError: no model there, or no such device here.
@@ -123,7 +129,7 @@ def load_model(
         raise UserError(f"--device {device}: cannot be used here ({reason}); try --device auto") from None
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     model: AnsweringModel = VisionLanguageModel.from_pretrained(
-        path, device=where, dtype=dtype, language=language, template=template
+        path, device=where, dtype=dtype, language=language, template=template, template_date=template_date
     )
     return model
 

@@ -100,6 +100,7 @@ class Results:
         versions: of mmtune, Python and the libraries that matter.
         tasks: by name, in the suite's order.
         samples: of the tasks asked for, by name, in the order of the rows.
+        template_date: what the chat template writes for the day's date; None where it writes none.
     """
 
     suite: str
@@ -108,6 +109,7 @@ class Results:
     versions: dict[str, str]
     tasks: dict[str, TaskResult] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+    template_date: str | None = None
 
     @property
     def averages(self) -> dict[str, float | None]:
@@ -132,6 +134,7 @@ class Results:
             "model": self.model,
             "created": self.created,
             "versions": self.versions,
+            "template_date": self.template_date,
             "tasks": {name: dataclasses.asdict(task) for name, task in self.tasks.items()},
             "averages": self.averages,
             "cost": self.cost,

@@ -102,6 +102,7 @@ class ModelSpec:
         quantise: keep the language model's linear layers in 4 bits (NF4, doubly quantised) or 8 (bitsandbytes).
         language_trained: the language model was finetuned in full, so its weights are saved too.
         seed: of the projector's and the adapters' first weights.
+        template_date: what the template writes for the day's date; None leaves it to ask the clock, if it does.
     """
 
     language: str
@@ -112,6 +113,7 @@ class ModelSpec:
     quantise: Quantisation | None = None
     language_trained: bool = False
     seed: int = 42
+    template_date: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

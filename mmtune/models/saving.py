@@ -8,8 +8,6 @@ MODEL/language/               the language model, in transformers' format, if it
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from mmtune.data.template_date import check_date
 from mmtune.errors import UserError, reason
 from mmtune.files import SCHEMES, atomic_path, locate, read_json, write_json
 from mmtune.models.complaints import complaining
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from mmtune.models.vlm import VisionLanguageModel
 
 FORMAT = 1
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SPEC_FILE, PROJECTOR_FILE, ADAPTER_FOLDER, LANGUAGE_FOLDER = (
     "mmtune.json",
     "projector.safetensors",
@@ -44,13 +42,16 @@ def model_folder(reference: str) -> Path | None:
     return next((p for p in (path, path / "model") if (p / SPEC_FILE).is_file()), None)
 
 
-def read_spec(reference: str, *, language: str | None = None, template: str | None = None) -> ModelSpec:
+def read_spec(
+    reference: str, *, language: str | None = None, template: str | None = None, template_date: str | None = None
+) -> ModelSpec:
     """What a saved model is made of, ours or another tool's; a plain language model is one without a tower.
 
     Args:
         reference: a run, a saved model, a LLaVA of another tool, or a language model.
         language: the language model that adapters or a projector belong to, in place of the one that they name.
         template: in place of the one that is recorded.
+        template_date: in place of the one that is recorded.
 
     Raises:
         UserError: there is no model there, or it has a language model of its own.
@@ -58,6 +59,8 @@ def read_spec(reference: str, *, language: str | None = None, template: str | No
     spec = _read_spec(reference, language)
     if template is not None:
         spec.template = template
+    if template_date is not None:
+        spec.template_date = check_date(template_date, "--template-date")
     return spec
 
 
@@ -107,9 +110,11 @@ def load(
     dtype: torch.dtype,
     language: str | None = None,
     template: str | None = None,
+    template_date: str | None = None,
 ) -> VisionLanguageModel:
     """See `VisionLanguageModel.from_pretrained`."""
-    model = cls.assemble(read_spec(reference, language=language, template=template), dtype=dtype)
+    spec = read_spec(reference, language=language, template=template, template_date=template_date)
+    model = cls.assemble(spec, dtype=dtype)
     load_trained(model, reference)
     return model
 
@@ -196,26 +201,6 @@ def trained_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
         if "lora_" in name or (model.spec.lora is None and model.spec.language_trained):
             state[f"language.{name}"] = parameter
     return state
-
-
-def describe(model: VisionLanguageModel) -> str:
-    """The spec, and the sum of all bits and samples of the frozen weights, as one canonical text.
-
-    Names alone would not tell a base that was trained again in the same folder. A model finetuned in full goes by its
-    weights and not by a name, which is the base's before saving and a folder's after.
-    """
-    spec = model.spec.to_dict()
-    if model.spec.lora is None and model.spec.language_trained:
-        spec["language"] = None
-    trained = set(trained_state(model))
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if name not in trained and not parameter.is_meta:
-            values = parameter.detach().flatten()
-            total = int(values.view(_INTEGERS[values.element_size()]).sum(dtype=torch.int64))
-            digest.update(f"{name} {list(parameter.shape)} {parameter.dtype} {total}".encode())
-            digest.update(values[:: max(1, len(values) // 256)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return json.dumps({**spec, "frozen": digest.hexdigest()}, sort_keys=True)
 
 
 def projector_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from mmtune.models.adapters import add_adapters
 from mmtune.models.attention import PACKED, pack_mask
 from mmtune.models.batches import in_batches, longest_first, padded_batch
 from mmtune.models.calls import Photos, Prompts, check_sampling, choices_of_each, stop_strings, whole_number
+from mmtune.models.fingerprint import fingerprint
 from mmtune.models.fitting import PromptWriter, too_long
 from mmtune.models.generation import Ending, Response, generate_batch
 from mmtune.models.inference import PrefixSharing
@@ -65,7 +65,7 @@ class VisionLanguageModel(nn.Module):
         self.spec, self.tokenizer = spec, tokenizer
         self.language, self.tower, self.projector = language, tower, projector
         language.config._attn_implementation = PACKED
-        self.template = get_template(spec.template, tokenizer)
+        self.template = get_template(spec.template, tokenizer, spec.template_date)
         self.name = spec.language
         self.share_prefixes = True
         self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "reused_tokens": 0}
@@ -124,15 +124,19 @@ class VisionLanguageModel(nn.Module):
         dtype: torch.dtype = torch.float32,
         language: str | None = None,
         template: str | None = None,
+        template_date: str | None = None,
     ) -> VisionLanguageModel:
         """Load a run, a saved or exported model, a LLaVA of transformers or of the released code, or a language model.
 
-        `language` replaces the one that adapters or a projector name, `template` the one that is recorded.
+        `language` replaces the one that adapters or a projector name, `template` the one that is recorded, and
+        `template_date` (2026-01-31) the date that is recorded or that the template would ask the clock for.
 
         Raises:
             UserError: there is no model there, or a part of it is missing.
         """
-        model = saving.load(cls, str(path), dtype=dtype, language=language, template=template)
+        model = saving.load(
+            cls, str(path), dtype=dtype, language=language, template=template, template_date=template_date
+        )
         model.name = str(path)
         return model.to(device).eval()
 
@@ -189,6 +193,11 @@ class VisionLanguageModel(nn.Module):
         layer: nn.Module = self.base_language.get_output_embeddings()
         return layer
 
+    def fix_date(self, date: str) -> None:
+        """Have its template write this date, where it would ask the clock or was told another."""
+        self.spec.template_date = date
+        self.template = get_template(self.spec.template, self.tokenizer, date)
+
     @property
     def thinking(self) -> Thinking:
         """Whether its template lets it think before it answers, or always does."""
@@ -234,12 +243,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that can change an answer: the parts' names, and every trained weight."""
-        digest = hashlib.sha256(saving.describe(self).encode())
-        for name, tensor in sorted(saving.trained_state(self).items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """Changes with anything that can change an answer; see `mmtune.models.fingerprint`."""
+        return fingerprint(self)
 
     # ---------------------------------------------------------------- computing
 
@@ -471,7 +476,7 @@ class VisionLanguageModel(nn.Module):
 
 def model_inputs(spec: ModelSpec, tokenizer: Any) -> ModelInputs:
     """What the data must know of a model, without its weights."""
-    template, rows = get_template(spec.template, tokenizer), embedding_rows(spec.language)
+    template, rows = get_template(spec.template, tokenizer, spec.template_date), embedding_rows(spec.language)
     if spec.vision is None:
         return ModelInputs(tokenizer, template, embedding_rows=rows)
     shape = tower_shape(spec.vision)

@@ -16,6 +16,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import ModelInputs
+from mmtune.data.template_date import check_date, today
 from mmtune.data.templates import get_template
 from mmtune.errors import UserError, check_seed
 from mmtune.models import saving
@@ -45,6 +46,8 @@ class InstructionTuning(pl.LightningModule):
         vision: the tower; leave out for a text-only model.
         projector: `mlp2x_gelu` (where left out) or `linear`.
         template: how the model writes conversations down: vicuna_v1, llama_2, chatml or tokenizer (its own).
+        template_date: the date (2026-01-31) that a chat template writes which asks for today's; by default the day
+            the run began, or what the base is recorded with.
         training_template: the template of the training data; by default `plain` to align, and `template` to tune.
         lora: adapters to train in the tune stage; leave out to finetune in full.
         quantise: keep the frozen language model in 4 bits (nf4: QLoRA) or 8 (int8); what is trained are adapters.
@@ -70,6 +73,7 @@ class InstructionTuning(pl.LightningModule):
         vision: VisionOptions | None = None,
         projector: ProjectorKind | None = None,
         template: str | None = None,
+        template_date: str | None = None,
         training_template: str | None = None,
         lora: LoraOptions | None = None,
         quantise: Quantisation | None = None,
@@ -88,6 +92,8 @@ class InstructionTuning(pl.LightningModule):
         self.stage: Stage = stage
         self.base = base
         self.spec = _spec(base, language, vision, projector, template, lora, quantise, seed)
+        if template_date is not None:
+            self.spec.template_date = check_date(template_date, "--model.template_date")
         if stage == "align" and self.spec.vision is None:
             raise UserError("--model.stage align: there is no projector to align without a tower; give --model.vision")
         if stage == "align" and lora is not None:
@@ -122,7 +128,10 @@ class InstructionTuning(pl.LightningModule):
         Raises:
             UserError: the template writes no end of an answer.
         """
-        template = get_template(self.training_template, self.tokenizer)
+        template = get_template(self.training_template, self.tokenizer, self.spec.template_date)
+        if template.reads_clock:
+            self.spec.template_date = today()
+            template = get_template(self.training_template, self.tokenizer, self.spec.template_date)
         template.check_trainable(f"--model.template {template.name}: {self.spec.language}")
         return dataclasses.replace(model_inputs(self.spec, self.tokenizer), template=template)
 

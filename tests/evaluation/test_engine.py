@@ -115,7 +115,7 @@ def test_what_is_written(suite: Path, data: Path, tmp_path: Path) -> None:
     results = run(Scripted(oracle), suite, data, out=out, limit=5)
     written = json.loads((out / "results.json").read_text())
     assert written == json.loads(json.dumps(results.as_dict()))
-    assert set(written) == {"suite", "model", "created", "versions", "tasks", "averages", "cost"}
+    assert set(written) == {"suite", "model", "created", "versions", "template_date", "tasks", "averages", "cost"}
     assert {
         "modality",
         "n",

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmtune.data.chat_rendering import render_source
 from mmtune.data.conversation import Turn
+from mmtune.data.template_date import dated, split_date
 from mmtune.data.templates import (
     LLAMA_2_SYSTEM,
     TEMPLATES,
@@ -94,19 +95,21 @@ _PROBES = (
 )
 
 
-def jinja_template(name: str, tokenizer: Any) -> str:
+def jinja_template(name: str, tokenizer: Any, date: str | None = None) -> str:
     """A template of ours as jinja, whose messages may be strings or lists of parts.
 
     Args:
         name: as in `--model.template`.
         tokenizer: whose own template `tokenizer` stands for.
+        date: that its own template is told to write; None leaves it as it is.
     """
     if name != TOKENIZER_TEMPLATE:
         return _FLATTEN + _BODIES[name]
-    own: str = tokenizer.chat_template
+    prelude, own = split_date(tokenizer.chat_template)
     at_once = _AT_ONCE if tokenizer_template(tokenizer).thinking == "optional" else ""
     before = at_once + ("" if takes_parts(tokenizer) else _FLATTEN)
-    return own if own.startswith(before) else before + own  # exported once before, it begins so
+    text = own if own.startswith(before) else before + own  # exported once before, it begins so
+    return prelude + text if date is None else dated(text, date)
 
 
 def chat_template_of(reference: str) -> str | None:

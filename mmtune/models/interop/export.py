@@ -29,7 +29,12 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def load_for_export(
-    reference: str, to: Format, *, language: str | None = None, template: str | None = None
+    reference: str,
+    to: Format,
+    *,
+    language: str | None = None,
+    template: str | None = None,
+    template_date: str | None = None,
 ) -> VisionLanguageModel:
     """A model to export, in float32, so that merging adapters rounds once and no more.
 
@@ -40,11 +45,13 @@ def load_for_export(
         to: the format that it is exported to.
         language: see `VisionLanguageModel.from_pretrained`.
         template: see `VisionLanguageModel.from_pretrained`.
+        template_date: see `VisionLanguageModel.from_pretrained`.
 
     Raises:
         UserError: see `VisionLanguageModel.from_pretrained`; or the format cannot hold the model.
     """
-    spec = dataclasses.replace(saving.read_spec(reference, language=language, template=template), quantise=None)
+    spec = saving.read_spec(reference, language=language, template=template, template_date=template_date)
+    spec = dataclasses.replace(spec, quantise=None)
     check(VisionLanguageModel.assemble(spec, meta=True), to)  # before gigabytes are read
     model = VisionLanguageModel.assemble(spec)
     saving.load_trained(model, reference)
@@ -174,7 +181,7 @@ def _write_processor(model: VisionLanguageModel, tokenizer: Any, folder: Path, p
             "vision_feature_select_strategy": strategy,
         },
     )
-    template = jinja_template(model.spec.template, model.tokenizer)
+    template = jinja_template(model.spec.template, model.tokenizer, model.spec.template_date)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
@@ -201,7 +208,7 @@ def _write_peft(model: VisionLanguageModel, folder: Path, dtype: torch.dtype, ma
 def _speaking(model: VisionLanguageModel) -> Any:
     """The tokenizer with the chat template of the model, which may be another than that of its base."""
     tokenizer = copy.deepcopy(model.tokenizer)
-    tokenizer.chat_template = jinja_template(model.spec.template, model.tokenizer)
+    tokenizer.chat_template = jinja_template(model.spec.template, model.tokenizer, model.spec.template_date)
     return tokenizer
 
 

@@ -1,0 +1,59 @@
+"""What decides a model's answers, by content: no name of a file or folder, and no time, is part of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmtune.data.encoding import tokenizer_content
+from mmtune.models import saving
+from mmtune.models.content import hash_weights
+
+if TYPE_CHECKING:
+    from mmtune.models.vlm import VisionLanguageModel
+
+# of a language model's config: what says nothing of how it computes, or is part of the weights
+_NO_MATTER = {
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "quantization_config",
+}
+
+
+def fingerprint(model: VisionLanguageModel) -> str:
+    """A hash of all that can change an answer of a model: weights, configs, tokenizer, template, ends and photos."""
+    trained = saving.trained_state(model)
+    digest = hashlib.sha256(json.dumps(_ingredients(model, set(trained)), sort_keys=True).encode())
+    for name, tensor in sorted(trained.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _ingredients(model: VisionLanguageModel, trained: set[str]) -> dict[str, Any]:
+    spec, tower, template = model.spec, model.tower, model.template
+    config = model.base_language.config.to_dict()
+    computing = {key: value for key, value in config.items() if key not in _NO_MATTER and not key.startswith("_")}
+    photos = None
+    if tower is not None:
+        options = asdict(tower.options) | {"tower": None, "weights": None}
+        photos = [options, asdict(tower.shape), repr(tower.trunk), repr(model.projector)]
+    return {
+        "language": [computing, spec.quantise],
+        "adapters": asdict(spec.lora) if spec.lora else None,
+        "photos": photos,
+        "tokenizer": tokenizer_content(model.tokenizer),
+        "template": [template.name, template.source, template.default_system, template.thinking],
+        "ends": [model.end_ids(), list(model.end_texts())],
+        "frozen": hash_weights((n, t) for n, t in model.state_dict().items() if n not in trained),
+    }
