@@ -209,6 +209,8 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
         line(f"over {options.max_length} tokens", f"{too_long} ({too_long / one.conversations:.1%})")
     if one.remarks.markers:
         line("special tokens", f"{len(one.remarks.markers)} with some spelled in the text, read as those tokens")
+    if one.remarks.trimmed:
+        line("white space", f"{len(one.remarks.trimmed)} rows with answers whose first one the template does not write")
     if one.remarks.left_out:
         line("answers left out", f"in {len(one.remarks.left_out)} rows: {one.remarks.left_out_because}")
     if one.unread:
@@ -218,6 +220,7 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
     console.print(table)
     _print_list(console, one.long_rows, "yellow")
     _print_list(console, one.remarks.markers, "yellow")
+    _print_list(console, one.remarks.trimmed, "yellow")
     _print_list(console, one.remarks.left_out, "yellow")
     _print_list(console, one.bad_rows, "red")
     console.print()

@@ -392,6 +392,12 @@ def _report(cli: TrainingCLI) -> None:
             f"Rows with special tokens spelled in their text, which was read as those tokens: {markers['count']} "
             f"(all in {run}/data.json); the first: {markers['rows'][0]}"
         )
+    trimmed = record["rows_with_answers_trimmed"]
+    if trimmed["count"]:
+        _say(
+            f"Rows with answers whose first white space (indentation) the chat template does not write: "
+            f"{trimmed['count']} (all in {run}/data.json); the first: {trimmed['rows'][0]}"
+        )
     left_out = record["rows_with_answers_left_out"]
     if left_out["count"]:
         _say(

@@ -289,6 +289,7 @@ class InstructionData(pl.LightningDataModule):
             "columns_not_read": {source: dict(columns) for source, columns in self.bad_rows.unread.items()},
             "cut_rows": {"count": len(cut), "rows": cut[:1000]},
             "rows_spelling_markers": {"count": len(markers), "rows": markers[:1000]},
+            "rows_with_answers_trimmed": {"count": len(self.remarks.trimmed), "rows": self.remarks.trimmed[:1000]},
             "rows_with_answers_left_out": {
                 "count": len(left_out),
                 "because": self.remarks.left_out_because,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Conversation
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Conversation, Turn
 from mmtune.data.images import Photo
 from mmtune.data.templates import Rendered, Template, adds_bos
 from mmtune.errors import RowError
@@ -209,11 +209,13 @@ class Remarks:
             spell, as LLaVA does: an `</s>` in a text about HTML ends a turn there.
         left_out: how many answers are not learnt.
         left_out_because: why they are not, which is a matter of the template.
+        trimmed: rows with answers whose first white space the template does not write: the indentation of code.
     """
 
     markers: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     left_out_because: str = ""
+    trimmed: list[str] = field(default_factory=list)
 
     def look_at(self, conversation: Conversation, supervised: np.ndarray | None, inputs: ModelInputs) -> None:
         """Note what there is to be known of a row.
@@ -230,6 +232,12 @@ class Remarks:
         if supervised is not None and (missing := answers - _answers_learnt(supervised)):
             self.left_out.append(f"{conversation.where}: {missing} of {answers} answers")
             self.left_out_because = inputs.template.left_out
+        if inputs.template.trims and (lost := sum(map(_begins_blank, conversation.dialogue))):
+            self.trimmed.append(f"{conversation.where}: {lost} of {answers} answers")
+
+
+def _begins_blank(turn: Turn) -> bool:
+    return turn.role == "assistant" and turn.supervised and turn.text[:1].isspace()
 
 
 def _answers_learnt(supervised: np.ndarray) -> int:

@@ -79,6 +79,7 @@ class Survey:
             "bad_rows": {"count": len(self.bad_rows), "messages": self.bad_rows},
             "columns_not_read": dict(self.unread),
             "rows_spelling_markers": {"count": len(self.remarks.markers), "rows": self.remarks.markers},
+            "rows_with_answers_trimmed": {"count": len(self.remarks.trimmed), "rows": self.remarks.trimmed},
             "rows_with_answers_left_out": {
                 "count": len(self.remarks.left_out),
                 "because": self.remarks.left_out_because,

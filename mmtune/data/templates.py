@@ -103,6 +103,7 @@ class Template:
         reads_clock: whether it may write the date of the day on which it is used.
         untrainable: why nothing can be learnt with it; "" where it can.
         left_out: why earlier answers are not learnt, where some are not.
+        trims: whether white space that an answer begins with is not written.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Template:
     reads_clock: bool = False
     untrainable: str = ""
     left_out: str = faults.REWRITES
+    trims: bool = False
 
     def check_trainable(self, where: str) -> None:
         """Refuse a template with which a model could not learn where an answer ends.
@@ -307,6 +309,11 @@ def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
             return "optional"
         return "always" if thinking.rstrip().endswith(THOUGHT_BEGIN) else "never"
 
+    def trims() -> bool:
+        indented = "    a"
+        text = rendered([{"role": "user", "content": "a"}, {"role": "assistant", "content": indented}], False)
+        return text is not None and indented not in text
+
     return Template(
         TOKENIZER_TEMPLATE,
         write,
@@ -316,6 +323,7 @@ def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
         reads_clock=reads_clock(source),
         untrainable=faults.NO_END if ends.missing else "",
         left_out=faults.NO_END_BETWEEN if ends.missing_between else faults.REWRITES,
+        trims=trims(),
     )
 
 

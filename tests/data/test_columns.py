@@ -448,6 +448,23 @@ def test_indentation_is_learned(name: str, read: Callable[[Any], Conversation], 
     assert "    y = x + 1" in only
 
 
+def test_a_template_that_trims_answers_is_told(write_lines: WriteLines) -> None:
+    tokenizer = make_byte_tokenizer()
+    rows = [{"prompt": "a", "response": answer} for answer in ("    y = 1", "y = 1", "y = 1\n    z")]
+    source = write_lines([*rows, {"messages": [ASKED, SAID | {"content": "\tx"}, ASKED, SAID]}])
+    for jinja, told in (
+        (tokenizer.chat_template, []),
+        (tokenizer.chat_template.replace("m['content']", "m['content'] | trim"), ["row 1: 1 of 1", "row 4: 1 of 2"]),
+    ):
+        tokenizer.chat_template = jinja
+        inputs = ModelInputs(tokenizer, get_template("tokenizer", tokenizer))
+        found = survey(source, inputs, max_length=100).summary()["rows_with_answers_trimmed"]
+        assert found == {"count": len(told), "rows": [f"{source}, {one} answers" for one in told]}
+        data = InstructionData(Mixture([source]), inputs=inputs, cache_tokens=False)
+        data.setup()
+        assert data.record["rows_with_answers_trimmed"] == found
+
+
 def test_an_input_without_an_instruction_is_the_question(read: Callable[[Any], Conversation]) -> None:
     assert read({"instruction": "", "input": "What?", "output": "That."}).turns == PLAIN
 
