@@ -20,6 +20,7 @@ from mmtune.cli.train import TrainingCLI, command_line
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
 from mmtune.files import find_resource, resource_folder, write_json
+from mmtune.models.fitness import fitness_of
 from mmtune.models.flops import matrix_product_peak
 from mmtune.models.language import load_config, load_tokenizer
 from mmtune.models.memory import DDP, FSDP, ONE_DEVICE, ZERO_2, ZERO_3, Sharding
@@ -130,8 +131,16 @@ def _plan(cli: PlanCLI, *, compared: bool) -> Plan:
     module: InstructionTuning = cli.model
     data: InstructionData = cli.datamodule
     libraries = peak_host_memory()  # what the libraries take, before anything is computed
+    known = _known_architecture(module.spec.language)
+    fitness = fitness_of(load_config(known), module.spec.language, sees=module.spec.vision is not None)
+    if not fitness.packed:
+        cli.notes.append(fitness.told(module.spec.language))
     rows = _rows(cli)
-    cli.notes += _known_architecture(module)
+    if known != module.spec.language:
+        cli.notes.append(
+            f"{module.spec.language} cannot be reached; its published shape, which mmtune ships, was used."
+        )
+        module.spec.language = known
     cli.notes += filter(None, [adapters_note(module.spec)])
     per_photo = plan.tokens_per_photo(module)
     schedule, dtype = _schedule(cli.trainer_config), _computed_in(cli)
@@ -231,23 +240,21 @@ def _share_of_text(data: InstructionData, module: InstructionTuning) -> float:
     return 0.0 if mixture.visual else 1.0
 
 
-def _known_architecture(module: InstructionTuning) -> list[str]:
-    """Where the language model cannot be asked for its shape, take the published one of the recipes' models."""
-    name = module.spec.language
+def _known_architecture(name: str) -> str:
+    """Where the language model cannot be asked for its shape, the published one of the recipes' models."""
     try:
         load_config(name)
     except UserError:
         if name not in ARCHITECTURES:
             raise
-        module.spec.language = f"package:mmtune/assets/architectures/{ARCHITECTURES[name]}"
-        return [f"{name} cannot be reached; its published shape, which mmtune ships, was used."]
+        return f"package:mmtune/assets/architectures/{ARCHITECTURES[name]}"
     try:
         load_tokenizer(name)
     except VocabularyError:
         raise
     except UserError:
-        return []  # a plan of numbers needs no tokenizer
-    return []
+        return name  # a plan of numbers needs no tokenizer
+    return name
 
 
 def _schedule(trainer: Any) -> plan.Schedule:

@@ -189,6 +189,9 @@ class TrainingCLI(LightningCLI):
         self.model.check_parts()
         if (note := adapters_note(self.model.spec)) is not None:
             rank_zero_only(print)(f"mmtune: note: {note}", file=sys.stderr)
+        if not self.model.fitness.packed:
+            told = self.model.fitness.told(self.model.spec.language)
+            rank_zero_only(print)(f"mmtune: note: {told}", file=sys.stderr)
         check_context(self.model.spec.language, self.datamodule.max_length)
         check_optimizer(self.model.optimizer_name, self.trainer.strategy.root_device)
 

@@ -143,6 +143,9 @@ def evaluate(
                 strict=strict,
                 template_date=date,
             )
+            fitness = getattr(ready, "fitness", None)
+            if fitness is not None and not fitness.packed:
+                evaluation.report.say(fitness.told(ready.name))
             return evaluation.run(plan, chosen, earlier, store if workers.first else None)
         finally:
             database.close()

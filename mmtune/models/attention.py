@@ -18,8 +18,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from mmtune.errors import UserError
-
 varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -63,17 +61,25 @@ def pack_mask(document_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return same.tril()[None, None]
 
 
-def check_window(sliding_window: int | None, longest: int) -> None:
-    """Refuse what a model with windowed attention would compute differently.
-
-    Raises:
-        UserError: a sequence of `longest` tokens is longer than the window.
-    """
-    if sliding_window is not None and longest > sliding_window:
-        raise UserError(
-            f"the language model sees only {sliding_window} tokens back, and a sequence has {longest}; "
-            "sequences that long are not supported for it"
-        )
+def packed_hidden(
+    body: Any,
+    embeddings: torch.Tensor,
+    document_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    document_lengths: list[int],
+    *,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The last hidden states [tokens, hidden] of a pack, by a model whose attention is set to `PACKED`."""
+    out = body(
+        inputs_embeds=embeddings[None],
+        attention_mask=pack_mask(document_ids, embeddings.dtype) if mask is None else mask,
+        position_ids=position_ids[None],
+        document_lengths=document_lengths,
+        use_cache=False,
+    )
+    hidden: torch.Tensor = out.last_hidden_state[0]
+    return hidden
 
 
 def _packed_attention(
@@ -89,9 +95,14 @@ def _packed_attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Query, key and value are [1, heads, tokens, width]; the result is [1, tokens, heads, width]."""
-    if document_lengths is not None:
-        check_window(sliding_window, max(document_lengths))
+    """Query, key and value are [1, heads, tokens, width]; the result is [1, tokens, heads, width].
+
+    A query sees `sliding_window` tokens back, itself included; where that is None, all.
+    """
+    if document_lengths is not None and sliding_window is not None and sliding_window >= max(document_lengths):
+        sliding_window = None
+    if attention_mask is not None and attention_mask.numel() and document_lengths is not None and sliding_window:
+        attention_mask = attention_mask & _band(query.shape[2], sliding_window, query.device)
     if document_lengths is None or (attention_mask is not None and attention_mask.numel()):
         # no pack, or a mask keeps its documents apart
         out, _ = sdpa_attention_forward(
@@ -99,18 +110,38 @@ def _packed_attention(
         )
         return out, None
     if query.is_cuda and not dropout:  # which flash knows none of
-        return _flash(query, key, value, document_lengths, scaling), None
-    documents = [
-        F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        return _flash(query, key, value, document_lengths, scaling, sliding_window), None
+    documents = []
+    for q, k, v in zip(*(t.split(document_lengths, 2) for t in (query, key, value)), strict=True):
+        windowed = sliding_window is not None and q.shape[2] > sliding_window
+        band = _band(q.shape[2], sliding_window, q.device) if windowed and sliding_window else None
+        documents.append(
+            F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=band,
+                dropout_p=dropout,
+                is_causal=band is None,
+                scale=scaling,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
         )
-        for q, k, v in zip(*(t.split(document_lengths, 2) for t in (query, key, value)), strict=True)
-    ]
     return torch.cat(documents, 2).transpose(1, 2), None
 
 
+def _band(tokens: int, window: int, device: torch.device) -> torch.Tensor:
+    """Who sees whom among tokens that see `window` back, themselves included: bool [tokens, tokens]."""
+    return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
 def _flash(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scale: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int],
+    scale: float | None,
+    window: int | None,
 ) -> torch.Tensor:
     # rotary embeddings leave query and key in float32 under autocast
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -124,7 +155,7 @@ def _flash(
         max(lengths),
         max(lengths),
         scale=scale,
-        window_size=(-1, 0),  # causal
+        window_size=(-1 if window is None else window - 1, 0),  # causal
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out[None]

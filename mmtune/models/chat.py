@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from mmtune.models.generation import Answer, Ending, FinishReason, Response
 from mmtune.models.inference import Counts
 from mmtune.models.prefixes import Keys, common_prefix
 from mmtune.models.prompts import PromptEncoder
+from mmtune.models.speaking import spoken
 from mmtune.models.window import PastWindow, answer_room, by_room, checked_past_window
 
 if TYPE_CHECKING:
@@ -89,7 +91,7 @@ class Chat:
     Each turn is rendered with all before it, as in training. Keys and values of the tokens that the text before began
     with too are kept, so that a turn costs its own tokens; where the template writes earlier turns otherwise than they
     were said, or the tokenizer cuts an answer otherwise than the model said it, what follows that place is computed
-    anew. A photo goes through the tower once.
+    anew, as is all of it by a model that is computed one by one. A photo goes through the tower once.
 
     Attributes:
         model: answers.
@@ -239,6 +241,23 @@ class Chat:
             return
         reason: FinishReason = "length" if limit == most else "window"
         ending = Ending(limit, stop, self.model.end_ids(), self.model.end_texts(), reason)
+        answer = Answer(ending, self.model.tokenizer)
+        said = ""
+        follow = self._following if self.model.fitness.packed else self._following_alone
+        with contextlib.closing(follow(keys, ending.max_new_tokens, choose)) as tokens:
+            for token in tokens:
+                self.counts.generated += 1
+                answer.add(token)
+                ready = answer.text if answer.over else ending.settled(answer.text)
+                if len(ready) > len(said) and ready.startswith(said):
+                    yield ready[len(said) :]
+                    said = ready
+                if isinstance(answer.text, Response):
+                    self.finish_reason = answer.text.finish_reason
+                    return
+
+    def _following(self, keys: Keys, most: int, choose: Callable[[torch.Tensor], int]) -> Generator[int, None, None]:
+        """The tokens that follow, what was computed before not computed again."""
         known = min(common_prefix(self._known, keys), len(keys) - 1)
         self._known = self._known[:known]
         for layer in self._cache.layers:
@@ -247,20 +266,20 @@ class Chat:
         logits = self._read(keys[known:])
         self.counts.computed += len(keys) - known
         self.counts.reused += known
-        answer = Answer(ending, self.model.tokenizer)
-        said = ""
-        while True:
+        for _ in range(most):
             token = choose(logits)
-            self.counts.generated += 1
-            answer.add(token)
-            ready = answer.text if answer.over else ending.settled(answer.text)
-            if len(ready) > len(said) and ready.startswith(said):
-                yield ready[len(said) :]
-                said = ready
-            if isinstance(answer.text, Response):
-                self.finish_reason = answer.text.finish_reason
-                return
+            yield token
             logits = self._read(np.array([token]))
+
+    def _following_alone(
+        self, keys: Keys, most: int, choose: Callable[[torch.Tensor], int]
+    ) -> Generator[int, None, None]:
+        """The same by the model's own code, which computes a conversation anew at every turn."""
+        model = self.model
+        with torch.inference_mode():
+            inputs = model.alone.prompt(keys, self._encoder.embed)
+        self.counts.computed += len(keys)
+        yield from spoken(model.base_language, inputs, most, choose)
 
     @torch.inference_mode()
     def _read(self, keys: Keys) -> torch.Tensor:
@@ -268,8 +287,8 @@ class Chat:
         language = self.model.base_language
         embeddings = self._encoder.embed(keys)
         places = torch.arange(len(self._known), len(self._known) + len(keys), device=embeddings.device)
-        with use_attention(language, "sdpa"):
-            hidden = language.base_model(
+        with use_attention(language, self.model.own_attention):
+            hidden = self.model.body(
                 inputs_embeds=embeddings[None],
                 position_ids=places[None],
                 past_key_values=self._cache,
@@ -277,8 +296,7 @@ class Chat:
             ).last_hidden_state
         # only now: where it was interrupted, the next turn cuts off what some layers have and others have not
         self._known = np.concatenate([self._known, keys])
-        logits: torch.Tensor = self.model.output_layer(hidden[:, -1])
-        return logits
+        return self.model.output_layer(hidden[:, -1])
 
 
 def check_thinking(model: VisionLanguageModel, sampling: Sampling) -> None:

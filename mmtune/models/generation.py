@@ -10,13 +10,11 @@ from typing import Any, Literal
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from mmtune.models.attention import use_attention
-
 FinishReason = Literal["stop", "length", "window"]
 _CONTEXT = 16  # tokens that further ones are decoded with; more than a character or a cleaned-up space spans
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of sentencepiece that is one byte of a character
 # a model's own generation_config.json may ask for sampling or for a penalty on repetition
-_PLAIN = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
+PLAIN = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
@@ -153,42 +151,42 @@ class _Ended(StoppingCriteria):  # type: ignore[misc]  # transformers is untyped
 
 
 @torch.inference_mode()
-def generate_batch(
-    language: Any,
-    tokenizer: Any,
-    embeddings: Sequence[torch.Tensor],
-    ending: Ending,
-    options: dict[str, Any],
+def generate(
+    language: Any, tokenizer: Any, inputs: dict[str, torch.Tensor], endings: Sequence[Ending], options: dict[str, Any]
 ) -> tuple[list[str], int]:
-    """Answer a batch.
+    """Answer by transformers' own `generate`.
 
     Args:
         language: the causal language model.
         tokenizer: its tokenizer.
-        embeddings: one [tokens, hidden] tensor per prompt.
-        ending: what ends an answer.
+        inputs: the prompts, as the model takes them.
+        endings: what ends each answer.
         options: of transformers' `generate` (temperature, top_p, …).
 
     Returns:
         The answers, and how many tokens were generated.
     """
-    end_ids = ending.end_ids
-    pad = end_ids[0] if end_ids else 0  # any token that the embedding has: nothing is read after it
-    longest = max(len(e) for e in embeddings)
-    padded = embeddings[0].new_zeros(len(embeddings), longest, embeddings[0].shape[-1])
-    mask = torch.zeros(len(embeddings), longest, dtype=torch.long, device=padded.device)
-    for row, embedded in enumerate(embeddings):
-        padded[row, longest - len(embedded) :] = embedded
-        mask[row, longest - len(embedded) :] = 1
-    answers = [Answer(ending, tokenizer) for _ in embeddings]
-    with use_attention(language, "sdpa"):
-        language.generate(
-            inputs_embeds=padded,
-            attention_mask=mask,
-            max_new_tokens=ending.max_new_tokens,
-            stopping_criteria=StoppingCriteriaList([_Ended(answers)]),
-            eos_token_id=list(end_ids) or None,
-            pad_token_id=pad,
-            **{**_PLAIN, **options},
-        )
+    end_ids = endings[0].end_ids
+    answers = [Answer(ending, tokenizer) for ending in endings]
+    given = next(iter(inputs.values()))
+    mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+    language.generate(
+        **{"attention_mask": mask, **inputs},
+        max_new_tokens=endings[0].max_new_tokens,
+        stopping_criteria=StoppingCriteriaList([_Ended(answers)]),
+        eos_token_id=list(end_ids) or None,
+        pad_token_id=end_ids[0] if end_ids else 0,  # any token that the embedding has: nothing is read after it
+        **{**PLAIN, **options},
+    )
     return [answer.text for answer in answers], sum(answer.tokens for answer in answers)
+
+
+def padded(embeddings: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Prompts of one [tokens, hidden] tensor each, padded on the left, as transformers' `generate` takes them."""
+    longest = max(len(e) for e in embeddings)
+    together = embeddings[0].new_zeros(len(embeddings), longest, embeddings[0].shape[-1])
+    mask = torch.zeros(len(embeddings), longest, dtype=torch.long, device=together.device)
+    for row, embedded in enumerate(embeddings):
+        together[row, longest - len(embedded) :] = embedded
+        mask[row, longest - len(embedded) :] = 1
+    return {"inputs_embeds": together, "attention_mask": mask}

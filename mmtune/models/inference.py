@@ -12,11 +12,11 @@ import torch
 from mmtune.models.attention import use_attention
 from mmtune.models.batches import in_batches
 from mmtune.models.generation import Answer, Ending
+from mmtune.models.head import LOGIT_ROWS
 from mmtune.models.prefixes import Keys, Node, common_prefix, in_tree_order, prefix_tree
 from mmtune.models.tree_attention import TREE, Decoding, TreePack
 
 _PACK_TOKENS = 1024  # computed in one pass; more brings no more speed, only memory
-_LOGIT_ROWS = 256  # of vocabulary size, in float32, at once
 
 
 @dataclass(slots=True)
@@ -58,6 +58,8 @@ class PrefixSharing:
         tokenizer: Any,
         embed: Callable[[Keys], torch.Tensor],
         *,
+        body: Any,
+        head: Callable[[torch.Tensor], torch.Tensor],
         batch_tokens: int,
         share: bool = True,
     ) -> None:
@@ -66,10 +68,13 @@ class PrefixSharing:
             language: a causal language model of transformers.
             tokenizer: its tokenizer.
             embed: gives the embeddings [tokens, hidden] of a sequence's keys.
+            body: the module in it that gives hidden states.
+            head: gives the logits [rows, vocabulary] of hidden states [rows, hidden].
             batch_tokens: tokens whose keys and values may be in memory at once; halved when memory runs out.
             share: False computes every sequence by itself.
         """
         self._language, self._tokenizer, self._embed = language, tokenizer, embed
+        self._body, self._head = body, head
         self._budget, self._share = batch_tokens, share
         self.counts = Counts()
 
@@ -173,9 +178,9 @@ class PrefixSharing:
                         row = rows.setdefault((holder, place - holder.start), len(rows))
                         asked.append((i, row, token))
             hidden = [packs[node].hidden[packs[node].rows(node)][place] for node, place in rows]
-            for start in range(0, len(hidden), _LOGIT_ROWS):
-                logits = self._logits(torch.stack(hidden[start : start + _LOGIT_ROWS])).float().log_softmax(-1)
-                here = [(i, row - start, token) for i, row, token in asked if start <= row < start + _LOGIT_ROWS]
+            for start in range(0, len(hidden), LOGIT_ROWS):
+                logits = self._head(torch.stack(hidden[start : start + LOGIT_ROWS])).float().log_softmax(-1)
+                here = [(i, row - start, token) for i, row, token in asked if start <= row < start + LOGIT_ROWS]
                 found = logits[[row for _, row, _ in here], [token for _, _, token in here]]
                 for (i, _, _), value in zip(here, found.tolist(), strict=True):
                     sums[i] += value
@@ -201,7 +206,7 @@ class PrefixSharing:
 
     def _forward(self, embeddings: torch.Tensor, positions: torch.Tensor, tree: TreePack | Decoding) -> torch.Tensor:
         with use_attention(self._language, TREE):
-            out = self._language.base_model(
+            out = self._body(
                 inputs_embeds=embeddings[None],
                 position_ids=positions.to(embeddings.device)[None],
                 use_cache=False,
@@ -210,12 +215,8 @@ class PrefixSharing:
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._language.get_output_embeddings()(hidden)
-        return logits
-
     def _next_tokens(self, hidden: torch.Tensor) -> list[int]:
-        tokens: list[int] = self._logits(hidden).argmax(-1).tolist()
+        tokens: list[int] = self._head(hidden).argmax(-1).tolist()
         return tokens
 
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
+from mmtune.models.head import Head
 from mmtune.models.language import decoder_blocks
 from mmtune.models.vlm import VisionLanguageModel
 from mmtune.models.weightless import decoder_pass, without_values
@@ -102,7 +103,7 @@ class PackShape:
         return self.photos * self.tokens_per_photo
 
 
-Loss = Callable[[torch.Tensor, torch.Tensor, nn.Module], torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor, Head], torch.Tensor]
 
 
 def step_memory(

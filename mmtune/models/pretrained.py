@@ -81,7 +81,6 @@ def load_causal_model(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
         name,
         config=config,
         trust_remote_code=False,
-        attn_implementation="sdpa",
         generation_config=special_tokens(name),
         output_loading_info=True,
         **options,
@@ -91,7 +90,7 @@ def load_causal_model(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
 
 def build_causal_model(config: Any, **options: Any) -> Any:
     """Build the causal language model of a config, its weights as they are initialised."""
-    return AutoModelForCausalLM.from_config(config, trust_remote_code=False, attn_implementation="sdpa", **options)
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 def model_of_state(kind: Any, config: Any, state: dict[str, torch.Tensor], **options: Any) -> Any:
@@ -103,9 +102,7 @@ def model_of_state(kind: Any, config: Any, state: dict[str, torch.Tensor], **opt
         state: the tensors.
         options: of transformers' `from_pretrained`.
     """
-    return kind.from_pretrained(
-        None, config=config, state_dict=state, trust_remote_code=False, attn_implementation="sdpa", **options
-    )
+    return kind.from_pretrained(None, config=config, state_dict=state, trust_remote_code=False, **options)
 
 
 def load_gguf(file: Path) -> tuple[Any, Any]:

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from mmtune.models.attention import check_window
 from mmtune.models.prefixes import Node
 
 TREE = "mmtune_tree"
@@ -32,12 +31,24 @@ class _Call:
         above: the nodes above them that an earlier pack computed, from the beginning.
         within: the places in this pack of the keys, from the beginning.
         mask: float [queries, keys], 0 where they are seen and -inf where not; None where all are seen.
+        places: of the queries in their sequences, int64 [queries].
+        places_of_keys: the same of the keys.
     """
 
     rows: slice
     above: tuple[Node, ...]
     within: tuple[slice, ...]
     mask: torch.Tensor | None
+    places: torch.Tensor
+    places_of_keys: torch.Tensor
+
+    def mask_within(self, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+        """The mask for queries that see so many tokens back, themselves included; of the type and device of `like`."""
+        if window is None or int(self.places.max()) < window:
+            return self.mask
+        mask = like.new_zeros(len(self.places), len(self.places_of_keys)) if self.mask is None else self.mask
+        beyond = self.places[:, None] - self.places_of_keys[None] >= window
+        return mask.masked_fill(beyond.to(mask.device), float("-inf"))
 
 
 class TreePack:
@@ -65,12 +76,12 @@ class TreePack:
         self.hidden = like.new_empty(0)
         self._earlier = {above: earlier[above] for node in nodes for above in node.path() if above not in self.offsets}
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._longest = max(node.end for node in nodes)
+        self._places = torch.cat([torch.arange(node.start, node.end) for node in nodes])
         self._calls = [call for group in self._neighbours() for call in self._plan(group, like)]
 
     def positions(self) -> torch.Tensor:
         """The place of each token in its sequence: int64 [tokens]."""
-        return torch.cat([torch.arange(node.start, node.end) for node in self.nodes])
+        return self._places
 
     def rows(self, node: Node) -> slice:
         """The places of a node's tokens in the pack."""
@@ -88,13 +99,29 @@ class TreePack:
         return keys[:, rows], values[:, rows]
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
     ) -> torch.Tensor:
-        """One layer's attention, [1, heads, tokens, width] each; the result is [1, tokens, heads, width]."""
+        """One layer's attention, [1, heads, tokens, width] each; the result is [1, tokens, heads, width].
+
+        Args:
+            layer: its number.
+            query: of the pack's tokens.
+            key: of the same.
+            value: of the same.
+            scale: of the scores; None takes the root of the width.
+            window: tokens that a query sees back, itself included; None sees all.
+        """
         if layer != len(self._layers):
             raise ValueError(f"layer {layer} after {len(self._layers)} layers")
         self._layers.append((key[0], value[0]))
-        out = query.new_empty(1, self.tokens, query.shape[1], query.shape[3])
+        out = query.new_empty(1, self.tokens, query.shape[1], value.shape[3])
         for call in self._calls:
             before = [self._earlier[node].keys_and_values(layer, node) for node in call.above]
             keys = [k for k, _ in before] + [key[0, :, rows] for rows in call.within]
@@ -103,7 +130,7 @@ class TreePack:
                 query[:, :, call.rows],
                 torch.cat(keys, 1)[None] if len(keys) > 1 else keys[0][None],
                 torch.cat(values, 1)[None] if len(values) > 1 else values[0][None],
-                attn_mask=call.mask,
+                attn_mask=call.mask_within(window, query),
                 scale=scale,
                 enable_gqa=query.shape[1] != key.shape[1],
             )
@@ -114,10 +141,6 @@ class TreePack:
         """Keep the last hidden states [tokens, hidden], and let go of the earlier packs."""
         self.hidden = hidden
         self._earlier = {}
-
-    def longest(self) -> int:
-        """The most tokens any of its tokens sees, itself included."""
-        return self._longest
 
     def _neighbours(self) -> Iterator[list[Node]]:
         """Runs of nodes of one parent, short enough to be attended to together."""
@@ -151,7 +174,8 @@ class TreePack:
             if not bool(own.all()):
                 mask = like.new_zeros(stop - start, before + stop - begin)
                 mask[:, before:].masked_fill_(~own.to(mask.device), float("-inf"))
-            yield _Call(slice(start, stop), above, (*inside, slice(begin, stop)), mask)
+            places, seen = self._places[start:stop], torch.cat([torch.arange(before), self._places[begin:stop]])
+            yield _Call(slice(start, stop), above, (*inside, slice(begin, stop)), mask, places, seen)
 
 
 class Decoding:
@@ -181,9 +205,8 @@ class Decoding:
         for layer in range(packs[node].layers):
             parts = [packs[above].keys_and_values(layer, above) for above in node.path()]
             if layer == len(self._layers):
-                heads, _, width = parts[0][0].shape
-                shape = (self._sequences, heads, self._room, width)
-                self._layers.append((parts[0][0].new_zeros(shape), parts[0][0].new_zeros(shape)))
+                blocks = [one.new_zeros(self._sequences, one.shape[0], self._room, one.shape[2]) for one in parts[0]]
+                self._layers.append((blocks[0], blocks[1]))
             start = 0
             for keys, values in parts:
                 end = start + keys.shape[1]
@@ -207,32 +230,48 @@ class Decoding:
         """Make room for the next token of every sequence; its place is `lengths - 1`."""
         self.lengths = self.lengths + 1
         like = self._layers[0][0]
-        places = torch.arange(self.longest(), device=like.device)
+        places = torch.arange(self._longest(), device=like.device)
         hidden = places[None] >= self.lengths.to(like.device)[:, None]
         self._mask = like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
 
-    def longest(self) -> int:
-        """The most tokens any sequence sees."""
+    def _longest(self) -> int:
+        """The most tokens any sequence has."""
         return int(self.lengths.max())
 
+    def _mask_within(self, window: int | None) -> torch.Tensor:
+        """The mask for queries that see so many tokens back, themselves included."""
+        if window is None or self._longest() <= window:
+            return self._mask
+        places = torch.arange(self._longest(), device=self._mask.device)
+        beyond = places[None] < self.lengths.to(places.device)[:, None] - window
+        return self._mask.masked_fill(beyond[:, None, None], float("-inf"))
+
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
     ) -> torch.Tensor:
-        """One layer's attention for [1, heads, sequences, width]; the result is [1, sequences, heads, width]."""
+        """As `TreePack.attend`, for [1, heads, sequences, width]; the result is [1, sequences, heads, width]."""
         keys, values = self._layers[layer]
-        count, seen = len(self.lengths), self.longest()
+        count, seen = len(self.lengths), self._longest()
         every, newest = torch.arange(count), self.lengths - 1
         keys[every, :, newest] = key[0].transpose(0, 1)
         values[every, :, newest] = value[0].transpose(0, 1)
         # the queries of the heads that share keys stand in a row
         grouped = query[0].transpose(0, 1).reshape(count, key.shape[1], -1, query.shape[3])
         keys, values = keys[:count, :, :seen], values[:count, :, :seen]
+        mask = self._mask_within(window)
         if query.is_cuda:
-            out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask, scale=scale)
+            out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         else:  # a third faster on two cores than the CPU's fused kernel, which is made for many queries
-            scores = grouped @ keys.transpose(2, 3) * (scale or query.shape[3] ** -0.5) + self._mask
+            scores = grouped @ keys.transpose(2, 3) * (scale or query.shape[3] ** -0.5) + mask
             out = scores.softmax(-1) @ values
-        return out.reshape(1, count, query.shape[1], query.shape[3])
+        return out.reshape(1, count, query.shape[1], value.shape[3])
 
 
 def _attention(
@@ -247,8 +286,7 @@ def _attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    check_window(sliding_window, tree.longest())
-    return tree.attend(module.layer_idx, query, key, value, scaling), None
+    return tree.attend(module.layer_idx, query, key, value, scale=scaling, window=sliding_window), None
 
 
 AttentionInterface.register(TREE, _attention)

@@ -18,14 +18,16 @@ from mmtune.data.templates import THOUGHT_END, Thinking, get_template
 from mmtune.errors import UserError
 from mmtune.models import saving
 from mmtune.models.adapters import add_adapters
-from mmtune.models.attention import PACKED, pack_mask
-from mmtune.models.batches import in_batches, longest_first, padded_batch
+from mmtune.models.alone import Alone
+from mmtune.models.answering import Answering
+from mmtune.models.attention import PACKED, packed_hidden
 from mmtune.models.calls import Photos, Prompts, check_sampling, choices_of_each, stop_strings, whole_number
 from mmtune.models.fingerprint import fingerprint
+from mmtune.models.fitness import fitness_of
 from mmtune.models.fitting import PromptWriter, too_long
-from mmtune.models.generation import Ending, Response, generate_batch
-from mmtune.models.inference import PrefixSharing
-from mmtune.models.language import embedding_rows, empty_language, load_language, load_tokenizer
+from mmtune.models.generation import Ending, Response
+from mmtune.models.head import Head
+from mmtune.models.language import embedding_rows, empty_language, load_config, load_language, load_tokenizer
 from mmtune.models.options import ModelSpec
 from mmtune.models.prefixes import Keys
 from mmtune.models.projector import build_projector
@@ -64,7 +66,10 @@ class VisionLanguageModel(nn.Module):
         super().__init__()
         self.spec, self.tokenizer = spec, tokenizer
         self.language, self.tower, self.projector = language, tower, projector
-        language.config._attn_implementation = PACKED
+        self.fitness = fitness_of(language.config, spec.language, sees=tower is not None)
+        self.own_attention: str = language.config._attn_implementation
+        if self.fitness.packed:
+            language.config._attn_implementation = PACKED
         self.template = get_template(spec.template, tokenizer, spec.template_date)
         self.name = spec.language
         self.share_prefixes = True
@@ -90,6 +95,7 @@ class VisionLanguageModel(nn.Module):
         """
         tokenizer = tokenizer or load_tokenizer(spec.language)
         # the cheap parts first, so that a mistake in them shows before gigabytes are read
+        fitness_of(load_config(spec.language), spec.language, sees=spec.vision is not None)
         tower = build_tower(spec.vision, meta=meta) if spec.vision else None
         language = empty_language(spec.language, dtype=dtype) if meta else None
         if language is None:
@@ -188,10 +194,20 @@ class VisionLanguageModel(nn.Module):
         return self.language.get_base_model() if self.spec.lora else self.language
 
     @property
-    def output_layer(self) -> nn.Module:
-        """Hidden states to vocabulary."""
-        layer: nn.Module = self.base_language.get_output_embeddings()
-        return layer
+    def body(self) -> nn.Module:
+        """Of the language model, what gives hidden states."""
+        body: nn.Module = self.base_language.get_submodule(self.fitness.body)
+        return body
+
+    @property
+    def output_layer(self) -> Head:
+        """Hidden states [rows, hidden] to logits [rows, vocabulary]."""
+        return Head(self.base_language, self.fitness.body, plain=self.fitness.plain_head)
+
+    @property
+    def alone(self) -> Alone:
+        """Gives the hidden states of one sequence at a time."""
+        return Alone(self.base_language, self.fitness.body, by_embeddings=self.fitness.by_embeddings)
 
     def fix_date(self, date: str) -> None:
         """Have its template write this date, where it would ask the clock or was told another."""
@@ -254,15 +270,10 @@ class VisionLanguageModel(nn.Module):
         Raises:
             ValueError: photos and placeholders differ in number.
         """
-        embeddings = self.embed(batch)
-        hidden: torch.Tensor = self.base_language.base_model(
-            inputs_embeds=embeddings[None],
-            attention_mask=pack_mask(batch.document_ids, embeddings.dtype),
-            position_ids=batch.position_ids[None],
-            document_lengths=batch.document_lengths,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden[0]
+        embeddings, lengths = self.embed(batch), batch.document_lengths
+        if self.fitness.packed:
+            return packed_hidden(self.body, embeddings, batch.document_ids, batch.position_ids, lengths)
+        return self.alone.documents(batch.input_ids, embeddings, lengths)
 
     def embed(self, batch: PackedBatch) -> torch.Tensor:
         """Word embeddings [tokens, hidden], what the projector makes of photos in the places marked IMAGE_TOKEN.
@@ -350,9 +361,7 @@ class VisionLanguageModel(nn.Module):
             return answers
 
         def run(some: Sequence[Keys], end: Ending) -> list[str]:
-            if options:
-                return self._sample(encoder, some, end, batch_tokens, options)
-            return self._sharing(encoder, batch_tokens, lambda engine: engine.generate(some, end))
+            return self._answering(encoder, batch_tokens, lambda engine: engine.generate(some, end, options))
 
         def answer(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
             return follow(numbers, texts, max_new_tokens, stops)
@@ -426,44 +435,19 @@ class VisionLanguageModel(nn.Module):
             prompt = encoder.keys(context, asked.photos[number])
             sequences += [np.concatenate([prompt, np.array(tokens, dtype=np.int64)]) for tokens in said]
             scored += [len(tokens) for tokens in said]
-        sums = self._sharing(encoder, batch_tokens, lambda engine: engine.loglikelihoods(sequences, scored))
+        sums = self._answering(encoder, batch_tokens, lambda engine: engine.loglikelihoods(sequences, scored))
         values = iter([total if tokens else math.nan for total, tokens in zip(sums, scored, strict=True)])
         return asked.returned([[next(values) for _ in given] for given in choices_of])
 
-    def _sharing(self, encoder: PromptEncoder, batch_tokens: int, run: Callable[[PrefixSharing], list[T]]) -> list[T]:
-        """Run an engine on the prompts of a call, and count what it computed."""
-        engine = PrefixSharing(
-            self.base_language, self.tokenizer, encoder.embed, batch_tokens=batch_tokens, share=self.share_prefixes
-        )
+    def _answering(self, encoder: PromptEncoder, batch_tokens: int, run: Callable[[Answering], list[T]]) -> list[T]:
+        """Compute the prompts of a call, and count what it took."""
+        answering = Answering(self, encoder, batch_tokens)
         try:
-            return run(engine)
+            return run(answering)
         finally:
-            self._counts["prompt_tokens"] += engine.counts.computed
-            self._counts["reused_tokens"] += engine.counts.reused
-            self._counts["generated_tokens"] += engine.counts.generated
-
-    def _sample(
-        self,
-        encoder: PromptEncoder,
-        prompts: Sequence[Keys],
-        ending: Ending,
-        batch_tokens: int,
-        options: dict[str, Any],
-    ) -> list[str]:
-        """Answers by transformers' own `generate`."""
-        answers = [""] * len(prompts)
-
-        def answer(batch: list[int]) -> None:
-            embeddings = [encoder.embed(prompts[i]) for i in batch]
-            texts, generated = generate_batch(self.base_language, self.tokenizer, embeddings, ending, options)
-            self._counts["prompt_tokens"] += sum(map(len, embeddings))
-            self._counts["generated_tokens"] += generated
-            for i, text in zip(batch, texts, strict=True):
-                answers[i] = text
-
-        lengths = [len(keys) + ending.max_new_tokens for keys in prompts]
-        in_batches(longest_first(lengths), list(map(len, prompts)), batch_tokens, padded_batch(lengths), answer)
-        return answers
+            self._counts["prompt_tokens"] += answering.counts.computed
+            self._counts["reused_tokens"] += answering.counts.reused
+            self._counts["generated_tokens"] += answering.counts.generated
 
     def end_ids(self) -> list[int]:
         """The tokens that end an answer: see `mmtune.models.stopping`."""

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mmtune.models.adapters import add_adapters, weights_without_adapter
-from mmtune.models.attention import PACKED, use_attention
-from mmtune.models.language import decoder, empty_language
+from mmtune.models.alone import Alone
+from mmtune.models.attention import PACKED, packed_hidden, use_attention
+from mmtune.models.fitness import fitness_of
+from mmtune.models.language import empty_language
 from mmtune.models.options import ModelSpec
 
 if TYPE_CHECKING:
@@ -61,14 +63,13 @@ def decoder_pass(base: Any, embeddings: torch.Tensor, documents: Sequence[int]) 
         embeddings: [tokens, hidden].
         documents: tokens of each.
     """
-    hidden: torch.Tensor = decoder(base)(
-        inputs_embeds=embeddings[None],
-        attention_mask=embeddings.new_empty(1, 1, 0, 0, dtype=torch.bool),  # documents are computed apart
-        position_ids=torch.empty(1, len(embeddings), dtype=torch.int64, device=embeddings.device),
-        document_lengths=list(documents),
-        use_cache=False,
-    ).last_hidden_state
-    return hidden[0]
+    fitness, lengths = fitness_of(base.config, base.name_or_path), list(documents)
+    places = torch.empty(len(embeddings), dtype=torch.int64, device=embeddings.device)
+    if not fitness.packed:
+        alone = Alone(base, fitness.body, by_embeddings=fitness.by_embeddings)
+        return alone.documents(places, embeddings, lengths)
+    mask = embeddings.new_empty(1, 1, 0, 0, dtype=torch.bool)  # documents are computed apart
+    return packed_hidden(base.get_submodule(fitness.body), embeddings, places, places, lengths, mask=mask)
 
 
 @contextlib.contextmanager
@@ -77,7 +78,8 @@ def without_values(base: Any) -> Iterator[None]:
     before = base.config._experts_implementation
     base.config._experts_implementation = FIRST_EXPERT
     try:
-        with use_attention(base, PACKED):
+        packed = fitness_of(base.config, base.name_or_path).packed
+        with use_attention(base, PACKED) if packed else contextlib.nullcontext():
             yield
     finally:
         base.config._experts_implementation = before

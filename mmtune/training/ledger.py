@@ -172,6 +172,7 @@ class Ledger(pl.Callback):
             return round(amount / self.counts["train_s"], 1) if self.counts["train_s"] else 0.0
 
         peak, energy = reduced(self._peak, "sum"), reduced(self._kwh(), "sum")
+        assert isinstance(pl_module, InstructionTuning)
         trained, parameters = count_parameters(pl_module)
         return {
             "wall_s": round(self._wall(), 3),
@@ -194,6 +195,7 @@ class Ledger(pl.Callback):
                 "device": int(reduced(torch.cuda.max_memory_allocated(device), "max")) if on_cuda else None,
             },
             "energy_kwh": None if math.isnan(energy) else energy,
+            "documents": pl_module.fitness.way,
             "params": {"trainable": trained, "total": parameters},
             "hardware": hardware(device, trainer.world_size),
             "versions": versions(),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from mmtune.data.encoding import IGNORED
 
+OutputLayer = Callable[[torch.Tensor], torch.Tensor]  # hidden states [rows, hidden] to logits [rows, vocabulary]
 CHUNK = 1024  # positions whose logits exist at once: 1024 x 32,000 floats are 131 MB
 
 
 def supervised_loss(
-    hidden: torch.Tensor, targets: torch.Tensor, output_layer: nn.Module, *, chunk: int = CHUNK
+    hidden: torch.Tensor, targets: torch.Tensor, output_layer: OutputLayer, *, chunk: int = CHUNK
 ) -> torch.Tensor:
     """Mean cross entropy over the tokens that are learnt.
 
@@ -23,7 +25,7 @@ def supervised_loss(
     Args:
         hidden: [tokens, hidden].
         targets: int64 [tokens], IGNORED where nothing is learnt.
-        output_layer: hidden to vocabulary.
+        output_layer: hidden states to logits.
         chunk: positions computed at once.
 
     Returns:
@@ -34,7 +36,7 @@ def supervised_loss(
 
 
 def chunked_loss(
-    states: torch.Tensor, wanted: torch.Tensor, output_layer: nn.Module, *, chunk: int = CHUNK
+    states: torch.Tensor, wanted: torch.Tensor, output_layer: OutputLayer, *, chunk: int = CHUNK
 ) -> torch.Tensor:
     """The same where all positions are learnt: `states` [positions, hidden], `wanted` [positions]."""
 

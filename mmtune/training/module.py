@@ -20,7 +20,8 @@ from mmtune.data.template_date import check_date, today
 from mmtune.data.templates import get_template
 from mmtune.errors import UserError, check_seed
 from mmtune.models import saving
-from mmtune.models.language import check_language, load_tokenizer
+from mmtune.models.fitness import Fitness, fitness_of
+from mmtune.models.language import check_language, load_config, load_tokenizer
 from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
 from mmtune.models.vision import build_tower
 from mmtune.models.vlm import Stage, VisionLanguageModel, model_inputs
@@ -136,6 +137,16 @@ class InstructionTuning(pl.LightningModule):
         return dataclasses.replace(model_inputs(self.spec, self.tokenizer), template=template)
 
     @property
+    def fitness(self) -> Fitness:
+        """How the language model is computed.
+
+        Raises:
+            UserError: it cannot be.
+        """
+        language = self.spec.language
+        return fitness_of(load_config(language), language, sees=self.spec.vision is not None)
+
+    @property
     def strict_loading(self) -> bool:
         """Checkpoints hold what is trained, and nothing else is expected of them."""
         return False
@@ -144,10 +155,12 @@ class InstructionTuning(pl.LightningModule):
         """Make sure that every part is there, before the data is read and the run directory is written to.
 
         Raises:
-            UserError: weights are missing, or an adapter has no layer to sit on.
+            UserError: weights are missing, the language model is none that can be computed here, or an adapter has no
+                layer to sit on.
         """
         if self.spec.vision is not None:
             build_tower(self.spec.vision)
+        assert self.fitness
         check_language(self.spec.language, self.spec.lora)
 
     def configure_model(self) -> None:

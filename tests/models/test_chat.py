@@ -33,7 +33,7 @@ def anew(model: VisionLanguageModel, turns: list[Turn], photos: list[Image.Image
     keys = encoder.keys(model.template.prompt(turns), photos)
     ending = Ending(limit, (), model.end_ids(), model.end_texts())
     with torch.inference_mode():
-        return model._sharing(encoder, 4096, lambda engine: engine.generate([keys], ending))[0]
+        return model._answering(encoder, 4096, lambda answering: answering.generate([keys], ending, {}))[0]
 
 
 @pytest.fixture(scope="module")

@@ -165,16 +165,6 @@ def test_the_attention_is_put_back(text_model: VisionLanguageModel) -> None:
     assert config._attn_implementation == before
 
 
-def test_a_window_shorter_than_the_prompt_is_refused(build: Build) -> None:
-    model = build()
-    for layer in model.base_language.base_model.layers:
-        attention, forward = layer.self_attn, layer.self_attn.forward
-        attention.forward = lambda *a, forward=forward, **k: forward(*a, sliding_window=40, **k)
-    assert model.loglikelihood(["hi"], [["a"]], system="")
-    with pytest.raises(UserError, match="only 40 tokens back"):
-        model.generate(["a prompt of more than forty tokens, every byte being one"], system="")
-
-
 def test_an_empty_choice_is_refused(text_model: VisionLanguageModel) -> None:
     with pytest.raises(UserError, match="prompt 2: a choice is empty"):
         text_model.loglikelihood(["hi", "ho"], [["a"], ["b", ""]])

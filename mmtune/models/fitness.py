@@ -1,0 +1,151 @@
+"""How a language model is computed so that every figure is that of its own code: together, one by one, or not at all.
+
+What decides is a trial (`mmtune.models.trial`) on a small copy of the same config. Its outcome is kept in the cache, by
+the content of the config and of the code that was tried.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmtune.errors import UserError, brief
+from mmtune.files import atomic_path, cache_dir
+
+Way = Literal["packed", "one by one"]
+_TRIED = ("alone", "attention", "fitness", "generation", "head", "inference", "prefixes", "shrinking", "trial",
+          "tree_attention")  # fmt: skip  # modules of this folder
+_NO_MATTER = ("_name_or_path", "architectures", "dtype", "quantization_config", "torch_dtype", "transformers_version")
+
+
+@dataclass(frozen=True, slots=True)
+class Fitness:
+    """How a language model is computed.
+
+    Attributes:
+        way: `packed`: documents and prompts share passes, and none sees another; `one by one`: each goes through the
+            model's own code alone.
+        reason: why it is not packed.
+        body: the name of the module that gives the hidden states.
+        plain_head: the output layer is all that follows the hidden states.
+        by_embeddings: it takes embeddings in place of token ids.
+        sees: it answers from embeddings, too, and so can be given photos.
+    """
+
+    way: Way
+    reason: str
+    body: str
+    plain_head: bool
+    by_embeddings: bool
+    sees: bool
+
+    @property
+    def packed(self) -> bool:
+        """Whether documents and prompts share passes."""
+        return self.way == "packed"
+
+    def told(self, name: str) -> str:
+        """What to say of a model that is not packed, and costs more for it."""
+        return f"{name}: documents and prompts are computed one by one: {self.reason}"
+
+
+class UnfitError(Exception):
+    """A language model whose own figures cannot be had; the message says why."""
+
+
+def fitness_of(config: Any, reference: str, *, sees: bool = False) -> Fitness:
+    """How the language model of this config is computed.
+
+    Args:
+        config: of transformers.
+        reference: what the model is called in the complaint.
+        sees: it is to be given photos.
+
+    Raises:
+        UserError: it cannot be computed here, or not with photos.
+    """
+    try:
+        fitness = _known(config)
+        if sees and not fitness.sees:
+            raise UnfitError("it answers from token ids alone, so that it cannot be given photos")
+    except UnfitError as error:
+        raise UserError(
+            f"{reference}: {architecture(config)} cannot be used here: {error}; take another language model, one that "
+            "docs/models.md names"
+        ) from None
+    return fitness
+
+
+def architecture(config: Any) -> str:
+    """The class that a config stands for, or the config's own where transformers knows no causal language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return str((known or type(config)).__name__)
+
+
+def _known(config: Any) -> Fitness:
+    """What the trial gave, now or before."""
+    key = _key(config)
+    if key not in _outcomes:
+        file = cache_dir() / "families" / f"{key}.json"
+        outcome = _read(file)
+        if outcome is None:
+            outcome = _try(config)
+            _write(file, outcome)
+        _outcomes[key] = outcome
+    outcome = _outcomes[key]
+    if isinstance(outcome, str):
+        raise UnfitError(outcome)
+    return outcome
+
+
+_outcomes: dict[str, Fitness | str] = {}
+
+
+def _try(config: Any) -> Fitness | str:
+    from mmtune.models.trial import examine
+
+    try:
+        return examine(config)
+    except UnfitError as error:
+        return str(error)
+    except Exception as error:  # transformers' code with a config that nobody has tried; any way it ends, it is unfit
+        return f"its trial ended in {type(error).__name__}: {brief(' '.join(str(error).split()), 200)}"
+
+
+def _read(file: Path) -> Fitness | str | None:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        return str(value["unfit"]) if "unfit" in value else Fitness(**value)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(file: Path, outcome: Fitness | str) -> None:
+    value = {"unfit": outcome} if isinstance(outcome, str) else asdict(outcome)
+    try:
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps(value), encoding="utf-8")
+    except OSError:
+        return  # it is tried again the next time
+
+
+def _key(config: Any) -> str:
+    settings = {name: value for name, value in config.to_dict().items() if name not in _NO_MATTER}
+    text = json.dumps([type(config).__name__, settings, _code()], sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _code() -> list[str]:
+    """Versions of all that a trial runs."""
+    digest = hashlib.sha256()
+    for name in _TRIED:
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return [digest.hexdigest(), *(importlib.metadata.version(library) for library in ("torch", "transformers"))]

@@ -1,0 +1,101 @@
+"""Every family of causal language models gives transformers' own figures, or is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import Side, save_family, small_config
+
+LONG = {"short_factor": [1.0] * 8, "long_factor": [1.5 + i for i in range(8)]}
+# family, options, how it is computed
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "scales": ("granite", {"logits_scaling": 8.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}, "packed"),
+    "a scale of logits": ("cohere", {"logit_scale": 0.2}, "packed"),
+    "soft caps": ("gemma2", {"head_dim": 16, "final_logit_softcapping": 2.0, "sliding_window": 16}, "one by one"),
+    "windows between": (
+        "gemma3_text",
+        {"head_dim": 16, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
+        "packed",
+    ),
+    "windows": ("mistral", {"sliding_window": 16, "head_dim": 16}, "packed"),
+    "windows from a layer on": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+        "packed",
+    ),
+    "frequencies that grow": (
+        "llama",
+        {"max_position_embeddings": 40, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}},
+        "one by one",
+    ),
+    "frequencies of long texts": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 60,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 60,
+                **LONG,
+            },
+        },
+        "one by one",
+    ),
+    "convolutions": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "one by one"),
+    "places learnt, Conv1D": (
+        "gpt2",
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
+        "packed",
+    ),
+    "places learnt, with an offset": ("opt", {"ffn_dim": 96, "word_embed_proj_dim": 64}, "packed"),
+    "slopes": ("falcon", {"alibi": True, "ffn_hidden_size": 96}, "one by one"),
+    "states": ("mamba", {"num_hidden_layers": 2, "state_size": 4}, "one by one"),
+    "states beside attention": (
+        "falcon_h1",
+        {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64, "mamba_d_state": 8, "mamba_n_groups": 1},
+        "one by one",
+    ),
+    "a mask of its own": ("stablelm", {}, "one by one"),
+    "experts": ("mixtral", {"num_local_experts": 4, "output_router_logits": True}, "packed"),
+    "sinks": ("gpt_oss", {"num_local_experts": 4, "head_dim": 16, "sliding_window": 16}, "one by one"),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def side(request: pytest.FixtureRequest, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Side:
+    model_type, options, way = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp("family") / model_type
+    save_family(folder, llama, small_config(model_type, **options))
+    found = Side(folder)
+    assert found.ours.fitness.way == way, found.ours.fitness.reason
+    return found
+
+
+def test_the_loss_is_transformers_own(side: Side) -> None:
+    with torch.no_grad():
+        ours, own = side.losses()
+    assert float(ours) == pytest.approx(float(own), rel=1e-5)
+
+
+def test_gradients_are_transformers_own(side: Side) -> None:
+    ours, own = side.gradients()
+    assert ours.keys() == own.keys()
+    most = max(float(gradient.abs().max()) for gradient in own.values())
+    for name, gradient in own.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-4 * most, msg=name)
+
+
+def test_log_likelihoods_are_transformers_own(side: Side) -> None:
+    ours, own = side.likelihoods(["yes", "no, never", "perhaps it is"])
+    for found, expected in zip(ours, own, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_greedy_text_is_transformers_own(side: Side) -> None:
+    answers = side.answers()
+    for ours, own in answers:
+        assert ours.startswith(own)
+    assert sum(map(len, (own for _, own in answers))) >= 8
