@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn.functional import cross_entropy
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmtune.errors import brief
 from mmtune.models.alone import Alone, forget_lengths
@@ -179,9 +180,8 @@ class _Trial:
     def _hidden(self, body: str) -> torch.Tensor:
         forget_lengths(self.model)
         with torch.no_grad():
-            hidden: torch.Tensor = self.model.get_submodule(body)(input_ids=self.documents[1][None], use_cache=False)[
-                0
-            ][0]
+            out = self.model.get_submodule(body)(input_ids=self.documents[1][None], use_cache=False)
+        hidden: torch.Tensor = out[0][0]
         return hidden
 
     def _some(self) -> torch.Tensor:
@@ -216,7 +216,13 @@ class _Trial:
         mask = torch.ones(1, len(self.documents[0]), dtype=torch.long)
         with torch.no_grad():
             self.model.generate(
-                **inputs, attention_mask=mask, max_new_tokens=2, eos_token_id=None, pad_token_id=0, **PLAIN
+                **inputs,
+                attention_mask=mask,
+                logits_processor=LogitsProcessorList([_Certain()]),
+                max_new_tokens=2,
+                eos_token_id=None,
+                pad_token_id=0,
+                **PLAIN,
             )
 
     # ---------------------------------------------------------------- packed
@@ -280,7 +286,7 @@ class _Trial:
 
         def head(hidden: torch.Tensor) -> torch.Tensor:
             found.append(self.head(hidden))
-            return found[-1]
+            return _certain(len(hidden), found[-1].shape[-1])
 
         words = self.model.get_input_embeddings()
         engine = PrefixSharing(
@@ -293,10 +299,26 @@ class _Trial:
         )
         forget_lengths(self.model)
         with torch.no_grad():
-            said = engine.generate(prompts, Ending(steps, (), (), ""))
-        order = in_tree_order(prompts)
-        own = [self._own_logits(torch.tensor([*prompts[i], *map(ord, said[i][:-1])]))[-steps:] for i in order]
+            said = engine.generate(prompts, Ending(steps, (), ()))
+        own = [
+            self._own_logits(torch.tensor([*prompts[i], *map(ord, said[i][:-1])]))[-steps:]
+            for i in in_tree_order(prompts)
+        ]
         return not self._differ(torch.cat(found), torch.stack(own, 1).flatten(0, 1))
+
+
+def _certain(rows: int, vocabulary: int) -> torch.Tensor:
+    """Logits [rows, vocabulary] that leave no doubt which token follows, another in each row."""
+    logits = torch.zeros(rows, vocabulary)
+    logits[range(rows), range(50, 50 + rows)] = 1.0
+    return logits
+
+
+class _Certain(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
+    """Leaves no doubt which token follows."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return _certain(*scores.shape)
 
 
 class _Characters:
