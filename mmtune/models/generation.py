@@ -38,7 +38,7 @@ class Response(str):
 
     finish_reason: FinishReason
 
-    def __new__(cls, text: str, finish_reason: FinishReason) -> Response:
+    def __new__(cls, text: str, finish_reason: FinishReason = "stop") -> Response:
         """The text with its reason."""
         response = super().__new__(cls, text)
         response.finish_reason = finish_reason

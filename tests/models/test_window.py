@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,12 @@ def test_an_answer_ends_at_the_window_and_says_so(narrow: VisionLanguageModel, o
     (stopped,) = narrow.generate([prompts[1]], max_new_tokens=20, stop=[wide[1][0]])
     assert isinstance(stopped, Response)
     assert stopped.finish_reason == "stop"
+
+
+def test_an_answer_keeps_its_reason_when_it_is_copied() -> None:
+    answer = Response("yes", "window")
+    for again in (copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
+        assert (again, again.finish_reason) == ("yes", "window")
 
 
 def test_a_prompt_beyond_the_window_is_refused(narrow: VisionLanguageModel) -> None:
