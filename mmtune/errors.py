@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from mmtune.masking import masked_text
+
 _LISTED = 30
 _LONGEST = 1500  # characters of a message
 
@@ -17,8 +19,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        """An error with this message, its middle left out where what it quotes makes it very long."""
-        super().__init__(brief(message, _LONGEST))
+        """An error with this message, secrets masked, its middle left out where what it quotes makes it very long."""
+        super().__init__(brief(masked_text(message), _LONGEST))
 
 
 class RowError(UserError):

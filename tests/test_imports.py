@@ -14,7 +14,7 @@ import mmtune
 
 ROOT = Path(mmtune.__file__).parent
 PARTS = {"data", "models", "training", "evaluation", "analysis", "cli"}
-COMMON = {"archives", "disk", "errors", "files", "hub", "torchvision_ops"}
+COMMON = {"archives", "disk", "errors", "files", "hub", "masking", "torchvision_ops"}
 FORBIDDEN = {
     "data": {"models", "training", "evaluation", "analysis", "cli"},
     "models": {"training", "evaluation", "analysis", "cli"},

@@ -190,8 +190,10 @@ class Conversation:
         photos, self._photos = self._photos, []
         try:
             with contextlib.closing(self._chat.say(text, photos, sampling=self._sampling)) as pieces:
+                before = ""
                 for piece in pieces:
-                    print(visible(piece), end="", flush=True)
+                    print(visible(piece, before), end="", flush=True)
+                    before = piece or before
             print(flush=True)
             self._tell_of_window()
         except UserError:

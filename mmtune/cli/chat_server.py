@@ -193,10 +193,11 @@ class ChatApp:
                         yield _line(waiting=ahead)
                         continue
                     begun, before = time.perf_counter(), chat.counts.generated
-                    pieces = chat.say(message.text, message.photos, sampling=message.sampling)
+                    pieces, last = chat.say(message.text, message.photos, sampling=message.sampling), ""
                     try:
                         while (piece := await to_thread.run_sync(next, pieces, None)) is not None:
-                            yield _line(text=visible(piece))
+                            yield _line(text=visible(piece, last))
+                            last = piece or last
                     finally:
                         pieces.close()
                     seconds = time.perf_counter() - begun

@@ -9,7 +9,9 @@ import sys
 import warnings
 
 from mmtune import __version__, disk
+from mmtune.cli.terminal import guard, shown
 from mmtune.errors import UserError, did_you_mean
+from mmtune.masking import remember_arguments
 
 COMMANDS = {
     "quickstart": ("mmtune.cli.quickstart", "tune and score a small real model on this machine, in minutes"),
@@ -48,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    guard()
+    remember_arguments(arguments)
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
             print(usage(), flush=True)
@@ -86,9 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _complain(message: str) -> int:
-    from mmtune.analysis.untrusted import visible  # it may quote data, which must not act on the terminal
-
-    print(f"mmtune: error: {visible(' '.join(message.split()))}", file=sys.stderr)
+    print(f"mmtune: error: {shown(' '.join(message.split()))}", file=sys.stderr)  # it may quote data
     return 2
 
 

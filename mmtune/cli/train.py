@@ -22,14 +22,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mmtune.analysis.untrusted import visible
-from mmtune.cli.complaints import place_of, reworded, unreadable
+from mmtune.cli.complaints import unreadable
+from mmtune.cli.config_checks import check_config
+from mmtune.cli.config_files import with_config_paths
 from mmtune.cli.main import COMMANDS
-from mmtune.cli.trusted_classes import class_names, objections
-from mmtune.cli.trusted_code import FLAG, addresses, not_trusted, restrict_parsers, trusted_packages
+from mmtune.cli.training_parser import TrainingParser
+from mmtune.cli.trusted_classes import class_names
+from mmtune.cli.trusted_code import FLAG, restrict_parsers, trusted_packages
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
-from mmtune.files import atomic_path, find_resource, hold_folder, read_json, read_yaml
+from mmtune.files import atomic_path, hold_folder, read_json
 from mmtune.models.batches import is_out_of_memory
 from mmtune.models.language import check_context
 from mmtune.models.weightless import adapters_note
@@ -44,18 +47,6 @@ from mmtune.training.optimizers import check_optimizer
 from mmtune.training.progress import TrainingProgress
 from mmtune.training.sharding import check_sharding
 from mmtune.training.stopping import SoundLoss, StopOnSigterm
-
-
-class TrainingParser(LightningArgumentParser):
-    """A parser whose complaints are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Raise instead of printing the usage."""
-        arguments = getattr(self, "args", None)
-        if arguments is None:  # of one option's own keys; the parser of the whole line says so, too
-            raise UserError(message) from ex
-        command = self.prog.split()[-1].replace("mmtune", arguments[0] if arguments else "fit")
-        raise UserError(f"{reworded(message, self, arguments)} (mmtune {command} --help lists the flags)") from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -150,17 +141,7 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (ValueError, OverflowError) as error:
             raise UserError(unreadable(args, error)) from None
-        self._check_config(self.config[self.config.subcommand], args)
-
-    def _check_config(self, config: Any, args: list[str]) -> None:
-        for key, path, argument in objections(config, trusted_packages(args)):
-            raise not_trusted(place_of(key, args), path, argument)
-        for key, address in addresses({"trainer": config.trainer, "ckpt_path": config.get("ckpt_path")}):
-            if not any(address in word for word in args):
-                raise UserError(
-                    f"{place_of(key, args)} {address}: an address counts on the command line alone; if you trust it, "
-                    f"add --{key} {address}"
-                )
+        check_config(self.config[self.config.subcommand], args)
 
     def _set_seed(self) -> None:
         """Seed the generators.
@@ -332,7 +313,7 @@ def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
     return kind(
         InstructionTuning,
         InstructionData,
-        args=_with_config_paths(argv),
+        args=with_config_paths(argv),
         save_config_callback=SaveConfig,
         trainer_defaults={
             "max_epochs": 1,
@@ -346,31 +327,6 @@ def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
         auto_configure_optimizers=False,
         **options,
     )
-
-
-def _with_config_paths(argv: list[str]) -> list[str]:
-    """Let `--config` take the bare name of a config that mmtune ships."""
-    arguments = []
-    for position, argument in enumerate(argv):
-        flag, equals, value = argument.partition("=")
-        if position and argv[position - 1] in ("--config", "-c"):
-            argument = str(_config(argument))
-        elif flag == "--config" and equals:
-            argument = f"--config={_config(value)}"
-        arguments.append(argument)
-    return arguments
-
-
-def _config(name: str) -> Path:
-    """The file of a config; the parser's own complaint about one that cannot be read does not name it."""
-    path = find_resource("configs", name)
-    try:
-        values = read_yaml(path)
-    except UserError as error:
-        raise UserError(f"--config {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: holds no keys and values; the configs that mmtune ships show how")
-    return path
 
 
 def _report(cli: TrainingCLI) -> None:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os import PathLike
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 
 from mmtune.errors import UserError
 
 FLAG = "--trust_code"
-# of the web, of other file systems, and of chains of them; Lightning has a registry of checkpoints
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:(//|:)|registry:", re.IGNORECASE)
 _allowed: set[str] = set()  # by the last call of `restrict_parsers`
 
 
@@ -70,23 +65,3 @@ def not_trusted(place: str, path: str, argument: str = "") -> UserError:
         f"{place}: would {what}, which is not on the list of what a config may name; if you trust it, add "
         f"{FLAG} {path.partition('.')[0]}"
     )
-
-
-def addresses(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every value of a parsed config that is an address, at which files would be read or written.
-
-    The address of a tracking server is left out: a logger is there to send to it.
-
-    Yields:
-        the key of the value, and the value.
-    """
-    values = vars(config) if isinstance(config, Namespace) else config
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            if name != "tracking_uri":
-                yield from addresses(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from addresses(value, key)
-    elif isinstance(values, str | PathLike) and _ADDRESS.match(str(values)):
-        yield key, str(values)
