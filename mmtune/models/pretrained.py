@@ -37,6 +37,8 @@ dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 _ADAPTER = "adapter_config.json"
 _NAMES_CODE = ("auto_map", "_auto_class", "fusion_config")
 _QUANTISER = "bitsandbytes"
+_COUNTED = ("layer", "block", "expert", "head")  # what is made one by one, before any weights are looked for
+_MOST = 10_000  # of each; the largest models have some hundreds
 
 
 def load_config(name: str) -> Any:
@@ -164,9 +166,22 @@ def harmless(config: Any, name: str) -> Any:
                     f"{name}: config.json: quantization_config: expected {_QUANTISER}, found {brief(str(method))}, "
                     "which runs code of other packages; give the weights as they were before"
                 )
+        check_counts(vars(part), f"{name}: config.json")
         if part.dtype is not None and not isinstance(part.dtype, torch.dtype):
             raise UserError(f"{name}: config.json: dtype: expected a type of numbers, such as float32")
     return config
+
+
+def check_counts(settings: dict[str, Any], where: str) -> None:
+    """Look whether a config asks for as many layers, experts or the like as no model has, which would take all memory.
+
+    Raises:
+        UserError: it does; the message begins with `where`.
+    """
+    for key, value in settings.items():
+        counts = key.startswith(("n_", "num_")) or key.endswith(("layers", "heads", "blocks", "experts"))
+        if counts and any(counted in key for counted in _COUNTED) and isinstance(value, int) and value > _MOST:
+            raise UserError(f"{where}: {key} {value:,}: no model has as many; download it again")
 
 
 def find_file(name: str, file: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sqlite3
 import struct
 import subprocess
@@ -28,8 +29,10 @@ from mmtune.evaluation.database import _TABLES, LAYOUT, Database
 from mmtune.evaluation.protocol import COSTS
 from mmtune.files import read_json, read_yaml
 from mmtune.models.gguf_header import check_gguf
+from mmtune.models.interop.clip import read_vision_config
 from mmtune.models.interop.weights import read_tensors
-from mmtune.models.language import load_tokenizer
+from mmtune.models.language import load_config, load_tokenizer
+from mmtune.models.vlm import VisionLanguageModel
 
 # Answers in SQLite
 
@@ -174,6 +177,55 @@ def test_a_safetensors_file_speaks_of_no_more_than_it_holds(header: bytes, tmp_p
         read_tensors(file)
     safetensors.torch.save_file({"a": torch.ones(1)}, file)
     assert read_tensors(file)["a"].sum() == 1
+
+
+# Configs of models and adapters
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts", "n_layer"])
+def test_a_config_asks_for_no_more_layers_than_models_have(key: str, llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: 10**9}))
+    with pytest.raises(UserError, match=rf"config\.json: {key} 1,000,000,000: no model has as many"):
+        load_config(str(folder))
+
+
+def test_a_tower_has_no_more_layers_than_towers_have(tmp_path: Path) -> None:
+    tower = {"model_type": "clip_vision_model", "num_hidden_layers": 10**9}
+    (tmp_path / "config.json").write_text(json.dumps(tower))
+    with pytest.raises(UserError, match=r"config\.json: num_hidden_layers 1,000,000,000: no model has as many"):
+        read_vision_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"peft_type": "TRAINABLE_TOKENS"}, "peft_type: expected LORA"),
+        ({"peft_type": "own"}, "peft_type: expected LORA"),
+        ({"target_modules": "(a+)+$"}, "target_modules: expected a list"),
+        ({"layer_replication": [[0, 10**9]]}, "layer_replication: expected none"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save: expected none"),
+        ({"base_model_name_or_path": 7}, "expected weights, or the name"),
+        ({"base_model_name_or_path": "http://127.0.0.1:1/model"}, "no such"),
+        ({"base_model_name_or_path": "//server/share/model"}, "no such"),
+        ({"base_model_name_or_path": "../../../elsewhere"}, "no such"),
+    ],
+)
+def test_an_adapter_s_config_names_nothing_to_run(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    settings |= {"base_model_name_or_path": "a", "auto_mapping": {"parent_library": "own"}, **changes}
+    llava = {"architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama", "mm_vision_tower": "clip"}
+    llava |= {"mm_projector_type": "linear", "mm_vision_select_layer": -2, "hidden_size": 64, "mm_hidden_size": 64}
+    tower = {"model_type": "clip_vision_model", "hidden_size": 64, "image_size": 28, "patch_size": 14}
+    tower |= {"num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text(json.dumps(tower))
+    (tmp_path / "config.json").write_text(json.dumps(llava))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=problem):
+        VisionLanguageModel.from_pretrained(tmp_path, template="chatml")
 
 
 # JSON, YAML, parquet

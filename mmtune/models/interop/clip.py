@@ -18,6 +18,7 @@ from transformers import CLIPVisionConfig
 
 from mmtune.errors import UserError
 from mmtune.models.interop.weights import State, Weights, compare, read_settings
+from mmtune.models.pretrained import check_counts
 
 _NAMES = {
     "class_embedding": "embeddings.class_embedding",
@@ -70,6 +71,7 @@ def read_vision_config(reference: str) -> CLIPVisionConfig:
         config = LlavaConfig.from_dict(settings).vision_config
     else:
         config = CLIPVisionConfig.from_dict(described)
+    check_counts(vars(config), f"{reference}: config.json")
     _check(config, reference)
     return config
 
