@@ -309,11 +309,6 @@ def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
             return "optional"
         return "always" if thinking.rstrip().endswith(THOUGHT_BEGIN) else "never"
 
-    def trims() -> bool:
-        indented = "    a"
-        text = rendered([{"role": "user", "content": "a"}, {"role": "assistant", "content": indented}], False)
-        return text is not None and indented not in text
-
     return Template(
         TOKENIZER_TEMPLATE,
         write,
@@ -323,8 +318,15 @@ def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
         reads_clock=reads_clock(source),
         untrainable=faults.NO_END if ends.missing else "",
         left_out=faults.NO_END_BETWEEN if ends.missing_between else faults.REWRITES,
-        trims=trims(),
+        trims=_trims(rendered),
     )
+
+
+def _trims(rendered: Callable[[Messages, bool], str | None]) -> bool:
+    """Whether a chat template takes white space off the beginning of an answer."""
+    indented = "    a"
+    text = rendered([{"role": "user", "content": "a"}, {"role": "assistant", "content": indented}], False)
+    return text is not None and indented not in text
 
 
 def _refuse(fault: str) -> None:
