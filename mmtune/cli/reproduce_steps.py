@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.cli.reproduce_data import object_questions
+from mmtune.cli.reproduce_inputs import changed, inputs_of
 from mmtune.cli.reproduce_presets import ARMS, BASE, Preset
 from mmtune.errors import UserError
 from mmtune.evaluation.suite import load_suite
@@ -70,6 +72,7 @@ class Comparison:
         if file.is_file():
             before = read_json(file)
             self._check_same(before["settings"])
+            self._check_inputs(before.get("inputs", {}))
             self.seeds = sorted({*before["seeds"], *self.seeds})
         elif not is_blank(self.out):
             raise UserError(f"--out {self.out}: exists and is no comparison of mmtune reproduce; choose another folder")
@@ -91,6 +94,7 @@ class Comparison:
         made = {name: [self._entry(seed, folder) for seed, folder in runs] for name, runs in arms.items()}
         record = {
             "settings": self._settings(),
+            "inputs": self._inputs,
             "seeds": self.seeds,
             "arms": [{"name": name, "runs": runs} for name, runs in made.items()],
             "seen": seen,
@@ -190,6 +194,21 @@ class Comparison:
             raise UserError(
                 f"--out {self.out}: holds another comparison ({'; '.join(changed)}); choose another folder, or give "
                 "the flags that it was begun with"
+            )
+
+    @functools.cached_property
+    def _inputs(self) -> dict[str, str]:
+        """The content that all steps are made of."""
+        preset = self.preset
+        files = [file for file in self._files() if file != self.image_root]
+        return inputs_of(files, (preset.align, preset.tune), preset.suite, self.data_root, self.given_base)
+
+    def _check_inputs(self, before: dict[str, str]) -> None:
+        """Refuse to go on with other content: what is done already would be taken over, and it is of the old one."""
+        if before and (names := changed(before, self._inputs)):
+            raise UserError(
+                f"--out {self.out}: was begun with other content of {names}; put back what it was, or choose another "
+                "folder"
             )
 
     def _files(self) -> list[str]:

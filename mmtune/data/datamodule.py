@@ -88,6 +88,7 @@ class InstructionData(pl.LightningDataModule):
         self.record: dict[str, Any] = {}
         self.remarks = Remarks()
         self._photo_check = PhotoCheck()
+        self._digests: dict[Photo, bytes] = {}  # of photos' files
         self._train: PackDataset | None = None
         self._validation: PackDataset | None = None
 
@@ -207,8 +208,16 @@ class InstructionData(pl.LightningDataModule):
             digest.update(example.input_ids.tobytes())
             digest.update(np.packbits(example.supervised).tobytes())
             for photo in example.images:
-                digest.update(photo if isinstance(photo, bytes) else _name_and_size(Path(photo)))
+                digest.update(self._photo_digest(photo))
         return digest.hexdigest()
+
+    def _photo_digest(self, photo: Photo) -> bytes:
+        """What tells a photo from others, wherever its folder is moved to; a file is read once."""
+        if isinstance(photo, bytes):
+            return photo
+        if photo not in self._digests:
+            self._digests[photo] = bytes.fromhex(sha256_file(photo))
+        return self._digests[photo]
 
     def _measures(self) -> dict[str, int]:
         """The numbers that most often differ where the training packs do."""
@@ -297,8 +306,3 @@ class InstructionData(pl.LightningDataModule):
             },
             "folder_of_photos": str(Path(self.mixture.image_root)) if self.mixture.image_root else None,
         }
-
-
-def _name_and_size(photo: Path) -> bytes:
-    """What tells a photo's file from others without reading it, wherever its folder is moved to."""
-    return f"{photo.name} {photo.stat().st_size}".encode(errors="surrogateescape")

@@ -278,6 +278,33 @@ def test_another_comparison_in_the_folder_is_refused(
     assert "is no comparison of mmtune reproduce" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "changed", ["text.jsonl", "captions.json", "objects.jsonl", "align.yaml", "tune.yaml", "tales.yaml", "hub"]
+)
+def test_content_that_changed_under_its_name_is_noticed(
+    small: Preset, world: Path, tmp_path: Path, changed: str
+) -> None:
+    def claim() -> None:
+        reproduce.Comparison("tiny", small, tmp_path / "out", [42], str(world), None).claim()
+
+    claim()
+    claim()
+    file = world / changed if changed != "hub" else next((world / "hub").rglob("*.parquet"))
+    before = file.read_bytes()
+    try:
+        file.write_bytes(
+            before.replace(b"max_length: 256", b"max_length: 255").replace(b"version: 1", b"version: 2")
+            if file.suffix == ".yaml"
+            else before + b"\n"
+        )
+        assert file.read_bytes() != before
+        with pytest.raises(UserError, match="was begun with other content of"):
+            claim()
+    finally:
+        file.write_bytes(before)
+    claim()
+
+
 def test_data_that_is_not_there_is_named(
     run: Reproduce, small: Preset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
