@@ -18,7 +18,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from mmtune.archives import is_compressed
 from mmtune.data.image_files import MOST_PIXELS
-from mmtune.errors import UserError, did_you_mean
+from mmtune.errors import UserError, did_you_mean, reason
 from mmtune.files import PACKAGE_SCHEME, locate
 from mmtune.hub import go_offline_if_unreachable
 from mmtune.models.interop import clip
@@ -183,7 +183,11 @@ def _open_clip_trunk(name: str, weights: str, meta: bool) -> tuple[nn.Module, di
             go_offline_if_unreachable()
         try:
             model = open_clip.create_model(name, pretrained=file or weights, **options)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # torch, safetensors and open_clip raise many kinds for a damaged file
+            if file is not None:
+                raise UserError(f"--model.vision.weights {file}: cannot be read: {reason(error)}") from None
+            if not isinstance(error, OSError | RuntimeError):
+                raise
             source = open_clip.get_pretrained_cfg(name, weights).get("hf_hub", "").rstrip("/") or name
             raise _no_weights(f"open_clip:{name}", weights, source, error) from None
     settings = model.visual.preprocess_cfg
