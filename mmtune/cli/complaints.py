@@ -21,7 +21,7 @@ _INNER_KEY = re.compile(r"Option '([^']+)' is not accepted")
 _GIVEN = re.compile(r"(?:Got|Given) value: (?P<value>.*)")
 _NOT_TRUSTED = re.compile(r"Importing '(?P<path>[\w.]+)' is not allowed")
 _REMOTE = re.compile(r"(?:Expected a path but|Unable to load config) ['\"]?(?P<address>[\w+.-]+:(?://|:)[^\s'\"]+)")
-_CHOICES = re.compile(r"typing\.Literal\[([^\]]+)\]")
+_CHOICES = re.compile(r"typing\.Literal\[([^\[\]]+)\]")
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 

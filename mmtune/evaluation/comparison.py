@@ -51,7 +51,7 @@ _LATEX = tuple(
         (r"\\pi(?![a-z])", "π"),
     )
 )
-_BOXED = re.compile(r"\s*\$*\s*\\f?boxed\s*\{(.*)\}\s*\$*\s*\.?\s*", re.DOTALL)
+_BOXED = re.compile(r"[\s$]*\\f?boxed\s*\{(.*)\}[\s$]*(?:\.\s*)?", re.DOTALL)
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)(?:(?P<decimal>\d{1,50}(?:\.\d{1,50})?|\.\d{1,50})"
     r"|(?:(?P<whole>\d{1,50})[+ ])?(?P<above>\d{1,50})/(?P<below>0*[1-9]\d{0,50}))",

@@ -13,7 +13,7 @@ Protocol = Literal["blind", "mlan"]
 
 # `(?<!\s)\s*` is `\s*`, but tried once in a run of spaces instead of at each of them
 _OPTION_LINE = re.compile(r"^[ \t]*([A-Z])[.):][ \t]+(\S.*)$", re.MULTILINE)
-_CLOSING_INSTRUCTION = re.compile(r"(?<!\s)\s*Please answer [^\n]*\s*$")
+_CLOSING_INSTRUCTION = "Please answer "
 _IMAGE_MARK = re.compile(r"(?<!\s)\s*<image\d*>(?P<glued>(?![\s.,;:?!)]|$))?")
 _AUXILIARY = re.compile(
     r"(am|is|are|was|were|do|does|did|has|have|had|can|could|will|would|shall|should|may|might|must"
@@ -59,7 +59,9 @@ def clean_hellaswag(text: str) -> str:
 
 def without_instruction(question: str) -> str:
     """The question without a closing `Please answer …` line."""
-    return _CLOSING_INSTRUCTION.sub("", question).strip()
+    last = question.rfind("\n", 0, len(question.rstrip())) + 1  # where the last line begins that says something
+    begin = question.find(_CLOSING_INSTRUCTION, last)
+    return (question if begin < 0 else question[:begin]).strip()
 
 
 def listed_options(question: str) -> list[str]:
