@@ -167,3 +167,30 @@ def test_prompts_that_are_too_long_are_found_before(narrow: VisionLanguageModel)
 def test_answers_are_limited_prompt_by_prompt() -> None:
     assert by_room([10, 44, 45, 63, 64, 70], 20, 64) == {20: [0, 1], 19: [2], 1: [3], 0: [4], -6: [5]}
     assert by_room([10, 10**9], 20, None) == {20: [0, 1]}
+
+
+def test_learnt_positions_end_in_no_index_error(llama: Path, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast.from_pretrained(llama).save_pretrained(tmp_path)
+    config = GPT2Config(
+        vocab_size=259, n_positions=64, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=258
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    model = VisionLanguageModel.assemble(ModelSpec(str(tmp_path), template="chatml")).eval()
+    assert model.window == 64
+    prompts = [prompt_of(model, tokens) for tokens in (40, 55, 63)]
+    answers = [*model.generate(prompts, max_new_tokens=30), *model.generate(prompts, max_new_tokens=30, do_sample=True)]
+    assert all(len(answer) <= 24 for answer in answers)
+    assert {answer.finish_reason for answer in answers if isinstance(answer, Response)} <= {"window", "stop"}
+    (figure,) = model.loglikelihood(prompts[1], ["abcdefghi"])
+    ids = model.tokenizer(HEAD + prompts[1] + TAIL + "abcdefghi", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        logits = model.base_language(torch.tensor([ids])).logits[0].log_softmax(-1)
+    assert figure == pytest.approx(sum(float(logits[place - 1, ids[place]]) for place in range(55, 64)), abs=1e-3)
+    for call in (lambda: model.loglikelihood(prompts[1], ["abcdefghij"]), lambda: model.generate("a" * 64)):
+        with pytest.raises(UserError, match="of 64 that it reads at once"):
+            call()
+    assert model.generate("a" * 64, max_new_tokens=5, past_window="shorten")
