@@ -16,6 +16,7 @@ from mmtune.analysis.report import write_report
 from mmtune.analysis.tables import change_table, cost_lines, example_table
 from mmtune.cli.options import build_parser, parse
 from mmtune.cli.quickstart_data import prepare
+from mmtune.cli.signals import run_chain
 from mmtune.errors import UserError
 from mmtune.files import claim_folder, is_blank, read_json, write_json
 
@@ -42,10 +43,17 @@ class QuickstartOptions:
 def main(argv: list[str]) -> int:
     """Run the quickstart.
 
+    Returns:
+        0, or the exit status of the step that ended it.
+
     Raises:
         UserError: a package with data or weights is missing, or `--out` holds something else.
     """
     options = parse(build_parser("quickstart", QuickstartOptions), QuickstartOptions, argv)
+    return run_chain(lambda: _run(options))
+
+
+def _run(options: QuickstartOptions) -> int:
     console = Console(stderr=True, highlight=False)
     run = Path(options.out)
     rows, steps = BUDGETS[options.budget]
@@ -61,11 +69,14 @@ def main(argv: list[str]) -> int:
         return 0
 
     console.print("[bold]2/4[/] Scoring the model before tuning: its projector is aligned on captions, no more")
-    _evaluate(ALIGNED, run / "before", data, rows)
+    if status := _evaluate(ALIGNED, run / "before", data, rows):
+        return status
     console.print(f"[bold]3/4[/] Tuning on text instructions alone ({steps} steps of LoRA)")
-    _tune(run, steps)
+    if status := _tune(run, steps):
+        return status
     console.print("[bold]4/4[/] Scoring the model after tuning")
-    _evaluate(str(run), run / "after", data, rows)
+    if status := _evaluate(str(run), run / "after", data, rows):
+        return status
     write_report(read_arms([run / "before", run / "after"]), run / "report.html", title="mmtune quickstart")
     _show(run)
     return 0
@@ -84,19 +95,19 @@ def _claim(run: Path, budget: str) -> None:
         write_json(marker, {"budget": budget})
 
 
-def _tune(run: Path, steps: int) -> None:
+def _tune(run: Path, steps: int) -> int:
     if (run / "model").is_dir():
-        return
+        return 0
     from mmtune.cli.train import main as train
 
-    train(["fit", "--config", "quickstart", "--out", str(run), "--trainer.max_steps", str(steps)])
+    return train(["fit", "--config", "quickstart", "--out", str(run), "--trainer.max_steps", str(steps)])
 
 
-def _evaluate(model: str, out: Path, data: Path, rows: int) -> None:
+def _evaluate(model: str, out: Path, data: Path, rows: int) -> int:
     from mmtune.cli.evaluate import main as evaluate
 
     flags = {"--model": model, "--suite": "quickstart", "--out": out, "--data-root": data, "--limit": rows}
-    evaluate([str(part) for pair in flags.items() for part in pair])
+    return evaluate([str(part) for pair in flags.items() for part in pair])
 
 
 def _show(run: Path) -> None:

@@ -18,6 +18,7 @@ from mmtune.analysis.untrusted import visible
 from mmtune.cli.options import build_parser, parse
 from mmtune.cli.reproduce_presets import ARMS, BASE, BASELINE, PRESETS, Preset
 from mmtune.cli.reproduce_steps import Comparison, Step
+from mmtune.cli.signals import run_chain
 from mmtune.errors import UserError
 from mmtune.files import read_json, write_json
 
@@ -91,10 +92,14 @@ def main(argv: list[str]) -> int:
         options.base,
     )
     comparison.claim()
+    return run_chain(lambda: _compare(comparison, plan_alone=options.plan))
+
+
+def _compare(comparison: Comparison, *, plan_alone: bool) -> int:
     steps = comparison.steps()
-    if options.plan or not all(step.done() for step in steps):
+    if plan_alone or not all(step.done() for step in steps):
         _console().print(_plan_table(comparison))
-    if options.plan:
+    if plan_alone:
         return 0
     try:
         _check(comparison)
@@ -203,9 +208,11 @@ def _run(steps: list[Step]) -> None:
 
 def _run_process(command: list[str]) -> int:
     """Its exit status; SIGTERM is passed on to it, so that it can save what it has."""
+    passed_on: list[int] = []
     process = subprocess.Popen(command, stdout=sys.stderr)
 
     def pass_on(number: int, frame: types.FrameType | None) -> None:
+        passed_on.append(number)
         process.send_signal(number)
 
     before = signal.signal(signal.SIGTERM, pass_on)
@@ -216,6 +223,8 @@ def _run_process(command: list[str]) -> int:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if passed_on and status == 0:  # it was too late to stop the step, and the next one must not begin
+        return 128 + signal.SIGTERM
     return 128 - status if status < 0 else status
 
 

@@ -12,32 +12,33 @@ from typing import Any, TypeVar
 import mmtune.torchvision_ops  # noqa: F401  # before lightning
 
 import lightning.pytorch as pl  # isort: skip
-import torch
 import yaml
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mmtune.analysis.untrusted import visible
 from mmtune.cli.complaints import unreadable
 from mmtune.cli.config_checks import check_config
 from mmtune.cli.config_files import with_config_paths
 from mmtune.cli.main import COMMANDS
+from mmtune.cli.signals import Terminated, stopped, terminating
+from mmtune.cli.train_end import report, stopped_at_the_end, stopped_beside_steps
+from mmtune.cli.trainer_options import check_trainer_options
 from mmtune.cli.training_parser import TrainingParser
 from mmtune.cli.trusted_classes import class_names
 from mmtune.cli.trusted_code import FLAG, restrict_parsers, trusted_packages
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
-from mmtune.files import atomic_path, hold_folder, read_json
+from mmtune.files import atomic_path, hold_folder
 from mmtune.models.batches import is_out_of_memory
 from mmtune.models.language import check_context
 from mmtune.models.weightless import adapters_note
 from mmtune.training.callbacks import RandomStates, SaveModel
-from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole
+from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole, steps_taken
 from mmtune.training.checkpoint_reading import guard_checkpoints
 from mmtune.training.dates import keep_date
 from mmtune.training.ledger import Ledger
@@ -46,7 +47,7 @@ from mmtune.training.module import InstructionTuning
 from mmtune.training.optimizers import check_optimizer
 from mmtune.training.progress import TrainingProgress
 from mmtune.training.sharding import check_sharding
-from mmtune.training.stopping import SoundLoss, StopOnSigterm
+from mmtune.training.stopping import SoundLoss, StopOnSignal, Stopped
 
 
 class SaveConfig(SaveConfigCallback):
@@ -206,7 +207,9 @@ class TrainingCLI(LightningCLI):
             )
         if arguments.get("ckpt_path") is None and (found := newest_whole(run / "checkpoints")) is not None:
             which = "its last checkpoint" if found.name == LAST else f"{found.name}, for {LAST} is damaged or missing"
-            rank_zero_only(print)(f"Resuming {run} from {which}.", file=sys.stderr)
+            steps = steps_taken(found)
+            after = "" if steps is None else f" after step {steps}"
+            rank_zero_only(print)(f"Resuming {run}{after} from {which}.", file=sys.stderr)
             arguments["ckpt_path"] = str(found)
         return arguments
 
@@ -218,34 +221,17 @@ class TrainingCLI(LightningCLI):
         """
         run = Path(self._get(self.config_init, "out"))
         options = self._get(self.config_init, "trainer", default={})
-        accelerator = options.get("accelerator")
-        if accelerator in ("cuda", "gpu") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-            raise UserError(
-                f"--trainer.accelerator {accelerator}: torch {torch.__version__} finds no GPU here; give "
-                "--trainer.accelerator cpu, or see to the driver and a torch that is built for it"
-            )
-        if (packs := options.get("accumulate_grad_batches", 1)) < 1:
-            raise UserError(f"--trainer.accumulate_grad_batches {packs}: must be at least 1")
-        if (precision := str(options.get("precision"))) in ("bf16-true", "16-true"):
-            raise UserError(
-                f"--trainer.precision {precision}: small steps are lost in trained weights of 16 bits; give "
-                f"{precision.replace('true', 'mixed')}, and --model.dtype for what is frozen"
-            )
+        check_trainer_options(options)
         callbacks = list(options.get("callbacks") or [])
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
-            raise UserError(
-                "--trainer.callbacks GradientAccumulationScheduler: a step's tokens are counted ahead, for one number "
-                "of packs; give --trainer.accumulate_grad_batches"
-            )
         loggers = named_loggers(options.get("logger"))
         if self.subcommand == "fit":
-            callbacks += [Ledger(run), RandomStates(), SoundLoss(), SaveModel(run), StopOnSigterm(run)]
+            callbacks += [Ledger(run), RandomStates(), SoundLoss(), SaveModel(run), StopOnSignal(run)]
             callbacks += unseen_checks(run, *(self._get(self.config_init, k) for k in ("unseen", "unseen_data_root")))
             own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
             if options.get("enable_progress_bar") is not False and not own_bar:
                 callbacks.append(TrainingProgress())
             every = self._get(self.config_init, "checkpoint_every")
-            if every:
+            if every and options.get("enable_checkpointing") is not False:
                 callbacks.append(
                     ModelCheckpoint(
                         dirpath=run / "checkpoints",
@@ -281,18 +267,24 @@ def main(argv: list[str]) -> int:
     """Run `fit` or `validate` with the given arguments.
 
     Returns:
-        0, or 143 where SIGTERM ended the training.
+        0, or 143 and 130 where SIGTERM or Ctrl-C ended it.
 
     Raises:
         UserError: anything the user can mend.
     """
     try:
-        cli = command_line(TrainingCLI, argv)
+        with terminating():
+            cli = command_line(TrainingCLI, argv)
     except MisconfigurationException as error:  # options of Lightning's trainer that do not go together
         raise UserError(f"--trainer: {error}") from error
-    except SIGTERMException:
-        print("mmtune: stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGTERM
+    except Stopped as stop:
+        return stopped(stop.number, f" after step {stop.step}")
+    except (Terminated, SIGTERMException):  # before the first step, or after the last
+        return stopped_beside_steps(signal.SIGTERM)
+    except SystemExit as leave:
+        if not isinstance(leave.__context__, KeyboardInterrupt):
+            raise
+        return stopped_beside_steps(signal.SIGINT)  # Lightning makes exit(1) of it
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -302,7 +294,8 @@ def main(argv: list[str]) -> int:
             "--model.lora"
         ) from error
     if cli.subcommand == "fit":
-        _report(cli)
+        report(cli)
+        return stopped_at_the_end(cli)
     return 0
 
 
@@ -327,56 +320,6 @@ def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
         auto_configure_optimizers=False,
         **options,
     )
-
-
-def _report(cli: TrainingCLI) -> None:
-    """Say what the run was and where it lies; the first of several processes does."""
-    if not cli.trainer.is_global_zero:
-        return
-    record = cli.datamodule.record
-    run = cli.trainer.default_root_dir
-    sources = record["sources"].values()
-    text, visual = sum(s["text"] for s in sources), sum(s["visual"] for s in sources)
-    drawn = f"drawn from {text:,} text and {visual:,} visual ones; {run}/"
-    ledger = Path(run) / "ledger.json"
-    if ledger.is_file():
-        done = read_json(ledger)
-        learnt = f"{done['samples']:,} rows ({done['tokens']['supervised']:,} tokens learnt from)"
-        _say(f"{done['steps']} steps on {learnt}, {drawn}")
-    else:
-        _say(f"0 steps on no rows, {drawn}")
-    markers = record["rows_spelling_markers"]
-    if markers["count"]:
-        _say(
-            f"Rows with special tokens spelled in their text, which was read as those tokens: {markers['count']} "
-            f"(all in {run}/data.json); the first: {markers['rows'][0]}"
-        )
-    trimmed = record["rows_with_answers_trimmed"]
-    if trimmed["count"]:
-        _say(
-            f"Rows with answers whose first white space (indentation) the chat template does not write: "
-            f"{trimmed['count']} (all in {run}/data.json); the first: {trimmed['rows'][0]}"
-        )
-    left_out = record["rows_with_answers_left_out"]
-    if left_out["count"]:
-        _say(
-            f"Rows with earlier answers that are not learnt: {left_out['count']} (all in {run}/data.json), because "
-            f"{left_out['because']}; the first: {left_out['rows'][0]}"
-        )
-    cut = record["cut_rows"]
-    if cut["count"]:
-        _say(f"Rows cut at --data.max_length: {cut['count']} (all in {run}/data.json); the first: {cut['rows'][0]}")
-    skipped = record["bad_rows"]
-    if skipped["count"]:
-        rows = "1 row" if skipped["count"] == 1 else f"{skipped['count']} rows"
-        _say(f"Left out {rows} that could not be used (all in {run}/data.json):")
-        for message in skipped["messages"][:5]:
-            _say(f"  {message}")
-
-
-def _say(text: str) -> None:
-    """Print what quotes rows and names of files, which must not act on the terminal."""
-    print(visible(text))
 
 
 def _quieten() -> None:

@@ -16,7 +16,10 @@ from mmtune.masking import masked
 
 
 class TrainingParser(LightningArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose complaints are one line, and that takes no beginning of a flag for the flag."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         """Raise instead of printing the usage."""

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from mmtune.archives import is_compressed
 from mmtune.disk import naming
 from mmtune.errors import UserError, reason
+from mmtune.training.plain_pickles import plain_pickles
 
 LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"
 _LISTED = 3
@@ -96,6 +97,15 @@ def newest_whole(folder: Path) -> Path | None:
     if _is_whole(previous):
         return previous
     return last if last.exists() else None
+
+
+def steps_taken(checkpoint: Path) -> int | None:
+    """After how many optimizer steps a checkpoint was saved; None where it is in parts, or does not say."""
+    try:
+        with plain_pickles():
+            return int(torch.load(checkpoint, weights_only=True, mmap=True, map_location=_stay)["global_step"])
+    except Exception:  # its reading says later what is wrong with it
+        return None
 
 
 def _is_whole(file: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What ends a run before its time: a loss that is no number, and SIGTERM."""
+"""What ends a run before its time: a loss that is no number, SIGTERM, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -73,33 +73,63 @@ class SoundLoss(pl.Callback):
         )
 
 
-class StopOnSigterm(pl.Callback):
-    """On SIGTERM, finishes the optimizer step, saves last.ckpt and leaves.
+class Stopped(SIGTERMException):
+    """A signal ended the run, and its last checkpoint is saved.
+
+    Attributes:
+        number: of the signal: SIGTERM, also in place of SLURM's own, or SIGINT.
+        step: how many optimizer steps were taken.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__()
+        self.number, self.step = number, step
+
+
+class StopOnSignal(pl.Callback):
+    """On SIGTERM and Ctrl-C, finishes the optimizer step, saves last.ckpt and leaves; a second Ctrl-C leaves at once.
 
     Lightning's own handler stops after a batch, be it between two batches of a step, saves nothing, and speaks to the
     other processes in the middle of whatever they do. So its place is taken while training goes on, and the processes
     ask each other once a step, for a signal may reach only one of them, or each at another step. Where SLURM is to
     start the job again after a signal of its own (Lightning's automatic requeueing), that one is treated the same.
+
+    Attributes:
+        received: the signal that came, or None.
     """
 
     def __init__(self, run: Path) -> None:
         self.checkpoint = run / "checkpoints" / LAST
-        self._received: int | None = None
+        self.received: int | None = None
+        self._speaks = True
         self._requeue_on: int | None = None
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals over; Lightning puts back what there was before it when the trainer is done."""
-        self._step = trainer.global_step
+        self._step, self._speaks = trainer.global_step, trainer.is_global_zero
         signal.signal(signal.SIGTERM, self._note)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell, say, has it ignored
+            signal.signal(signal.SIGINT, self._interrupt)
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self._requeue_on = environment.requeue_signal or signal.SIGUSR1
             signal.signal(self._requeue_on, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
-        if self._received != self._requeue_on or self._received is None:  # SLURM may send SIGTERM after its own
-            self._received = number
+        if self.received != self._requeue_on or self.received is None:  # SLURM may send SIGTERM after its own
+            self.received = number
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        """
+        Raises:
+            KeyboardInterrupt: it is not the first.
+        """
+        if self.received == number:
+            raise KeyboardInterrupt
+        self._note(number, frame)
+        if self._speaks:  # past the buffers, which a signal may meet half filled
+            os.write(2, b"\nmmtune: the step is finished and saved; Ctrl-C again stops at once\n")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
@@ -107,17 +137,18 @@ class StopOnSigterm(pl.Callback):
         """After the last batch of an optimizer step, leave if any process was told to.
 
         Raises:
-            SIGTERMException: the checkpoint is saved.
+            Stopped: the checkpoint is saved.
         """
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        if not trainer.strategy.reduce_boolean_decision(self._received is not None, all=False):
+        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
         trainer.save_checkpoint(self.checkpoint, weights_only=False)
-        if self._received is not None and self._received == self._requeue_on and trainer.is_global_zero:
+        if self.received is not None and self.received == self._requeue_on and trainer.is_global_zero:
             _requeue()
-        _all_leave(trainer, SIGTERMException())
+        interrupted = signal.SIGINT in of_every_process(self.received)
+        _all_leave(trainer, Stopped(signal.SIGINT if interrupted else signal.SIGTERM, trainer.global_step))
 
 
 def _all_leave(trainer: pl.Trainer, reason: BaseException) -> NoReturn:

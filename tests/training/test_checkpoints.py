@@ -197,7 +197,7 @@ def test_a_run_says_nothing_that_means_nothing(base_flags: list[str], flags: lis
         done = subprocess.run(
             [*command, *changes, "--out", run], cwd=tmp_path, capture_output=True, text=True, check=True
         )
-        resumed = ["Resuming other/run from its last checkpoint."] if run == "other/run" else []
+        resumed = ["Resuming other/run after step 9 from its last checkpoint."] if run == "other/run" else []
         assert done.stderr.splitlines() == resumed
         assert len(done.stdout.splitlines()) == 1
         shutil.rmtree(tmp_path / run / "model")

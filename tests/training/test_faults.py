@@ -140,10 +140,14 @@ def start(run: Path, *flags: str, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment(**more), stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def rows_of(run: Path) -> int:
+    return len((run / "metrics.csv").read_text().splitlines()) if (run / "metrics.csv").exists() else 0
+
+
 def terminate(process: subprocess.Popen[str], run: Path, number: int = signal.SIGTERM, *, to_all: bool = False) -> str:
-    """Send the signal once there is a first row of metrics; the stderr."""
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.csv").exists() and process.poll() is None:
+    """Send the signal once there is a new row of metrics; the stderr."""
+    deadline, before = time.monotonic() + 120, rows_of(run)
+    while rows_of(run) <= before and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     (os.killpg if to_all else os.kill)(process.pid, number)
@@ -174,11 +178,23 @@ def test_sigterm_finishes_the_step_saves_and_goes_on_exactly(
     process = start(run, *long)
     error = terminate(process, run)
     assert process.returncode == 143, error
-    assert error.splitlines() == ["mmtune: stopped by SIGTERM; the same command goes on from here"]
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert 0 < checkpoint["global_step"] < 80
+    step = checkpoint["global_step"]
+    assert 0 < step < 80
+    assert error.splitlines() == [f"mmtune: stopped by SIGTERM after step {step}; the same command goes on from here"]
     assert checkpoint["place_in_data"]["delivered"] % 2 == 0  # no batch between two batches of a step
     assert not (run / "model").exists()
+    interrupted = start(run, *long)
+    said = terminate(interrupted, run, signal.SIGINT).splitlines()
+    assert interrupted.returncode == 130, said
+    later = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert step < later < 80
+    assert said == [
+        f"Resuming {run} after step {step} from its last checkpoint.",
+        "",
+        "mmtune: the step is finished and saved; Ctrl-C again stops at once",
+        f"mmtune: stopped by Ctrl-C after step {later}; the same command goes on from here",
+    ]
     again = start(run, *long)
     assert again.wait(timeout=120) == 0, again.communicate()[1]
     assert_same_run(run, tmp_path / "whole", read_run, same_weights)
@@ -193,8 +209,9 @@ def test_sigterm_stops_two_processes_at_the_same_step(
     process = start(run, *flags)
     error = terminate(process, run, to_all=to == "all")
     assert process.returncode == 143, error
+    step = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert [line for line in error.splitlines() if line.startswith("mmtune:")] == [
-        "mmtune: stopped by SIGTERM; the same command goes on from here"
+        f"mmtune: stopped by SIGTERM after step {step}; the same command goes on from here"
     ]
     again = start(run, *flags)
     assert again.wait(timeout=120) == 0, again.communicate()[1]
