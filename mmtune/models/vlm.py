@@ -101,7 +101,7 @@ class VisionLanguageModel(nn.Module):
         if language is None:
             language = load_language(spec.language, dtype=dtype, quantise=spec.quantise)
         words = language.get_input_embeddings().weight
-        scale = 1.0 if meta else float(words.detach().float().std())
+        scale = 1.0 if meta else _spread_of_words(language.get_input_embeddings())
         projector = None
         if tower is not None:
             with torch.device("meta" if meta else "cpu"):
@@ -456,6 +456,14 @@ class VisionLanguageModel(nn.Module):
     def end_texts(self) -> tuple[str, ...]:
         """The markers that end a turn and are text to the tokenizer, not one token."""
         return end_texts(self.template, self.tokenizer)
+
+
+@torch.no_grad()
+def _spread_of_words(embedding: nn.Module) -> float:
+    """The deviation of what a model takes beside photos: some embeddings (Gemma 3's) scale their rows."""
+    weight = embedding.weight
+    assert isinstance(weight, torch.Tensor)
+    return float(embedding(torch.arange(len(weight), device=weight.device)).float().std())
 
 
 def model_inputs(spec: ModelSpec, tokenizer: Any) -> ModelInputs:

@@ -43,7 +43,15 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_start_index": 0},
     "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
 }
-OTHERS: dict[str, dict[str, Any]] = {"gpt2": {}, "gpt_neox": {}, "phi": {}, "gemma2": {"head_dim": 8}, "opt": {}}
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "gpt_neox": {},
+    "phi": {},
+    "gemma2": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8},
+    "granite": {"embedding_multiplier": 12.0},
+    "opt": {},
+}
 
 
 def tiny(family: str) -> Any:
