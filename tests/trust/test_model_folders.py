@@ -246,7 +246,7 @@ def hostile(folder: Folder) -> Path:
     ours = {"auto_map": {name: ["own.Own", None] if "Token" in name else "own.Own" for name in AUTO}}
     config = {f"{EVIL}_token_id": 10**6, "architectures": [EVIL], EVIL: EVIL, "tokenizer_class": EVIL}
     config |= {"bos_token_id": 10**6, "pad_token_id": -7, "rope_scaling": {"rope_type": "default", EVIL: EVIL}}
-    tokenizer = {"tokenizer_class": EVIL, EVIL: EVIL, f"{EVIL}_token": EVIL}
+    tokenizer = {"tokenizer_class": EVIL, EVIL: EVIL, f"{EVIL}_token": "<|im_end|>"}
     wishes = {EVIL: EVIL, "temperature": 0.5, "num_beams": 1, f"{EVIL}_ids": [1]}
     files = {"generation_config.json": wishes, "custom_generate/generate.py": ...}
     return folder(ours | config, ours | tokenizer, files)
@@ -299,7 +299,7 @@ def terminal(commands: dict[str, list[str]], folder: Path) -> str:
         text=True,
         timeout=300,
         check=False,
-        env=os.environ | {"PYTHONWARNINGS": "default"},
+        env=os.environ | {"TRANSFORMERS_VERBOSITY": "warning", "PYTHONWARNINGS": "default"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout + done.stderr
