@@ -89,8 +89,6 @@ def check(conversation: Conversation) -> Conversation:
             )
         if turn.role == "assistant" and not turn.text.strip():
             raise RowError(f"{where}: the assistant's answer in turn {position + 1} is empty")
-        if turn.role == "user" and not turn.text.strip():
-            raise RowError(f"{where}: the user's turn {position + 1} is empty")
     if len(conversation.dialogue) % 2:
         raise RowError(f"{where}: the conversation ends with the user's turn, so there is nothing to learn from it")
     if not any(turn.supervised for turn in conversation.dialogue if turn.role == "assistant"):

@@ -490,8 +490,11 @@ def test_what_is_no_text_is_named(name: str, value: Any, refused: Callable[[Any]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u3000"])
-def test_blank_questions_and_answers_are_named(blank: str, refused: Callable[[Any], str]) -> None:
-    assert "the user's turn 1 is empty" in refused({"messages": [ASKED | {"content": blank}, SAID]})
+def test_a_blank_question_is_kept_and_a_blank_answer_named(
+    blank: str, read: Callable[[Any], Conversation], refused: Callable[[Any], str]
+) -> None:
+    """Texts to be continued from nothing are published with an empty prompt."""
+    assert read({"messages": [ASKED | {"content": blank}, SAID]}).turns[0].text == blank
     assert "the assistant's answer in turn 2 is empty" in refused({"messages": [ASKED, SAID | {"content": blank}]})
 
 

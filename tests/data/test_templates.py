@@ -85,7 +85,7 @@ def conversations(draw: st.DrawFn) -> Conversation:
     for _ in range(draw(st.integers(1, 4))):
         marks = draw(st.sampled_from([0, 0, 1, 2]))
         photos += marks
-        turns.append(Turn("user", "\n".join(["<image>"] * marks + [draw(TEXT if marks else ANSWER)])))
+        turns.append(Turn("user", "\n".join(["<image>"] * marks + [draw(TEXT)])))
         turns.append(Turn("assistant", draw(ANSWER)))
     return Conversation(tuple(turns), (b"",) * photos, "rows.jsonl", 1)
 
