@@ -131,7 +131,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, hangs)
     memory = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, memory[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, memory[1]))
     signal.alarm(60)
     yield
     signal.alarm(0)
