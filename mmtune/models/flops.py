@@ -133,8 +133,9 @@ def _with_blocks(language: Any, blocks: int, photos_learn: bool) -> BlocksCost:
     language = copy.deepcopy(language)
     base = _base(language)
     del decoder_blocks(base)[blocks:]
-    base.config.get_text_config(decoder=True).num_hidden_layers = blocks
-    with FakeTensorMode(), without_values(base):
+    # what is known of the whole model is asked for before it has fewer blocks, and where tensors have values
+    with without_values(base), FakeTensorMode():
+        base.config.get_text_config(decoder=True).num_hidden_layers = blocks
         language._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         counted = [_blocks_pass(base, tokens, photos_learn) for tokens in (_SOME, 2 * _SOME, 3 * _SOME)]
     (once, learns), (twice, _), (thrice, _) = counted

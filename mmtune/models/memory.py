@@ -178,7 +178,7 @@ def working_bytes(
             weights are in the type that products are computed in.
     """
     model = copy.deepcopy(model)
-    with FakeTensorMode(), without_values(model.base_language):
+    with without_values(model.base_language), FakeTensorMode():
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         model.base_language.tie_weights()
         trained = [p for p in model.parameters() if p.requires_grad]
