@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmtune.errors import UserError, reason
+from mmtune.models.fitness import Fitness
 from mmtune.models.language import decoder_blocks
 from mmtune.models.vision import build_tower
 from mmtune.models.weightless import decoder_pass, language_without_weights, without_values
@@ -134,17 +135,17 @@ def _with_blocks(language: Any, blocks: int, photos_learn: bool) -> BlocksCost:
     base = _base(language)
     del decoder_blocks(base)[blocks:]
     # what is known of the whole model is asked for before it has fewer blocks, and where tensors have values
-    with without_values(base), FakeTensorMode():
+    with without_values(base) as fitness, FakeTensorMode():
         base.config.get_text_config(decoder=True).num_hidden_layers = blocks
         language._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        counted = [_blocks_pass(base, tokens, photos_learn) for tokens in (_SOME, 2 * _SOME, 3 * _SOME)]
+        counted = [_blocks_pass(base, fitness, tokens, photos_learn) for tokens in (_SOME, 2 * _SOME, 3 * _SOME)]
     (once, learns), (twice, _), (thrice, _) = counted
     per_square = (thrice - 2 * twice + once) // (2 * _SOME**2)
     per_token = (twice - once) // _SOME - 3 * _SOME * per_square
     return BlocksCost(per_token, per_square, once - _SOME * per_token - _SOME**2 * per_square, learns)
 
 
-def _blocks_pass(base: Any, tokens: int, photos_learn: bool) -> tuple[int, bool]:
+def _blocks_pass(base: Any, fitness: Fitness, tokens: int, photos_learn: bool) -> tuple[int, bool]:
     """Operations of a pass with one document, forward and backward, and whether there was a way back."""
     words = base.get_input_embeddings().weight
     embeddings = torch.empty(tokens, words.shape[1], dtype=words.dtype)
@@ -152,7 +153,7 @@ def _blocks_pass(base: Any, tokens: int, photos_learn: bool) -> tuple[int, bool]
     try:
         # the plain kernel: it computes 4 products backward, where fused ones compute the scores again
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            hidden = decoder_pass(base, embeddings, [tokens])
+            hidden = decoder_pass(base, fitness, embeddings, [tokens])
             if hidden.requires_grad:
                 hidden.sum().backward()
     except (RuntimeError, NotImplementedError) as error:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
+from mmtune.models.fitness import Fitness
 from mmtune.models.head import Head
 from mmtune.models.language import decoder_blocks
 from mmtune.models.vlm import VisionLanguageModel
@@ -178,7 +179,7 @@ def working_bytes(
             weights are in the type that products are computed in.
     """
     model = copy.deepcopy(model)
-    with without_values(model.base_language), FakeTensorMode():
+    with without_values(model.base_language) as fitness, FakeTensorMode():
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         model.base_language.tie_weights()
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -192,7 +193,7 @@ def working_bytes(
                 for parameter in trained:
                     parameter.grad = torch.empty_like(parameter)
             with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                total = _forward(model, pack, loss, tower_runs=tower_runs)
+                total = _forward(model, fitness, pack, loss, tower_runs=tower_runs)
             if keep_gradients and not accumulates:
                 model.zero_grad()
             if total.requires_grad:
@@ -200,7 +201,9 @@ def working_bytes(
     return live.peak
 
 
-def _forward(model: VisionLanguageModel, pack: PackShape, loss: Loss, *, tower_runs: bool) -> torch.Tensor:
+def _forward(
+    model: VisionLanguageModel, fitness: Fitness, pack: PackShape, loss: Loss, *, tower_runs: bool
+) -> torch.Tensor:
     """As `VisionLanguageModel.forward` and the loss do it, without looking at any value."""
     base = model.base_language
     embeddings = base.get_input_embeddings()(torch.empty(pack.tokens, dtype=torch.int64))
@@ -215,7 +218,7 @@ def _forward(model: VisionLanguageModel, pack: PackShape, loss: Loss, *, tower_r
         )
         seen = model.projector(features.to(next(model.projector.parameters()).dtype)).flatten(0, 1)
         embeddings = torch.cat([seen.to(embeddings.dtype), embeddings[len(seen) :]])
-    hidden = decoder_pass(base, embeddings, pack.documents)
+    hidden = decoder_pass(base, fitness, embeddings, pack.documents)
     targets = torch.empty(pack.supervised, dtype=torch.int64)
     # a copy, as picking the supervised positions makes one
     return loss(hidden[: pack.supervised].clone(), targets, model.output_layer)

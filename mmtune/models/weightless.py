@@ -18,7 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from mmtune.models.adapters import add_adapters, weights_without_adapter
 from mmtune.models.alone import Alone
 from mmtune.models.attention import PACKED, packed_hidden, use_attention
-from mmtune.models.fitness import fitness_of
+from mmtune.models.fitness import Fitness, fitness_of
 from mmtune.models.language import empty_language
 from mmtune.models.options import ModelSpec
 
@@ -55,15 +55,16 @@ def adapters_note(spec: ModelSpec) -> str | None:
     return weights_without_adapter(empty_language(spec.language), spec.lora, spec.quantise)
 
 
-def decoder_pass(base: Any, embeddings: torch.Tensor, documents: Sequence[int]) -> torch.Tensor:
+def decoder_pass(base: Any, fitness: Fitness, embeddings: torch.Tensor, documents: Sequence[int]) -> torch.Tensor:
     """The last hidden states [tokens, hidden] of a pack of documents, within `without_values`.
 
     Args:
         base: a causal language model of transformers.
+        fitness: how it is computed, from `without_values`.
         embeddings: [tokens, hidden].
         documents: tokens of each.
     """
-    fitness, lengths = fitness_of(base.config, base.name_or_path), list(documents)
+    lengths = list(documents)
     places = torch.empty(len(embeddings), dtype=torch.int64, device=embeddings.device)
     if not fitness.packed:
         alone = Alone(base, fitness.body, by_embeddings=fitness.by_embeddings)
@@ -73,14 +74,18 @@ def decoder_pass(base: Any, embeddings: torch.Tensor, documents: Sequence[int]) 
 
 
 @contextlib.contextmanager
-def without_values(base: Any) -> Iterator[None]:
-    """Within, a causal language model looks at no values: forward, and backward where it recomputes."""
+def without_values(base: Any) -> Iterator[Fitness]:
+    """Within, a causal language model looks at no values: forward, and backward where it recomputes.
+
+    Yields:
+        How it is computed; it may be tried for that, so this is entered while tensors still have values.
+    """
     before = base.config._experts_implementation
     base.config._experts_implementation = FIRST_EXPERT
     try:
-        packed = fitness_of(base.config, base.name_or_path).packed
-        with use_attention(base, PACKED) if packed else contextlib.nullcontext():
-            yield
+        fitness = fitness_of(base.config, base.name_or_path)
+        with use_attention(base, PACKED) if fitness.packed else contextlib.nullcontext():
+            yield fitness
     finally:
         base.config._experts_implementation = before
 
