@@ -87,7 +87,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.finalize = shown
         for name in _LEFT_OUT:
             self.filters.pop(name, None)
         self.filters.update({name: _limited_filter(name, function) for name, function in self.filters.items()})
@@ -98,6 +97,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def add_filters(self, filters: Mapping[str, Callable[..., Any]]) -> None:
         """Give templates more filters, under the same limits."""
         self.filters.update({name: _limited_filter(name, function) for name, function in filters.items()})
+
+    @property
+    def finalize(self) -> Callable[[Any], Any]:  # type: ignore[override]  # jinja2 has an attribute
+        """What becomes of a value that a template writes: what is set here, once the value is not too large."""
+        own = self._finalize
+        return shown if own is None else lambda value: own(shown(value))
+
+    @finalize.setter
+    def finalize(self, own: Callable[[Any], Any] | None) -> None:
+        self._finalize = own
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
