@@ -32,3 +32,11 @@ def build_projector(kind: ProjectorKind, width: int, hidden: int, *, scale: floa
 
 def _stack(layers: list[nn.Linear]) -> nn.Sequential:
     return nn.Sequential(layers[0]) if len(layers) == 1 else nn.Sequential(layers[0], nn.GELU(), layers[1])
+
+
+@torch.no_grad()
+def spread_of_words(embedding: nn.Module) -> float:
+    """The deviation of what a model takes beside photos: some embeddings (Gemma 3's) scale their rows."""
+    weight = embedding.weight
+    assert isinstance(weight, torch.Tensor)
+    return float(embedding(torch.arange(len(weight), device=weight.device)).float().std())

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import nn
 
 from mmtune.data.collate import PackedBatch
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT
 from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs
-from mmtune.data.templates import THOUGHT_END, Thinking, get_template
+from mmtune.data.templates import Thinking, get_template
 from mmtune.errors import UserError
 from mmtune.models import saving
 from mmtune.models.adapters import add_adapters
 from mmtune.models.alone import Alone
-from mmtune.models.answering import Answering
 from mmtune.models.attention import PACKED, packed_hidden
 from mmtune.models.calls import Photos, Prompts, check_sampling, choices_of_each, stop_strings, whole_number
 from mmtune.models.fingerprint import fingerprint
 from mmtune.models.fitness import fitness_of
-from mmtune.models.fitting import PromptWriter, too_long
-from mmtune.models.generation import Ending, Response
+from mmtune.models.fitting import too_long
 from mmtune.models.head import Head
-from mmtune.models.language import embedding_rows, empty_language, load_config, load_language, load_tokenizer
+from mmtune.models.inference import Counts
+from mmtune.models.inputs import model_inputs
+from mmtune.models.language import empty_language, load_config, load_language, load_tokenizer
 from mmtune.models.options import ModelSpec
-from mmtune.models.prefixes import Keys
-from mmtune.models.projector import build_projector
-from mmtune.models.prompts import PromptEncoder
+from mmtune.models.projector import build_projector, spread_of_words
+from mmtune.models.request import Request
 from mmtune.models.stopping import end_ids, end_texts
-from mmtune.models.thinking import think_first
-from mmtune.models.vision import VisionTower, build_tower, preprocessing, tower_shape
-from mmtune.models.window import PastWindow, by_room, window_of
+from mmtune.models.vision import VisionTower, build_tower
+from mmtune.models.window import PastWindow, window_of
 
 Stage = Literal["align", "tune"]
-T = TypeVar("T")
 
 BATCH_TOKENS = 16384  # whose keys and values are in memory at once: 0.8 GB for 135M parameters, 8 GB for 7B in bfloat16
 
@@ -100,14 +94,11 @@ class VisionLanguageModel(nn.Module):
         language = empty_language(spec.language, dtype=dtype) if meta else None
         if language is None:
             language = load_language(spec.language, dtype=dtype, quantise=spec.quantise)
-        words = language.get_input_embeddings().weight
-        scale = 1.0 if meta else _spread_of_words(language.get_input_embeddings())
-        projector = None
+        words, projector = language.get_input_embeddings(), None
         if tower is not None:
+            scale, hidden = 1.0 if meta else spread_of_words(words), words.weight.shape[1]
             with torch.device("meta" if meta else "cpu"):
-                projector = build_projector(
-                    spec.projector, tower.shape.width, words.shape[1], scale=scale, seed=spec.seed
-                )
+                projector = build_projector(spec.projector, tower.shape.width, hidden, scale=scale, seed=spec.seed)
         model = cls(spec, language, tokenizer, tower, projector)
         model.requires_grad_(False)
         if spec.lora:
@@ -240,16 +231,7 @@ class VisionLanguageModel(nn.Module):
         thinking: bool = False,
         room: int = 1,
     ) -> dict[int, int]:
-        """Which prompts have no room for what follows them in the window: their numbers, with their tokens.
-
-        Args:
-            prompts: what the user says.
-            photos: how many each shows.
-            choices: what may follow each; its longest must fit.
-            primer: how the assistant's turn begins.
-            thinking: whether a thought comes first.
-            room: tokens of an answer that must fit behind each, half of the window at most; without choices.
-        """
+        """Which prompts have no room for what follows them in the window; see `mmtune.models.fitting.too_long`."""
         return too_long(self, prompts, photos, choices=choices, primer=primer, thinking=thinking, room=room)
 
     @property
@@ -345,37 +327,12 @@ class VisionLanguageModel(nn.Module):
             UserError: photos and `<image>` marks of a prompt differ in number, the template knows no thoughts, a prompt
                 is longer than the model reads, or something given is of another kind.
         """
-        asked, stops, encoder = Prompts(prompts, images), stop_strings(stop), PromptEncoder(self)
+        asked, stops = Prompts(prompts, images), stop_strings(stop)
         whole_number(max_new_tokens, "max_new_tokens", 1)
         whole_number(thinking_tokens, "thinking_tokens", 0)
         check_sampling(options)
-
-        def follow(numbers: Sequence[int], texts: Sequence[str], limit: int, stop: Sequence[str]) -> list[str]:
-            encoded = [encoder.keys(text, asked.photos[i]) for i, text in zip(numbers, texts, strict=True)]
-            answers: list[str] = [Response("", "window")] * len(encoded)
-            for room, places in by_room(map(len, encoded), limit, self.window).items():
-                if room > 0:
-                    end = Ending(room, stop, self.end_ids(), self.end_texts(), "length" if room == limit else "window")
-                    for place, said in zip(places, run([encoded[i] for i in places], end), strict=True):
-                        answers[place] = said
-            return answers
-
-        def run(some: Sequence[Keys], end: Ending) -> list[str]:
-            return self._answering(encoder, batch_tokens, lambda engine: engine.generate(some, end, options))
-
-        def answer(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
-            return follow(numbers, texts, max_new_tokens, stops)
-
-        def think(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
-            return follow(numbers, texts, thinking_tokens, [THOUGHT_END])
-
-        begun, thinks = ("", True) if thinking_tokens else (primer, False)
-        writer = PromptWriter(self, encoder, asked, system, begun, thinking=thinks, past_window=past_window)
-        texts = [writer.with_room(n, max_new_tokens + thinking_tokens) for n in range(len(asked.texts))]
-        if not thinking_tokens:
-            return asked.returned(answer(range(len(texts)), texts))
-        said_first = primer.replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
-        return asked.returned(think_first(texts, said_first, think=think, answer=answer))
+        request = Request(self, asked, system=system, primer=primer, past_window=past_window, batch_tokens=batch_tokens)
+        return asked.returned(request.generate(max_new_tokens, stops, thinking_tokens, options))
 
     @overload
     def loglikelihood(  # type: ignore[overload-overlap]
@@ -424,30 +381,15 @@ class VisionLanguageModel(nn.Module):
             UserError: photos and `<image>` marks of a prompt differ in number, a choice is empty, or a prompt is longer
                 than the model reads.
         """
-        asked, encoder = Prompts(prompts, images), PromptEncoder(self)
-        choices_of = choices_of_each(choices, asked)
-        writer = PromptWriter(self, encoder, asked, system, primer, past_window=past_window)
-        sequences, scored = [], []
-        for number, given in enumerate(choices_of):
-            if "" in given:
-                raise UserError(f"prompt {number + 1}: a choice is empty; leave it out")
-            context, said = writer.with_choices(number, given)
-            prompt = encoder.keys(context, asked.photos[number])
-            sequences += [np.concatenate([prompt, np.array(tokens, dtype=np.int64)]) for tokens in said]
-            scored += [len(tokens) for tokens in said]
-        sums = self._answering(encoder, batch_tokens, lambda engine: engine.loglikelihoods(sequences, scored))
-        values = iter([total if tokens else math.nan for total, tokens in zip(sums, scored, strict=True)])
-        return asked.returned([[next(values) for _ in given] for given in choices_of])
+        asked = Prompts(prompts, images)
+        request = Request(self, asked, system=system, primer=primer, past_window=past_window, batch_tokens=batch_tokens)
+        return asked.returned(request.loglikelihood(choices_of_each(choices, asked)))
 
-    def _answering(self, encoder: PromptEncoder, batch_tokens: int, run: Callable[[Answering], list[T]]) -> list[T]:
-        """Compute the prompts of a call, and count what it took."""
-        answering = Answering(self, encoder, batch_tokens)
-        try:
-            return run(answering)
-        finally:
-            self._counts["prompt_tokens"] += answering.counts.computed
-            self._counts["reused_tokens"] += answering.counts.reused
-            self._counts["generated_tokens"] += answering.counts.generated
+    def count(self, counts: Counts) -> None:
+        """Add what a call computed to `usage`."""
+        self._counts["prompt_tokens"] += counts.computed
+        self._counts["reused_tokens"] += counts.reused
+        self._counts["generated_tokens"] += counts.generated
 
     def end_ids(self) -> list[int]:
         """The tokens that end an answer: see `mmtune.models.stopping`."""
@@ -456,21 +398,3 @@ class VisionLanguageModel(nn.Module):
     def end_texts(self) -> tuple[str, ...]:
         """The markers that end a turn and are text to the tokenizer, not one token."""
         return end_texts(self.template, self.tokenizer)
-
-
-@torch.no_grad()
-def _spread_of_words(embedding: nn.Module) -> float:
-    """The deviation of what a model takes beside photos: some embeddings (Gemma 3's) scale their rows."""
-    weight = embedding.weight
-    assert isinstance(weight, torch.Tensor)
-    return float(embedding(torch.arange(len(weight), device=weight.device)).float().std())
-
-
-def model_inputs(spec: ModelSpec, tokenizer: Any) -> ModelInputs:
-    """What the data must know of a model, without its weights."""
-    template, rows = get_template(spec.template, tokenizer, spec.template_date), embedding_rows(spec.language)
-    if spec.vision is None:
-        return ModelInputs(tokenizer, template, embedding_rows=rows)
-    shape = tower_shape(spec.vision)
-    look = preprocessing(spec.vision, shape)
-    return ModelInputs(tokenizer, template, shape.num_tokens, look, embedding_rows=rows)

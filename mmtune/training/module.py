@@ -21,10 +21,11 @@ from mmtune.data.templates import get_template
 from mmtune.errors import UserError, check_seed
 from mmtune.models import saving
 from mmtune.models.fitness import Fitness, fitness_of
+from mmtune.models.inputs import model_inputs
 from mmtune.models.language import check_language, load_config, load_tokenizer
 from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
 from mmtune.models.vision import build_tower
-from mmtune.models.vlm import Stage, VisionLanguageModel, model_inputs
+from mmtune.models.vlm import Stage, VisionLanguageModel
 from mmtune.training import resuming
 from mmtune.training.loss import supervised_loss
 from mmtune.training.optimizers import OptimizerName, build_optimizer

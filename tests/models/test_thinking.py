@@ -54,7 +54,7 @@ def test_a_thought_has_its_own_limit_and_no_stop_strings(
     said = thinker.generate(["a", "b"], stop=list("abcdefghijklmnopqrstuvwxyz"), max_new_tokens=3, thinking_tokens=20)
     assert all("</think>" not in text and len(text) > 3 for text in said)
     # a thought that is over is answered as a prompt that holds it is
-    monkeypatch.setattr("mmtune.models.vlm.THOUGHT_END", said[0][5])
+    monkeypatch.setattr("mmtune.models.request.THOUGHT_END", said[0][5])
     monkeypatch.setattr("mmtune.models.thinking.THOUGHT_END", said[0][5])
     thought, _, answer = thinker.generate(["a"], primer="So", max_new_tokens=7, thinking_tokens=20)[0].partition("\n\n")
     assert said[0].startswith(thought)
@@ -92,7 +92,7 @@ def test_a_conversation_thinks_too(thinker: VisionLanguageModel, monkeypatch: py
     assert endless not in thinker.template.prompt(turns)
 
     monkeypatch.setattr("mmtune.models.thinking.THOUGHT_END", endless[5])
-    monkeypatch.setattr("mmtune.models.vlm.THOUGHT_END", endless[5])
+    monkeypatch.setattr("mmtune.models.request.THOUGHT_END", endless[5])
     monkeypatch.setattr("mmtune.models.chat.THOUGHT_END", endless[5])
     expected = thinker.generate(["a"], thinking_tokens=20, max_new_tokens=7)
     assert ["".join(Chat(thinker).say("a", sampling=Sampling(max_new_tokens=7, thinking_tokens=20)))] == expected

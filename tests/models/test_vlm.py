@@ -10,6 +10,7 @@ from PIL import Image
 
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import IMAGE_TOKEN, Example
+from mmtune.data.templates import get_template
 from mmtune.errors import UserError
 from mmtune.models.options import LoraOptions
 from mmtune.models.vlm import VisionLanguageModel
@@ -238,7 +239,7 @@ class TestFingerprint:
         with torch.no_grad():
             model.language.get_input_embeddings().weight[3, 5] += 1e-3  # one number of it
         third = model.fingerprint
-        model.spec.template = "vicuna_v1"
+        model.template = get_template("vicuna_v1", model.tokenizer)
         assert len({first, second, third, model.fingerprint}) == 4
 
 

@@ -1,0 +1,21 @@
+"""What the data must know of a model to prepare batches for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmtune.data.encoding import ModelInputs
+from mmtune.data.templates import get_template
+from mmtune.models.language import embedding_rows
+from mmtune.models.options import ModelSpec
+from mmtune.models.vision import preprocessing, tower_shape
+
+
+def model_inputs(spec: ModelSpec, tokenizer: Any) -> ModelInputs:
+    """What the data must know of a model, without its weights."""
+    template, rows = get_template(spec.template, tokenizer, spec.template_date), embedding_rows(spec.language)
+    if spec.vision is None:
+        return ModelInputs(tokenizer, template, embedding_rows=rows)
+    shape = tower_shape(spec.vision)
+    look = preprocessing(spec.vision, shape)
+    return ModelInputs(tokenizer, template, shape.num_tokens, look, embedding_rows=rows)
