@@ -93,6 +93,9 @@ def _cut_layers(part: Settings) -> None:
                 part[key] = [kept.index(i) for i in value if i in kept]
             elif len(value) == depth:
                 part[key] = [value[i] for i in kept]
+        if isinstance(special := part.get("per_layer_config"), dict):
+            places = {layer: place for place, layer in enumerate(kept)}
+            part["per_layer_config"] = {places[int(i)]: own for i, own in special.items() if int(i) in places}
         if shared:
             part["num_kv_shared_layers"] = sum(i >= depth - shared for i in kept)
         part[name] = len(kept)
@@ -102,10 +105,12 @@ def _kept(part: Settings, depth: int) -> list[int]:
     """The numbers of the layers that stay: the first two of each kind, or enough to hold what comes in turns."""
     lists = {key: value for key, value in part.items() if isinstance(value, list) and value}
     each = [value for value in lists.values() if len(value) == depth and not _are_layers(value, depth)]
+    special = part.get("per_layer_config")
+    own = {int(i): repr(value) for i, value in special.items()} if isinstance(special, dict) else {}
     some = [set(value) for value in lists.values() if _are_layers(value, depth)]
     firsts = [part[key] for key in _FIRST_LAYERS if isinstance(part.get(key), int)]
     shared = part.get("num_kv_shared_layers") or 0
-    if each or some or firsts:
+    if each or some or firsts or own:
         kinds: dict[Any, int] = {}
         for i in range(depth):
             kind = (
@@ -113,6 +118,7 @@ def _kept(part: Settings, depth: int) -> list[int]:
                 tuple(i in value for value in some),
                 tuple(i < first for first in firsts),
                 i >= depth - shared,
+                own.get(i),
             )
             kinds.setdefault(kind, i)
         kept = sorted(kinds.values())
@@ -147,10 +153,11 @@ def _narrow(part: Settings, heads: int) -> None:
             part[key] = _each(value, lambda n: min(n, 8))
         elif _CHOSEN.search(key):
             part[key] = _each(value, lambda n: min(n, 2))
-    if isinstance(part.get("n_group"), int):
-        part["n_group"] = min(part["n_group"], 2)
-        if isinstance(part.get("topk_group"), int):
-            part["topk_group"] = min(part["topk_group"], part["n_group"])
+    for key in ("n_group", "num_expert_group"):
+        if isinstance(part.get(key), int):
+            part[key] = min(part[key], 2)
+            if isinstance(part.get("topk_group"), int):
+                part["topk_group"] = min(part["topk_group"], part[key])
 
 
 def _divisor(part: Settings, heads: int) -> int:

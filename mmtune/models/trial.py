@@ -32,6 +32,7 @@ from mmtune.models.pretrained import build_causal_model
 from mmtune.models.shrinking import LONGEST, shrunk
 
 _SMALL = 3_000_000  # parameters that are tried as they are
+_MOST = 60_000_000  # parameters of a copy that is tried
 _LENGTHS = (9, LONGEST, 17)  # of the documents: short, beyond every threshold, and shorter again
 _TOLERANCE = 2e-3  # of the logits' deviation, or of a tensor's largest gradient; what leaks is hundreds of times that
 _INSIDE = ("", ".decoder", ".transformer", ".language_model", ".encoder")  # where the body may be below the base model
@@ -54,14 +55,17 @@ def examine(config: Any) -> Fitness:
 def _small_model(config: Any) -> Any:
     with torch.device("meta"):
         whole = build_causal_model(config)
-    small = sum(p.numel() for p in whole.parameters()) <= _SMALL
+    small = sum(parameter.numel() for parameter in whole.parameters()) <= _SMALL
     kinds = {type(module) for module in whole.modules()}
     del whole
     attempts = [(None, False)] if small else [(heads, cut) for cut in (True, False) for heads in (2, 4, 8)]
     problem = ""
     for heads, cut in [*attempts, *([] if small else [(None, True)])]:
         try:
-            model = build_causal_model(shrunk(config, heads=heads, shallower=cut), dtype=torch.float32)
+            smaller = shrunk(config, heads=heads, shallower=cut)
+            if not small and _size(smaller) > _MOST:
+                raise ValueError("it is too large")
+            model = build_causal_model(smaller, dtype=torch.float32)
             if not kinds <= {type(module) for module in model.modules()}:
                 raise ValueError("a kind of layer is lost")
             _spread(model.eval())
@@ -73,6 +77,12 @@ def _small_model(config: Any) -> Any:
         else:
             return model
     raise UnfitError(f"no small copy of it can be tried ({problem})")
+
+
+def _size(config: Any) -> int:
+    """Parameters of a model of this config."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_causal_model(config).parameters())
 
 
 def _spread(model: nn.Module) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import families_table
 import pytest
 import torch
 from families import Side, save_family, small_config
+
+from mmtune.cli.main import main
 
 pytestmark = pytest.mark.near_ties  # random weights; `Side.answers` leaves out what follows one
 
@@ -101,3 +104,45 @@ def test_greedy_text_is_transformers_own(side: Side) -> None:
     for ours, own in answers:
         assert ours.startswith(own)
     assert sum(map(len, (own for _, own in answers))) >= 8
+
+
+def test_the_page_names_every_family() -> None:
+    assert families_table.listed().keys() == families_table.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", families_table.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+def test_a_family_is_computed_as_the_page_says(model_type: str) -> None:
+    assert families_table.outcome(model_type)[0] == families_table.listed()[model_type]
+
+
+REFUSED = {
+    "tokens after it": ("bert", {}, "depends on the tokens after it"),
+    "half of another model": ("bart", {"d_model": 64, "decoder_layers": 2}, "not the cross entropy of the next tokens"),
+    "an encoder": ("electra", {"embedding_size": 64}, "depends on the tokens after it"),
+}
+
+
+@pytest.mark.parametrize(("model_type", "options", "problem"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("command", ["fit", "eval", "plan"])
+def test_what_cannot_be_is_refused_before_data_is_read(
+    model_type: str,
+    options: dict[str, Any],
+    problem: str,
+    command: str,
+    llama: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / model_type
+    save_family(folder, llama, small_config(model_type, **options))
+    given = {
+        "fit": ["--model.language", str(folder), "--data.train.text", '["no.jsonl"]', "--out", str(tmp_path / "run")],
+        "plan": ["--model.language", str(folder), "--data.train.text", '["no.jsonl"]'],
+        "eval": ["--model", str(folder), "--suite", "mlan9", "--tasks", "boolq", "--out", str(tmp_path / "scores")],
+    }[command]
+    assert main([command, *given]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert problem in said
+    assert str(folder) in said
+    assert not (tmp_path / "run").exists()
