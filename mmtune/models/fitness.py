@@ -1,7 +1,7 @@
 """How a language model is computed so that every figure is that of its own code: together, one by one, or not at all.
 
-What decides is a trial (`mmtune.models.trial`) on a small copy of the same config. Its outcome is kept in the cache, by
-the content of the config and of the code that was tried.
+What decides is a trial (`mmtune.models.trial`) on a small copy of the same config. What it finds is kept in the cache,
+by the content of the config and of the code that was tried; a refusal is not: lack of memory can bring one about.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def _known(config: Any) -> Fitness:
     key = _key(config)
     if key not in _outcomes:
         file = cache_dir() / "families" / f"{key}.json"
-        outcome = _read(file)
-        if outcome is None:
-            outcome = _try(config)
+        known = _read(file)
+        outcome = known or _try(config)
+        if known is None and not isinstance(outcome, str):
             _write(file, outcome)
         _outcomes[key] = outcome
     outcome = _outcomes[key]
@@ -119,19 +119,17 @@ def _try(config: Any) -> Fitness | str:
         return f"its trial ended in {type(error).__name__}: {brief(' '.join(str(error).split()), 200)}"
 
 
-def _read(file: Path) -> Fitness | str | None:
+def _read(file: Path) -> Fitness | None:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        return str(value["unfit"]) if "unfit" in value else Fitness(**value)
+        return Fitness(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _write(file: Path, outcome: Fitness | str) -> None:
-    value = {"unfit": outcome} if isinstance(outcome, str) else asdict(outcome)
+def _write(file: Path, outcome: Fitness) -> None:
     try:
         with atomic_path(file) as temporary:
-            temporary.write_text(json.dumps(value), encoding="utf-8")
+            temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     except OSError:
         return  # it is tried again the next time
 

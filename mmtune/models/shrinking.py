@@ -47,20 +47,21 @@ _FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers")
 Settings = dict[str, Any]
 
 
-def shrunk(config: Any, *, heads: int | None, shallower: bool) -> Any:
+def shrunk(config: Any, *, heads: int | None, turns: int | None) -> Any:
     """A config of the same class and flags for a small model.
 
     Args:
         config: of a language model of transformers; it stays as it is.
         heads: divide widths so that so many heads are left; None leaves widths as they are.
-        shallower: leave out layers that are like another one.
+        turns: leave out layers that are like another one; of kinds that come in turns, so many turns stay. None leaves
+            all layers.
     """
     settings = copy.deepcopy(config.to_dict())
     for name in ("quantization_config", "_name_or_path", "transformers_version", "dtype", "torch_dtype"):
         settings.pop(name, None)
     for part in _parts(settings):
-        if shallower:
-            _cut_layers(part)
+        if turns is not None:
+            _cut_layers(part, turns)
         if heads is not None:
             _narrow(part, heads)
         _shorten(part)
@@ -78,12 +79,12 @@ def _parts(settings: Settings) -> Iterator[Settings]:
 # ---------------------------------------------------------------- layers
 
 
-def _cut_layers(part: Settings) -> None:
+def _cut_layers(part: Settings, turns: int) -> None:
     for name in _LAYERS:
         depth = part.get(name)
         if not isinstance(depth, int) or depth <= 2:
             continue
-        kept = _kept(part, depth)
+        kept = _kept(part, depth, turns)
         shared = part.get("num_kv_shared_layers")
         for key, value in part.items():
             if not isinstance(value, list):
@@ -101,7 +102,7 @@ def _cut_layers(part: Settings) -> None:
         part[name] = len(kept)
 
 
-def _kept(part: Settings, depth: int) -> list[int]:
+def _kept(part: Settings, depth: int, turns: int) -> list[int]:
     """The numbers of the layers that stay: the first two of each kind, or enough to hold what comes in turns."""
     lists = {key: value for key, value in part.items() if isinstance(value, list) and value}
     each = [value for value in lists.values() if len(value) == depth and not _are_layers(value, depth)]
@@ -111,7 +112,7 @@ def _kept(part: Settings, depth: int) -> list[int]:
     firsts = [part[key] for key in _FIRST_LAYERS if isinstance(part.get(key), int)]
     shared = part.get("num_kv_shared_layers") or 0
     if each or some or firsts or own:
-        kinds: dict[Any, int] = {}
+        kinds: dict[Any, list[int]] = {}
         for i in range(depth):
             kind = (
                 tuple(repr(value[i]) for value in each),
@@ -120,16 +121,16 @@ def _kept(part: Settings, depth: int) -> list[int]:
                 i >= depth - shared,
                 own.get(i),
             )
-            kinds.setdefault(kind, i)
-        kept = sorted(kinds.values())
+            kinds.setdefault(kind, []).append(i)
+        kept = sorted(i for alike in kinds.values() for i in alike[:turns])
         if len(kept) < 2:
             kept = sorted({*kept, 0, 1})
         return kept
-    turns = [
+    lengths = [
         value for key, value in part.items()
         if key not in _LAYERS and _PERIOD.search(key) and isinstance(value, int) and 1 <= value <= 16
     ]  # fmt: skip
-    return list(range(min(depth, max([1, *turns]) + 1)))
+    return list(range(min(depth, turns * max([1, *lengths]) + 1)))
 
 
 def _are_layers(value: Any, depth: int) -> bool:
@@ -165,7 +166,7 @@ def _divisor(part: Settings, heads: int) -> int:
     for key in ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"):
         count = part.get(key)
         if isinstance(count, int) and count > 0:
-            return next((count // left for left in range(heads, count) if count % left == 0), 1)
+            return next((count // left for left in range(heads, count) if count % left == 0), count)
     for key in ("hidden_size", "d_model", "n_embd"):
         if isinstance(part.get(key), int):
             return max(1, int(part[key]) // (32 * heads))

@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmtune.errors import brief
@@ -44,7 +45,13 @@ def examine(config: Any) -> Fitness:
     Raises:
         UnfitError: nothing that mmtune can do gives its own figures.
     """
-    with _quiet(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+    with (
+        _disable_current_modes(),
+        _quiet(),
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         torch.manual_seed(0)
         return _Trial(_small_model(config)).outcome()
 
@@ -58,11 +65,12 @@ def _small_model(config: Any) -> Any:
     small = sum(parameter.numel() for parameter in whole.parameters()) <= _SMALL
     kinds = {type(module) for module in whole.modules()}
     del whole
-    attempts = [(None, False)] if small else [(heads, cut) for cut in (True, False) for heads in (2, 4, 8)]
+    cuts = (1, 2, None)  # in turns of layers; weights of one turn may be tied to those of the next
+    attempts = [(None, None)] if small else [(heads, turns) for turns in cuts for heads in (2, 4, 8)]
     problem = ""
-    for heads, cut in [*attempts, *([] if small else [(None, True)])]:
+    for heads, turns in [*attempts, (None, 1)]:
         try:
-            smaller = shrunk(config, heads=heads, shallower=cut)
+            smaller = shrunk(config, heads=heads, turns=turns)
             if not small and _size(smaller) > _MOST:
                 raise ValueError("it is too large")
             model = build_causal_model(smaller, dtype=torch.float32)

@@ -27,7 +27,12 @@ OPTIONS: dict[str, dict[str, object]] = {
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
-    "lfm2": {"layer_types": ["conv", "full_attention"] * 8},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    "bamba": {"attn_layer_indices": [9, 18, 27]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 16},
+    "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
+    "ministral": {"head_dim": 128, "num_key_value_heads": 8},
 }
 
 
