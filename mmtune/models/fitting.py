@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mmtune.data.encoding import encode_text
 from mmtune.data.templates import Rendered
 from mmtune.models.calls import Prompts
@@ -60,11 +62,13 @@ class PromptWriter:
         """A prompt without the spaces at its end, and the tokens of what may follow it.
 
         Raises:
-            UserError: the prompt is too long for the longest choice.
+            UserError: the prompt is too long for the longest choice, or the embedding lacks a token of a choice.
         """
         context, spaces = split_spaces(self._texts[number])
         tokenizer = ChoiceTokenizer(self._model.tokenizer, context)
         said = [tokenizer.ids(spaces + choice) for choice in choices]
+        for choice, ids in zip(choices, said, strict=True):
+            self._encoder.check(np.asarray(ids, dtype=np.int64), choice)
         return split_spaces(self._fitted(number, max(map(len, said), default=0), spaced=False))[0], said
 
     def _fitted(self, number: int, room: int, *, spaced: bool = True) -> str:

@@ -78,15 +78,23 @@ class PromptEncoder:
         """
         tokenizer = self._model.tokenizer
         ids, _ = encode_text(Rendered(text, ()), tokenizer, tokens_per_photo=self.tokens_per_photo)
-        rows = len(self._model.base_language.get_input_embeddings().weight)
-        if fault := missing_row(ids, rows, tokenizer):
-            raise UserError(f"{brief(text)!r}: {fault}")
+        self.check(ids, text)
         keys = ids.astype(np.int64)
         if photos:
             firsts = np.array([self._number(photo) * self.tokens_per_photo for photo in photos])
             places = firsts[:, None] + np.arange(self.tokens_per_photo)
             keys[keys == IMAGE_TOKEN] = -1 - places.ravel()
         return keys
+
+    def check(self, ids: np.ndarray, text: str) -> None:
+        """Make sure that the embedding has a row for each token of a text.
+
+        Raises:
+            UserError: it has not.
+        """
+        rows = len(self._model.base_language.get_input_embeddings().weight)
+        if fault := missing_row(ids, rows, self._model.tokenizer):
+            raise UserError(f"{brief(text)!r}: {fault}")
 
     def embed(self, keys: Keys) -> torch.Tensor:
         """The embeddings [tokens, hidden]; the tower runs for photos that were not asked for before."""
