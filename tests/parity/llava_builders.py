@@ -36,6 +36,7 @@ LANGUAGES: dict[str, dict[str, Any]] = {
     "qwen2-untied": {"num_key_value_heads": 1},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 24},
     "mistral": {"num_key_value_heads": 2, "sliding_window": None},
+    "granite": {"num_key_value_heads": 2},
 }
 
 
@@ -45,6 +46,7 @@ def write_llava(
     language: str = "llama",
     *,
     tower: dict[str, Any] | None = None,
+    words: dict[str, Any] | None = None,
     pad: bool = False,
     template: str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -57,6 +59,7 @@ def write_llava(
         tokenizer_of: the folder of a tokenizer; `<image>` is added to it.
         language: of `LANGUAGES`.
         tower: what differs in the tower's config.
+        words: what differs in the language model's config.
         pad: pad photos to squares instead of cutting their centre out.
         template: the processor's chat template.
         dtype: of the weights.
@@ -66,7 +69,7 @@ def write_llava(
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
     vision = CLIPVisionConfig(**{**sizes, "image_size": 32, "patch_size": 16, **(tower or {})})
-    text = AutoConfig.for_model(language.partition("-")[0], **SMALL, **LANGUAGES[language])
+    text = AutoConfig.for_model(language.partition("-")[0], **SMALL, **LANGUAGES[language], **(words or {}))
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from families import save_family, small_config
+from llava_builders import write_llava
 from llava_parity import ASKED, our_logits, same_logits_and_text, theirs
 from PIL import Image
 from safetensors import safe_open
 
 from mmtune.cli.main import main
+from mmtune.errors import UserError
 from mmtune.models.interop.export import export, load_for_export
 from mmtune.models.interop.vocabulary import with_image_token, with_rows
 from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
@@ -191,6 +195,40 @@ def test_what_transformers_cannot_compute_is_refused_with_what_can_be_had(
         assert reason in said
         assert "use --to merged or --to peft" in said
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "reason"),
+    [
+        ("granite", {"logits_scaling": 8.0}, "changes its logits behind the output layer"),
+        ("cohere2", {"logit_scale": 0.25}, "changes its logits behind the output layer"),
+        ("gemma2", {"head_dim": 16, "final_logit_softcapping": 2.0}, "changes its logits behind the output layer"),
+        ("phi", {}, "has weights (lm_head.bias) for which transformers' LLaVA has no place"),
+        ("gpt2", {}, "has weights (transformer.wte.weight) for which"),
+        ("gpt_neox", {}, "has weights (gpt_neox.embed_in.weight) for which"),
+    ],
+)
+def test_a_language_model_that_is_another_in_transformers_llava_is_refused(
+    llama: Path, clip_weights: Path, tmp_path: Path, family: str, options: dict[str, Any], reason: str
+) -> None:
+    save_family(tmp_path / "language", llama, small_config(family, **options))
+    vision = VisionOptions("open_clip:ViT-S-32-alt", str(clip_weights))
+    spec = ModelSpec(str(tmp_path / "language"), vision, template="chatml", lora=LoraOptions(r=2))
+    with pytest.raises(UserError, match=re.escape(reason) + ".*; use --to merged or --to peft"):
+        export(VisionLanguageModel.assemble(spec), "llava-hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("scale", "read"), [(8.0, False), (1.0, True)])
+def test_a_llava_whose_language_model_scales_its_logits_is_not_read(
+    llama: Path, tmp_path: Path, scale: float, read: bool
+) -> None:
+    write_llava(tmp_path / "llava", llama, "granite", words={"logits_scaling": scale})
+    if read:
+        assert VisionLanguageModel.from_pretrained(tmp_path / "llava").fitness.plain_head
+        return
+    with pytest.raises(UserError, match=r"llava: GraniteForCausalLM changes its logits behind the output layer"):
+        VisionLanguageModel.from_pretrained(tmp_path / "llava")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from mmtune.files import atomic_path, write_json
 from mmtune.models import saving
 from mmtune.models.interop import clip
 from mmtune.models.interop.chat import jinja_template
+from mmtune.models.interop.llava_hf import language_fault
 from mmtune.models.interop.photos import processor_settings
 from mmtune.models.interop.vocabulary import with_image_token, with_rows
 from mmtune.models.interop.weights import State
@@ -108,6 +109,9 @@ def check(model: VisionLanguageModel, to: Format) -> None:
     others = "--to merged or --to peft" if model.spec.lora else "--to merged"
     if model.tower is None:
         raise UserError(f"--to llava-hf: the model has no vision tower; use {others}")
+    language = model.base_language
+    if fault := language_fault(language.config, language.state_dict(), model.spec.language):
+        raise UserError(f"--to llava-hf: {model.spec.language}: {fault}; use {others}")
     options = model.tower.options
     try:
         if options.grid is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers import LlavaConfig
 
 from mmtune.errors import UserError
+from mmtune.models.fitness import architecture, fitness_of
 from mmtune.models.interop.chat import template_of
 from mmtune.models.interop.clip import block_of_layer, read_vision_config
 from mmtune.models.interop.photos import read_processor
@@ -24,6 +26,23 @@ _LANGUAGE = (
 )
 _PROJECTOR = {"linear_1": "0", "linear_2": "2"}
 _SELECTED = {"default": False, "full": True}
+
+
+def language_fault(config: Any, names: Iterable[str], reference: str) -> str:
+    """Why transformers' LLaVA gives other figures with a language model than that model by itself; "" if it does not.
+
+    It takes the model's body alone and puts an output layer without bias on it.
+
+    Args:
+        config: of the language model.
+        names: of its weights, as the causal language model has them.
+        reference: what the model is called in a complaint.
+    """
+    if not fitness_of(config, reference).plain_head:
+        return f"{architecture(config)} changes its logits behind the output layer, which transformers' LLaVA does not"
+    if other := next((n for n in names if not n.startswith("model.") and n != "lm_head.weight"), None):
+        return f"{architecture(config)} has weights ({other}) for which transformers' LLaVA has no place"
+    return ""
 
 
 class TransformersLlava:
@@ -44,6 +63,8 @@ class TransformersLlava:
         if language is not None:
             raise UserError(f"{self.reference}: brings its language model; leave out the other one, {language}")
         config = self.config
+        if fault := language_fault(self.language_config(), (), self.reference):
+            raise UserError(f"{self.reference}: {fault}, so that there are no figures of its own to agree with")
         vision = read_vision_config(self.reference)
         where = f"{self.reference}: config.json: vision_feature_layer"
         layers = config.vision_feature_layer
