@@ -164,7 +164,8 @@ class _Trial:
         ids, own = self.documents[1], self.own[1]
         for place, told, problem in (
             (-1, slice(0, -1), "what it says of a token depends on the tokens after it"),
-            (-3, slice(-2, None), "what it says of a token does not depend on the tokens before it"),
+            # the neighbour, for a chunk of attention may begin anywhere before
+            (-2, slice(-1, None), "what it says of a token does not depend on the tokens before it"),
         ):
             other = ids.clone()
             other[place] = 10 + (other[place] - 9) % 90

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmtune.data.conversation import Turn
 from mmtune.errors import UserError
+from mmtune.models.answering import Answering
 from mmtune.models.chat import Chat, Sampling
 from mmtune.models.generation import Answer, Ending
 from mmtune.models.options import ModelSpec
@@ -33,7 +34,7 @@ def anew(model: VisionLanguageModel, turns: list[Turn], photos: list[Image.Image
     keys = encoder.keys(model.template.prompt(turns), photos)
     ending = Ending(limit, (), model.end_ids(), model.end_texts())
     with torch.inference_mode():
-        return model._answering(encoder, 4096, lambda answering: answering.generate([keys], ending, {}))[0]
+        return Answering(model, encoder, 4096).generate([keys], ending, {})[0]
 
 
 @pytest.fixture(scope="module")
