@@ -10,8 +10,9 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -154,6 +155,32 @@ def is_blank(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()))
 
 
+def check_links(folder: Path, flag: str, names: Sequence[str]) -> None:
+    """Look for links by which what is written into a folder of others would land elsewhere.
+
+    Files that are written whole take a link's place; these are opened where they are, or are folders.
+
+    Args:
+        folder: it need not exist.
+        flag: that names it.
+        names: of what a command opens or fills there, as patterns; all below counts, too.
+
+    Raises:
+        UserError: a link leads out of the folder and `$MMTUNE_FOLLOW_LINKS` is not 1, or there is a pipe or device.
+    """
+    inner = folder.iterdir() if folder.is_dir() else ()
+    for top in [path for path in inner if any(fnmatch(path.name, name) for name in names)]:
+        for path in (top, *(top.rglob("*") if top.is_dir() and not top.is_symlink() else ())):
+            if path.is_symlink() and not lies_in(path, folder):
+                raise UserError(
+                    f"{flag} {folder}: {path.relative_to(folder)} is a link that leads to {path.resolve()}, where it "
+                    "would be written to; name another folder, or set MMTUNE_FOLLOW_LINKS=1 if the links in there are "
+                    "yours"
+                )
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise UserError(f"{flag} {folder}: {path.relative_to(folder)} is no file; name another folder")
+
+
 def hold_folder(folder: Path, flag: str) -> None:
     """Claim a folder for this process alone until it ends, however it ends.
 
@@ -162,6 +189,7 @@ def hold_folder(folder: Path, flag: str) -> None:
     Raises:
         UserError: another process holds the folder, or it cannot be written to; the message begins with the flag.
     """
+    check_links(folder, flag, [LOCK])
     claim_folder(folder, flag)
     stream = (folder / LOCK).open("a")
     try:

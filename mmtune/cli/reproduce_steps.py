@@ -14,7 +14,7 @@ from mmtune.cli.reproduce_inputs import changed, inputs_of
 from mmtune.cli.reproduce_presets import ARMS, BASE, Preset
 from mmtune.errors import UserError
 from mmtune.evaluation.suite import load_suite
-from mmtune.files import hold_folder, is_blank, read_json, write_json
+from mmtune.files import check_links, hold_folder, is_blank, read_json, write_json
 
 RECORD = "reproduce.json"
 
@@ -79,6 +79,7 @@ class Comparison:
         missing = [file for file in self._files() if not Path(file).exists()]
         if missing:
             raise UserError(f"{missing[0]}: no such file; docs/reproduction.md says what the data is and where it lies")
+        check_links(self.out, "--out", ["*"])
         hold_folder(self.out, "--out")
         self.write(before["seen"] if before else {})
         if self.preset.objects and not self._questions.is_file():

@@ -33,13 +33,13 @@ from mmtune.cli.trusted_code import FLAG, restrict_parsers, trusted_packages
 from mmtune.cli.unseen_callback import unseen_checks
 from mmtune.data.datamodule import InstructionData
 from mmtune.errors import UserError
-from mmtune.files import atomic_path, hold_folder
+from mmtune.files import atomic_path, check_links, hold_folder
 from mmtune.models.batches import is_out_of_memory
 from mmtune.models.language import check_context
 from mmtune.models.weightless import adapters_note
 from mmtune.training.callbacks import RandomStates, SaveModel
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole, steps_taken
-from mmtune.training.checkpoint_reading import guard_checkpoints
+from mmtune.training.checkpoint_reading import guard_checkpoints, guard_deletion
 from mmtune.training.dates import keep_date
 from mmtune.training.ledger import Ledger
 from mmtune.training.loggers import check_loggers, choose_loggers, named_loggers
@@ -200,6 +200,7 @@ class TrainingCLI(LightningCLI):
         if subcommand != "fit":
             return arguments
         run = Path(self._get(self.config_init, "out"))
+        check_links(run, "--out", ["checkpoints", "tensorboard"])
         rank_zero_only(hold_folder)(run, "--out")
         if (run / "model").exists():
             raise UserError(
@@ -251,12 +252,13 @@ class TrainingCLI(LightningCLI):
                 enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
                 **kwargs,
             )
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, RuntimeError) as error:  # two callbacks of a kind, say
             raise UserError(f"--trainer: {error}") from error
         # only in the place of Lightning's own: strategies and plugins may bring another
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpoints()
         guard_checkpoints(trainer.strategy)
+        guard_deletion(trainer)
         return trainer
 
 

@@ -15,7 +15,7 @@ from mmtune.errors import UserError
 from mmtune.evaluation.prompting import Question
 from mmtune.evaluation.results import Results, Sample, TaskResult
 from mmtune.evaluation.thumbnails import keep_thumbnails
-from mmtune.files import atomic_path, claim_folder, read_json
+from mmtune.files import atomic_path, check_links, claim_folder, read_json
 
 # half of a character, which UTF-8 cannot write; and what would break a line or command a terminal that shows the file
 _AWKWARD = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -28,9 +28,10 @@ class Store:
         """Make the folder.
 
         Raises:
-            UserError: it cannot be made, or not be written to.
+            UserError: it cannot be made, or not be written to, or a link in it leads elsewhere.
         """
         self.folder = folder
+        check_links(folder, "--out", ["answers.sqlite*", "samples", "thumbnails"])
         claim_folder(folder, "--out")
         claim_folder(folder / "samples", "--out")
 

@@ -1,4 +1,4 @@
-"""The one way by which a run takes a checkpoint, whichever strategy reads it: looked into, and no code of it run."""
+"""How a run takes and deletes checkpoints, whichever strategy does it: no code of one is run, no other file deleted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
@@ -21,6 +23,40 @@ _IN_PARTS = (ModelParallelStrategy, FSDPStrategy)
 def guard_checkpoints(strategy: Strategy) -> None:
     """Have every checkpoint that a strategy is told to load go through `read_checkpoint`, whoever named or found it."""
     strategy.load_checkpoint = functools.partial(read_checkpoint, strategy)  # type: ignore[method-assign]
+
+
+def guard_deletion(trainer: pl.Trainer) -> None:
+    """Have every checkpoint that a run is told to delete go through `delete_checkpoint`.
+
+    Which one is to be deleted next stands in the checkpoint that the run goes on from, and Lightning deletes folders,
+    too, at any address.
+    """
+    trainer.strategy.remove_checkpoint = functools.partial(delete_checkpoint, trainer)  # type: ignore[method-assign]
+
+
+def delete_checkpoint(trainer: pl.Trainer, path: Any) -> None:
+    """Delete a checkpoint as the strategy does, in the folders alone where the run's callbacks put them.
+
+    Raises:
+        UserError: it lies elsewhere, or has another ending.
+    """
+    writers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    if not any(_is_of(writer, str(path)) for writer in writers):
+        raise UserError(
+            f"--ckpt_path: the checkpoint that the run goes on from says to delete {path}, which is none of the run's "
+            "checkpoints; nothing was deleted; give another checkpoint"
+        )
+    type(trainer.strategy).remove_checkpoint(trainer.strategy, path)
+
+
+def _is_of(writer: ModelCheckpoint, path: str) -> bool:
+    folder = str(writer.dirpath)
+    if not path.endswith(writer.FILE_EXTENSION) or ".." in Path(path).parts:
+        return False
+    if "://" in folder:
+        return path.startswith(f"{folder.rstrip('/')}/")
+    # an address would be one of fsspec's
+    return ":" not in path.partition("/")[0] and Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def read_checkpoint(strategy: Strategy, path: Any, weights_only: bool | None = None) -> dict[str, Any]:
