@@ -45,14 +45,18 @@ REFUSED_COLUMNS = (
     Meaning(("tools", "functions", "tool_calls", "function_call"), "is about tool calls, which are not read"),
     Meaning(("video", "videos", "audio", "audios"), "is video or sound, which is not read"),
     Meaning(("objects",), "holds boxes to be written into the text, which are not read"),
-    Meaning(("mask", "weight"), "weighs the whole row, which has no place here; turns take a `weight` of 0 or 1"),
+    Meaning(
+        ("mask", "weight", "train", "trainable", "loss_mask", "loss_scale"),
+        "weighs the whole row, which has no place here; turns take a `weight` of 0 or 1",
+    ),
     Meaning(THOUGHT.names, "holds a thought; give it in a turn, or in the answer as `<think>…</think>`"),
+    Meaning(("documents",), "holds texts that an answer rests on, which are not read; write them into the question"),
     Meaning(("chat_template_kwargs",), "sets options of the chat template, which the run sets for all rows"),
     Meaning(HISTORY.names, "holds earlier turns, for which this format has no place"),
 )  # fmt: skip
 REFUSED_PARTS = (
     Meaning(
-        ("context", "passage", "choices", "options", "input"),
+        ("context", "passage", "choices", "options", "input", "instruction", "prompt", "question", "query"),
         "may be part of the question; write it into the question, or take the column away",
     ),
 )
