@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from mmtune.errors import UserError
 _SPACE = "▁"
 
 
-@functools.lru_cache(maxsize=4)
 def build_tokenizer(path: Path, *, legacy: bool, name: str = "") -> Any:
     """A transformers fast tokenizer that gives the ids of sentencepiece model `path`, with the start marker.
 
@@ -32,13 +32,55 @@ def build_tokenizer(path: Path, *, legacy: bool, name: str = "") -> Any:
     Raises:
         UserError: the file is not a byte-pair sentencepiece model.
     """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: not a sentencepiece model: {error}") from None
+    return _built(content, legacy, str(path), name or str(path.parent))
+
+
+def check_settings(tokenizer: Any, settings: Mapping[str, Any], added: Mapping[str, int], reference: str) -> None:
+    """Refuse what a folder says beside its sentencepiece model and would be left out.
+
+    Args:
+        tokenizer: of `build_tokenizer`.
+        settings: of `tokenizer_config.json`.
+        added: of `added_tokens.json`, the ids of tokens.
+        reference: what the tokenizer is called in the complaint.
+
+    Raises:
+        UserError: there are tokens that the model does not know, or others that begin and end a text.
+    """
+    known = tokenizer.get_vocab()
+    listed = {_content(token): int(number) for number, token in settings.get("added_tokens_decoder", {}).items()}
+    fault = next((f"the token {t!r}" for t, number in {**added, **listed}.items() if known.get(t) != number), None)
+    for name in ("bos_token", "eos_token", "unk_token"):
+        if fault is None and _content(settings.get(name) or getattr(tokenizer, name)) != getattr(tokenizer, name):
+            fault = f"{name} {_content(settings[name])!r}"
+    for name, expected in (("add_bos_token", True), ("add_eos_token", False)):
+        if fault is None and settings.get(name) is (not expected):
+            fault = f"{name} {str(not expected).lower()}"
+    if fault is not None:
+        raise UserError(
+            f"{reference}: the tokenizer has {fault}, which is not read beside a tokenizer.model; write it as "
+            "tokenizer.json with transformers (AutoTokenizer.from_pretrained(…).save_pretrained(…))"
+        )
+
+
+def _content(token: Any) -> str:
+    """The text of a token, which files write as it is or with its options."""
+    return str(token["content"] if isinstance(token, Mapping) else token)
+
+
+@functools.lru_cache(maxsize=4)
+def _built(content: bytes, legacy: bool, path: str, name: str) -> Any:
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
     try:
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=content)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: not a sentencepiece model: {error}") from None
     protocol: Any = sentencepiece_model_pb2  # protobuf makes its classes at run time, unseen by mypy
@@ -68,7 +110,7 @@ def build_tokenizer(path: Path, *, legacy: bool, name: str = "") -> Any:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token=unknown, bos_token=start, eos_token=end, pad_token=unknown
     )
-    wrapped.name_or_path = name or str(path.parent)
+    wrapped.name_or_path = name
     return wrapped
 
 

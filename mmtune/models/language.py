@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from mmtune.data.sentencepiece import build_tokenizer
+from mmtune.data.sentencepiece import build_tokenizer, check_settings
 from mmtune.disk import locked
 from mmtune.errors import UserError, reason
 from mmtune.files import atomic_path, cache_dir, locate, sha256_file
@@ -150,6 +150,8 @@ def _read_tokenizer(reference: str) -> Any:
         settings = json.loads(Path(config).read_text()) if config else {}
         # a config that does not say is from before the flag existed
         tokenizer = build_tokenizer(Path(model), legacy=settings.get("legacy", True) is not False, name=reference)
+        added = pretrained.find_file(name, "added_tokens.json")
+        check_settings(tokenizer, settings, json.loads(Path(added).read_text()) if added else {}, reference)
         tokenizer.chat_template = settings.get("chat_template")
         return tokenizer
     return pretrained.load_any_tokenizer(name)

@@ -114,7 +114,9 @@ def tower_shape(options: VisionOptions) -> TowerShape:
         raise UserError(f"--model.vision.grid {options.grid}: must be at least 1")
     if not options.blocks:
         raise UserError("--model.vision.blocks: names no block; -2 is the last but one")
-    return _tower_shape(options.tower, tuple(options.blocks), options.grid, options.class_token)
+    # the folder of a CLIP may be changed in its place; the other towers are code
+    find = _tower_shape.__wrapped__ if options.tower.startswith("clip:") else _tower_shape
+    return find(options.tower, tuple(options.blocks), options.grid, options.class_token)
 
 
 def preprocessing(options: VisionOptions, shape: TowerShape) -> Callable[[Image.Image], torch.Tensor]:

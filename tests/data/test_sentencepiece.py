@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from mmtune.data.sentencepiece import build_tokenizer
 from mmtune.errors import UserError
+from mmtune.models.language import load_tokenizer
 
 MODEL = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
 # text that makes trouble: runs of spaces, the space piece itself, line breaks, bytes without a piece
@@ -95,6 +99,41 @@ def test_the_start_marker_comes_first_and_names_are_kept() -> None:
     assert tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id == library().bos_id()
     assert tokenizer.eos_token == "</s>"
     assert tokenizer.name_or_path == "vicuna"
+
+
+def test_a_file_that_is_changed_in_its_place_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    shutil.copy(MODEL, path)
+    build_tokenizer(path, legacy=True)
+    path.write_text("hello")
+    with pytest.raises(UserError, match="not a sentencepiece model"):
+        build_tokenizer(path, legacy=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "added", "named"),
+    [
+        ({}, {"<|im_end|>": 32000}, "the token '<|im_end|>'"),
+        ({"added_tokens_decoder": {"32001": {"content": "<pad>", "special": True}}}, {}, "the token '<pad>'"),
+        ({"eos_token": {"content": "<s>"}}, {}, "eos_token '<s>'"),
+        ({"add_bos_token": False}, {}, "add_bos_token false"),
+        ({"add_eos_token": True}, {}, "add_eos_token true"),
+        ({"eos_token": "</s>", "add_bos_token": True, "added_tokens_decoder": {"2": {"content": "</s>"}}}, {}, None),
+        ({"bos_token": None, "pad_token": "<unk>"}, {"<s>": 1}, None),
+    ],
+)
+def test_what_stands_beside_the_file_is_honored_or_named(
+    config: dict[str, Any], added: dict[str, int], named: str | None, tmp_path: Path
+) -> None:
+    shutil.copy(MODEL, tmp_path / "tokenizer.model")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 32000}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    if named is None:
+        assert load_tokenizer(str(tmp_path)).eos_token == "</s>"
+        return
+    with pytest.raises(UserError, match=f"the tokenizer has {re.escape(named)}, which is not read beside"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,3 +71,16 @@ def test_a_folder_of_transformers_is_read_and_written_again_bit_for_bit(
     ours, read_back = model.state_dict(), again.state_dict()
     assert ours.keys() == read_back.keys()
     assert all(torch.equal(ours[name], read_back[name]) for name in ours)
+
+
+def test_a_folder_that_is_changed_in_its_place_is_read_again(llava_hf: Write) -> None:
+    folder = llava_hf("llama")
+    before = VisionLanguageModel.from_pretrained(folder)
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    file.write_text(json.dumps(settings))
+    after = VisionLanguageModel.from_pretrained(folder)
+    assert after.tower is not None
+    assert after.tower.shape.mean == (0.1, 0.2, 0.3)
+    assert after.fingerprint != before.fingerprint
