@@ -82,9 +82,9 @@ def detect_format(row: Row, where: str) -> Format:
     Raises:
         RowError: none matches.
     """
-    for empty in (is_absent, is_null):  # an empty question is one, where no other format's is filled
+    for lacking in (is_absent, is_null):  # an empty question is one, where no other format's is filled
         for known in FORMATS:
-            if not any(empty(row.get(column)) for column in known.columns):
+            if not any(lacking(row.get(column)) for column in known.columns):
                 return known
     refuse(row, [PREFERENCE], where)  # which needs no list of formats
     for known in FORMATS:
