@@ -36,6 +36,7 @@ _RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 _SHARES = ("score", "unparsed")
 _LARGEST = 1e100
+_LONGEST_LINE = 2**26  # characters of a sample
 _SAMPLE_FIELDS: dict[str, type | tuple[type, ...]] = {
     "id": (int, str),
     "prompt": str,
@@ -178,7 +179,9 @@ def read_answers(folder: Path, task: str) -> Answers:
     number = 0
     try:
         with file.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(iter(lambda: stream.readline(_LONGEST_LINE + 1), ""), 1):
+                if len(line) > _LONGEST_LINE:
+                    raise UserError(f"{file}, line {number}: longer than any sample; run the evaluation again")
                 row = parse_json(line)
                 if wrong := _wrong_field(row, _SAMPLE_FIELDS):
                     raise UserError(f"{file}, line {number}: {wrong}; run the evaluation again")

@@ -192,7 +192,8 @@ class Conversation:
             with contextlib.closing(self._chat.say(text, photos, sampling=self._sampling)) as pieces:
                 before = ""
                 for piece in pieces:
-                    print(visible(piece, before), end="", flush=True)
+                    sys.stdout.write(visible(piece, before))  # print would not know what came before
+                    sys.stdout.flush()
                     before = piece or before
             print(flush=True)
             self._tell_of_window()

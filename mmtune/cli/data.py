@@ -105,14 +105,14 @@ def main(argv: list[str]) -> int:
         files = [one.summary() | {"samples": [_sample_values(s) for s in one.samples]} for one in surveys]
         values = dataclasses.asdict(options)
         settings = {key: values[key] for key in ("template", "tokenizer", "max_length", "tokens_per_photo")}
-        print(json.dumps({**settings, "files": files}, indent=2, ensure_ascii=False))
+        sys.stdout.write(json.dumps({**settings, "files": files}, indent=2, ensure_ascii=False) + "\n")
     else:
         with console.capture() as captured:
             for one in surveys:
                 _print_survey(console, one, options)
                 for sample in one.samples:
                     _print_sample(console, one, sample, options.tokens_per_photo)
-        print(captured.get(), end="")  # rich itself exits with 1 when the reader (head, less) has seen enough
+        sys.stdout.write(captured.get())  # rich itself exits with 1 when the reader (head, less) has seen enough
     return _verdict(surveys, options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +121,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print()
         for note in [*plan.notes, *_assumptions(plan)]:
             console.print(f"- {note}")
-    print(captured.get(), end="")
+    sys.stdout.write(captured.get())
 
 
 def _assumptions(plan: Plan) -> list[str]:

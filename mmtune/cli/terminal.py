@@ -1,7 +1,8 @@
-"""What Python and its libraries print by themselves, made harmless: warnings, log records and tracebacks."""
+"""What Python and its libraries print by themselves, made harmless: print, warnings, log records and tracebacks."""
 
 from __future__ import annotations
 
+import builtins
 import logging
 import sys
 import threading
@@ -12,6 +13,8 @@ from typing import Any, TextIO
 
 from mmtune.analysis.untrusted import visible
 from mmtune.masking import masked_text
+
+_print = builtins.print
 
 
 def shown(text: str) -> str:
@@ -24,11 +27,19 @@ def guard() -> None:
 
     These are its hooks, so that libraries need not know, and processes that are forked have them too.
     """
+    builtins.print = _print_shown
     warnings.showwarning = _show_warning
     logging.setLogRecordFactory(_Record)
     sys.excepthook = _show_exception
     sys.unraisablehook = lambda told: _show_exception(told.exc_type, told.exc_value, told.exc_traceback)
     threading.excepthook = lambda told: _show_exception(told.exc_type, told.exc_value, told.exc_traceback)
+
+
+def _print_shown(*values: Any, file: Any = None, **options: Any) -> None:
+    """Print; what is made for a terminal on purpose (colors, JSON for programs) is written to the stream instead."""
+    if file is None or file in (sys.stdout, sys.stderr):
+        values = tuple(shown(str(value)) for value in values)
+    _print(*values, file=file, **options)
 
 
 class _Record(logging.LogRecord):

@@ -39,12 +39,12 @@ def run(files: Sequence[str], suite: str, *, data_root: str | None, image_root: 
         raise UserError(f"--unseen {suite}: none of its sets can be compared; the first: {reasons[0]}")
     if as_json:
         left_out = {"count": len(bad_rows.skipped), "messages": bad_rows.skipped}
-        print(json.dumps({**report.to_dict(), "bad_rows": left_out}, indent=2, ensure_ascii=False))
+        sys.stdout.write(json.dumps({**report.to_dict(), "bad_rows": left_out}, indent=2, ensure_ascii=False) + "\n")
         return 0
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 110)
     with console.capture() as captured:
         _print(console, report, bad_rows)
-    print(captured.get(), end="")  # rich itself exits with 1 when the reader (head, less) has seen enough
+    sys.stdout.write(captured.get())  # rich itself exits with 1 when the reader (head, less) has seen enough
     return 0
 
 

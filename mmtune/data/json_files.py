@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from mmtune.data.tables import LONGEST_ROW
 from mmtune.errors import UserError, brief
 
 # A row that cannot even be read comes as the exception that says so
 NumberedRows = Iterator[tuple[int, Any]]
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
-_LONGEST = 2**26  # bytes or characters of a row; what one says takes thirty times as much memory at the worst
+_LONGEST = LONGEST_ROW
+_LARGEST_OBJECT = 2**28  # characters of one that wraps the rows, which is read whole
 _LINES = "JSON Lines have an object on each line"
 _CHUNK = 2**20  # characters read at a time
 _TAIL = 12  # characters at the end of what was read that may mean something else once more is read
@@ -48,7 +50,9 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
 def _wide_lines(path: Path, stream: IO[str]) -> NumberedRows:
     number = 0
     try:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(lambda: stream.readline(_LONGEST + 1), ""), 1):
+            if len(line) > _LONGEST:
+                raise ValueError(f"a line of more than {_LONGEST:,} characters, longer than any row")
             if line.strip():
                 yield number, json.loads(line, object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:
@@ -120,8 +124,8 @@ class _Window:
         self._position += characters
 
     def rest(self) -> str:
-        """All that is left."""
-        return self._text[self._position :] + self._stream.read()
+        """All that is left, as far as one object may go, and a character more."""
+        return self._text[self._position :] + self._stream.read(_LARGEST_OBJECT + 1)
 
     def decode(self) -> Any:
         """The value that begins here.
@@ -166,6 +170,9 @@ class _Window:
 
 def _wrapped_rows(path: Path, text: str) -> NumberedRows:
     """The rows of a list that some exporters wrap in an object; or of JSON Lines under another name."""
+    if len(text) > _LARGEST_OBJECT:
+        yield from _lines_of_large_file(path, text)
+        return
     try:
         rows = json.loads(text, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
@@ -179,6 +186,18 @@ def _wrapped_rows(path: Path, text: str) -> NumberedRows:
     if len(lists) != 1:
         raise UserError(f"{path}: expected a list of rows, found an object with keys {brief(', '.join(rows), 200)}")
     yield from enumerate(lists[0], 1)
+
+
+def _lines_of_large_file(path: Path, text: str) -> NumberedRows:
+    """The rows of JSON Lines under another name, told by a first one that ends; an object is not read at this size."""
+    try:
+        json.JSONDecoder().raw_decode(text[:_LONGEST])
+    except (ValueError, RecursionError):
+        raise UserError(
+            f"{path}: an object of more than {_LARGEST_OBJECT:,} characters; save the list of rows in it alone, which "
+            "is read a row at a time"
+        ) from None
+    return json_lines(path)
 
 
 def _json_or_error(line: str | bytes) -> Any:

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from mmtune.data.conversation import Conversation, check
 from mmtune.data.formats import Format, parse_row, unread
 from mmtune.data.images import Photo
 from mmtune.data.json_files import NumberedRows, json_lines, json_list
+from mmtune.data.tables import LONGEST_ROW, batches
 from mmtune.errors import RowError, UserError, brief
 from mmtune.files import is_file, lies_in, locate
 from mmtune.hub import go_offline_if_unreachable, kept_files, undecoded_rows
@@ -172,14 +173,14 @@ def _open(source: str) -> tuple[NumberedRows, Path | None]:
 
 
 def _csv_rows(path: Path) -> NumberedRows:
-    """The rows below the header, whose cells name the columns; every cell is text of any length."""
-    csv.field_size_limit(2**31 - 1)  # for the whole process; Python's own is 131,072 characters
+    """The rows below the header, whose cells name the columns; every cell is text."""
+    csv.field_size_limit(LONGEST_ROW)  # for the whole process; Python's own is 131,072 characters
     try:
         with path.open("rb") as raw:
             wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         # spreadsheets begin a file with a byte order mark
         with path.open(encoding="utf-16" if wide else "utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
+            reader = csv.DictReader(_bounded(stream), strict=True)
             names = list(reader.fieldnames or [])
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise UserError(f"{path}: two columns are named {brief(repr(twice))}; rename one of them")
@@ -188,8 +189,20 @@ def _csv_rows(path: Path) -> NumberedRows:
                     problem = "more cells than the header; put a text that holds commas in double quotes"
                     raise UserError(f"{path}, row {number}: {problem}")
                 yield number, row
-    except (csv.Error, UnicodeDecodeError) as error:
+    except (csv.Error, ValueError) as error:  # ValueError: no UTF-8, or a line that is longer than any
         raise UserError(f"{path}: not valid CSV: {error}; save it as UTF-8, with commas between the cells") from None
+
+
+def _bounded(stream: IO[str]) -> Iterator[str]:
+    """The lines of a text, ends included.
+
+    Raises:
+        ValueError: one is longer than any row.
+    """
+    while line := stream.readline(LONGEST_ROW + 1):
+        if len(line) > LONGEST_ROW:
+            raise ValueError(f"a line of more than {LONGEST_ROW:,} characters, longer than any row")
+        yield line
 
 
 def _parquet_rows(path: Path) -> NumberedRows:
@@ -199,7 +212,7 @@ def _parquet_rows(path: Path) -> NumberedRows:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             number = 0
-            for batch in file.iter_batches(batch_size=256):
+            for batch in batches(file):
                 for row in _batch_rows(batch):
                     number += 1
                     yield number, row

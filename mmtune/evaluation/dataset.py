@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmtune.data.tables import batches
 from mmtune.errors import UserError, brief, did_you_mean
 from mmtune.files import is_file, lies_in
 from mmtune.hub import go_offline_if_unreachable, kept_files, undecoded_rows
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mmtune.evaluation.task import Task
 
 Row = dict[str, Any]
-_ROWS_AT_ONCE = 256  # read from a parquet file; bounds the memory of sets that repeat a photo in every row
 
 
 class PhotoError(ValueError):
@@ -182,7 +182,7 @@ class _Source:
         file = self.open_parquet(config)
         self.check_columns(config, file.schema_arrow.names)
         try:
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=sorted(columns)):
+            for batch in batches(file, sorted(columns)):
                 yield from batch.to_pylist()
         # the last two: a text that is not UTF-8, a date that Python has not
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:

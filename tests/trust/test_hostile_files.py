@@ -20,8 +20,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from mmtune.analysis import records
 from mmtune.analysis.samples import _read_photos
-from mmtune.data import json_files
+from mmtune.data import json_files, readers, tables
 from mmtune.data.readers import BadRows, read_conversations
 from mmtune.errors import UserError
 from mmtune.evaluation.asking import Answer
@@ -276,6 +277,54 @@ def test_a_row_that_is_longer_than_any_is_refused(name: str, tmp_path: Path, mon
         skipped = BadRows("skip")
         found = list(read_conversations(str(tmp_path / name), bad_rows=skipped))
         assert [one.row for one in found] == [1, 3]
+
+
+def test_lines_and_objects_that_are_too_long_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_files, "_LONGEST", 3_000)
+    monkeypatch.setattr(json_files, "_LARGEST_OBJECT", 9_000)
+    monkeypatch.setattr(readers, "LONGEST_ROW", 3_000)
+    fine, long = json.dumps({"prompt": "a", "completion": "b"}), json.dumps({"prompt": "a" * 9_000, "completion": "b"})
+    for name, text, encoding, told in (
+        ("wide.jsonl", f"{fine}\n{long}\n", "utf-16", "row 2: .*a line of more than 3,000"),
+        ("wide.json", f"[{fine}, {long}]", "utf-32", "row 2: .*a row of more than 3,000"),
+        ("wrapped.json", f'{{"data": [{", ".join([fine] * 300)}]}}', "utf-8", "an object of more than 9,000"),
+        ("cell.csv", f"prompt,completion\n{'a' * 9_000},b\n", "utf-8", "a line of more than 3,000"),
+        ("cell.csv", f'prompt,completion\n"{"a" * 9_000}",b\n', "utf-16", "a line of more than 3,000"),
+        ("cells.csv", f'prompt,completion\n"{"aaaaaaaa|" * 900}",b\n'.replace("|", "\n"), "utf-8", "field limit .3000"),
+    ):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        with pytest.raises(UserError, match=f"{name}.*{told}"):
+            list(read_conversations(str(tmp_path / name)))
+    (tmp_path / "lines.json").write_text(f"{fine}\n" * 300)  # as long, and read a row at a time
+    assert len(list(read_conversations(str(tmp_path / "lines.json")))) == 300
+
+
+def test_cells_that_a_file_holds_once_are_not_all_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a" * 10**6
+    table = pa.table({"prompt": pa.array([text]).take(pa.array([0] * 900)), "completion": ["b"] * 900})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    del table
+    assert (tmp_path / "a.parquet").stat().st_size < 2_000
+    pa.default_memory_pool().release_unused()
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        sizes = [batch.nbytes for batch in tables.batches(file)]
+        assert max(sizes) < 10 * 10**6
+        assert sum(sizes) > 900 * 10**6
+        monkeypatch.setattr(tables, "_LARGE_GROUP", 1000)
+        assert len(next(iter(tables.batches(file)))) == 1
+    monkeypatch.setattr(tables, "LONGEST_ROW", 10**6)
+    with pytest.raises(UserError, match=r"a\.parquet: .*a row of more than 1,000,000 bytes"):
+        next(read_conversations(str(tmp_path / "a.parquet")))
+
+
+def test_a_sample_that_is_longer_than_any_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_LONGEST_LINE", 3_000)
+    (tmp_path / "samples").mkdir()
+    row = {"id": 0, "prompt": "a", "response": "b", "prediction": None, "target": "c", "score": 0}
+    rows = [row, {**row, "id": 1, "prompt": "a" * 9_000}]
+    (tmp_path / "samples" / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: longer than any sample"):
+        records.read_answers(tmp_path, "a")
 
 
 def test_extension_types_of_arrow_run_nothing(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ SOURCES = {
     "a note": "error = ValueError(1); error.add_note(EVIL); raise error",
     "a thread": "import threading; t = threading.Thread(target=fail); t.start(); t.join()",
     "a finalizer": "X = type('X', (), {'__del__': fail}); x = X(); del x",
+    "print": "import sys; print('a', EVIL, file=sys.stderr)",
+    "print of a library": "import builtins, sys, textwrap; exec('print(EVIL); print(EVIL, file=sys.stderr)', "
+    "{'EVIL': EVIL, 'sys': sys})",
     "a child": "import os, warnings\nif os.fork(): os.wait()\nelse: warnings.warn(EVIL)",
 }
 

@@ -1,0 +1,30 @@
+"""Rows of parquet files, a few at a time: a small file can hold cells of gigabytes, packed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+LONGEST_ROW = 2**26  # bytes or characters; what one says takes thirty times as much memory at the worst
+_ROWS_AT_ONCE = 8  # each of which may hold the same long text, which the file has once
+_LARGE_GROUP = 2**28  # bytes of a group of rows, above which they are read one by one
+
+
+def batches(file: Any, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """The rows of an opened `pyarrow.parquet.ParquetFile`, as batches of a few.
+
+    Raises:
+        ValueError: a row is longer than any.
+        pyarrow.ArrowException: the file is damaged.
+    """
+    groups = (file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))
+    rows = 1 if max(groups, default=0) > _LARGE_GROUP else _ROWS_AT_ONCE
+    for batch in file.iter_batches(batch_size=rows, columns=columns):
+        if batch.nbytes <= LONGEST_ROW:
+            yield batch
+            continue
+        for place in range(len(batch)):
+            row = batch.slice(place, 1)
+            if row.nbytes > LONGEST_ROW:
+                raise ValueError(f"a row of more than {LONGEST_ROW:,} bytes, longer than any")
+            yield row
