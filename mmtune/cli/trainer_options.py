@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging, WeightAveraging
 
 from mmtune.errors import UserError
 
@@ -36,11 +36,21 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
             f"--trainer.precision {precision}: small steps are lost in trained weights of 16 bits; give "
             f"{precision.replace('true', 'mixed')}, and --model.dtype for what is frozen"
         )
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in options.get("callbacks") or []):
-        raise UserError(
-            "--trainer.callbacks GradientAccumulationScheduler: a step's tokens are counted ahead, for one number "
-            "of packs; give --trainer.accumulate_grad_batches"
-        )
+    _check_callbacks(options.get("callbacks") or [])
+
+
+def _check_callbacks(callbacks: Iterable[Any]) -> None:
+    for callback in callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise UserError(
+                "--trainer.callbacks GradientAccumulationScheduler: a step's tokens are counted ahead, for one number "
+                "of packs; give --trainer.accumulate_grad_batches"
+            )
+        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
+            raise UserError(
+                f"--trainer.callbacks {type(callback).__name__}: a run that goes on from a checkpoint would end with "
+                "other weights, for the average is not in it; leave it out"
+            )
 
 
 def _check_ranges(options: Mapping[str, Any]) -> None:

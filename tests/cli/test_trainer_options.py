@@ -66,3 +66,24 @@ def test_what_a_run_cannot_have_is_refused(
     assert error.startswith(f"--trainer.{name} {value}".removesuffix(".0"))
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("EMAWeightAveraging", "decay: 0.5"),
+        ("StochasticWeightAveraging", "swa_lrs: 0.05"),
+        ("GradientAccumulationScheduler", "scheduling: {0: 2}"),
+    ],
+)
+def test_callbacks_that_change_what_is_learned_are_refused(
+    name: str, given: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "a", "answer": "b"}))
+    argv = ["fit", f"--model.language={llama}", f"--data.train.text=[{rows}]", f"--out={tmp_path / 'run'}"]
+    callback = f"{{class_path: lightning.pytorch.callbacks.{name}, init_args: {{{given}}}}}"
+    assert main([*argv, "--trainer.accelerator=cpu", f"--trainer.callbacks=[{callback}]"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]  # Lightning has said what it thinks of the callback's device
+    assert error.startswith(f"mmtune: error: --trainer.callbacks {name}: ")
+    assert not (tmp_path / "run").exists()
