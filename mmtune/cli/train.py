@@ -165,8 +165,8 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Look at the model's parts and at what trains them before the data is read."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            check_sharding(self.model.spec, self.model.stage)
+        if isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
+            check_sharding(self.model.spec, self.model.stage, strategy)
         self.model.new_schedule = self._get(self.config_init, "new_schedule")
         self.model.check_parts()
         if (note := adapters_note(self.model.spec)) is not None:
@@ -175,7 +175,7 @@ class TrainingCLI(LightningCLI):
             told = self.model.fitness.told(self.model.spec.language)
             rank_zero_only(print)(f"mmtune: note: {told}", file=sys.stderr)
         check_context(self.model.spec.language, self.datamodule.max_length)
-        check_optimizer(self.model.optimizer_name, self.trainer.strategy.root_device)
+        check_optimizer(self.model.optimizer_name, strategy.root_device)
 
     def before_validate(self) -> None:
         """Look at the model's parts before the data is read."""

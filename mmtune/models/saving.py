@@ -8,12 +8,18 @@ MODEL/language/               the language model, in transformers' format, if it
 
 from __future__ import annotations
 
+import functools
+import re
+import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from mmtune.data.template_date import check_date
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from mmtune.models.vlm import VisionLanguageModel
 
 FORMAT = 1
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 SPEC_FILE, PROJECTOR_FILE, ADAPTER_FOLDER, LANGUAGE_FOLDER = (
     "mmtune.json",
     "projector.safetensors",
@@ -78,6 +85,7 @@ def _read_spec(reference: str, language: str | None) -> ModelSpec:
             if (source := open_source(reference)) is not None:
                 spec = source.spec(language)
                 spec.check(reference)
+                _tell_of_hub(reference, spec)
                 return spec
         load_config(reference)
         if language is not None:
@@ -95,7 +103,28 @@ def _read_spec(reference: str, language: str | None) -> ModelSpec:
     if inside.is_dir() and language is not None:
         raise UserError(own)
     spec.language = str(inside) if inside.is_dir() else language or spec.language
+    if language is None:
+        _tell_of_hub(reference, spec)
     return spec
+
+
+def _tell_of_hub(reference: str, spec: ModelSpec) -> None:
+    """Say which hub repositories a model names as its parts, before they are fetched."""
+    named = [spec.language]
+    if spec.vision and spec.vision.tower.startswith("clip:"):
+        named += [spec.vision.tower.removeprefix("clip:"), spec.vision.weights]
+    for repository in dict.fromkeys(named):
+        if _HUB_ID.fullmatch(repository) and repository != reference:
+            _tell_of_repository(reference, repository)
+
+
+@functools.cache  # once, however often a command looks at the model
+def _tell_of_repository(reference: str, repository: str) -> None:
+    if locate(repository).exists():
+        return
+    with suppress(HFValidationError):  # of a name that the hub has not
+        if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
+            print(f"mmtune: note: {reference} names {repository}, which is fetched from the hub", file=sys.stderr)
 
 
 def _not_a_model(reference: str, error: Exception) -> UserError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -14,12 +15,18 @@ from mmtune.models.options import ModelSpec
 from mmtune.models.vlm import Stage, VisionLanguageModel
 
 
-def check_sharding(spec: ModelSpec, stage: Stage) -> None:
+def check_sharding(spec: ModelSpec, stage: Stage, strategy: ModelParallelStrategy) -> None:
     """Refuse what cannot be divided so.
 
     Raises:
-        UserError: the language model is trained in full, or its weights are quantised.
+        UserError: the language model is trained in full, its weights are quantised, or checkpoints would be in parts.
     """
+    if strategy._save_distributed_checkpoint:  # Lightning's default
+        raise UserError(
+            "--trainer.strategy: a run could not go on from a checkpoint in parts, for it lacks the frozen weights, "
+            "which Lightning would look for; give ModelParallelStrategy save_distributed_checkpoint: false, as "
+            "--config fsdp does"
+        )
     if stage == "tune" and spec.lora is None:
         raise UserError("--trainer.strategy: fsdp divides a frozen language model; for a full finetune use deepspeed")
     if spec.quantise is not None:

@@ -235,3 +235,16 @@ def test_what_would_not_do_what_it_says(
 ) -> None:
     assert fit(tmp_path / "run", f"--data.train.text=[{text_rows}]", *vision_flags, *flags) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given", ["", ", init_args: {save_distributed_checkpoint: true}"], ids=["by default", "asked for"]
+)
+def test_checkpoints_in_parts_that_lack_frozen_weights_are_refused_at_the_start(
+    given: str, fit: Fit, text_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "parts.yaml").write_text(f"trainer: {{strategy: {{class_path: ModelParallelStrategy{given}}}}}")
+    flags = [f"--config={tmp_path / 'parts.yaml'}", f"--data.train.text=[{text_rows}]", "--model.lora.r=2"]
+    assert fit(tmp_path / "run", *flags) == 2
+    assert "save_distributed_checkpoint: false" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -24,6 +24,7 @@ from mmtune.cli.main import main
 from mmtune.errors import UserError
 from mmtune.models import pretrained
 from mmtune.models.language import load_config, load_language, load_tokenizer
+from mmtune.models.saving import read_spec
 
 SOURCE = Path(mmtune.__file__).parent
 LOADERS = {"from_pretrained", "from_config", "load_adapter", "load_custom_generate", "pipeline", "snapshot_download"}
@@ -351,3 +352,23 @@ def test_names_of_tensors_do_not_act(
     said = "".join(capfd.readouterr())
     assert "the config has no place for 1 tensors" in said
     assert acting(said) == []
+
+
+def test_what_a_saved_model_fetches_is_told_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vision = {"tower": "clip:some/tower", "weights": "some/weights"}
+    for parts in (
+        {"language": "some/language"},
+        {"language": "a--b/..c"},
+        {"language": "some/language", "vision": vision},
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "mmtune.json").write_text(json.dumps({"format": 1, "spec": {"template": "chatml", **parts}}))
+        for _ in range(2):
+            read_spec(str(folder))
+        told = [line.partition(" names ")[2].partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+        assert told == {"a--b/..c": []}.get(parts["language"], ["some/language"]) + [
+            "some/tower", "some/weights"
+        ] * ("vision" in parts)  # fmt: skip
+        read_spec(str(folder), language="other/language")
+        assert not capsys.readouterr().err
