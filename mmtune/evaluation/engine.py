@@ -26,7 +26,14 @@ from mmtune.evaluation.outside_metrics import check_outside_metrics
 from mmtune.evaluation.progress import Reporter
 from mmtune.evaluation.prompt_date import fix_date
 from mmtune.evaluation.prompting import Question, Renderer
-from mmtune.evaluation.protocol import BATCH_TOKENS, AnsweringModel, fold_adapters, load_model, usage_of
+from mmtune.evaluation.protocol import (
+    BATCH_TOKENS,
+    AnsweringModel,
+    check_reference,
+    fold_adapters,
+    load_model,
+    usage_of,
+)
 from mmtune.evaluation.remarks import of_failures, of_figures, of_questions, of_window
 from mmtune.evaluation.results import Results, Sample, TaskResult, versions
 from mmtune.evaluation.scoring import judge, score_task
@@ -114,6 +121,8 @@ def evaluate(
         check_past_window(past_window)
         rule = protocol_named(protocol or plan.protocol)
         check_numbers(limit=limit, batch_tokens=batch_tokens, thinking_tokens=thinking_tokens, seed=seed)
+        if isinstance(model, (str, Path)):
+            check_reference(model, language=language, template=template)
         root = None if data_root is None else Path(data_root)
         for task in chosen:
             check_data(task, root)

@@ -134,6 +134,20 @@ def load_model(
     return model
 
 
+def check_reference(path: str | Path, *, language: str | None = None, template: str | None = None) -> None:
+    """Make sure, before rows are looked at, that there is a model and that its language model can be computed.
+
+    Raises:
+        UserError: see `VisionLanguageModel.from_pretrained`.
+    """
+    from mmtune.models.fitness import fitness_of
+    from mmtune.models.language import load_config
+    from mmtune.models.saving import read_spec
+
+    spec = read_spec(str(path), language=language, template=template)
+    fitness_of(load_config(spec.language), spec.language, sees=spec.vision is not None)
+
+
 def fold_adapters(model: AnsweringModel) -> None:
     """Fold a model's adapters into its weights, since apart they cost time at every token.
 

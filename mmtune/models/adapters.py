@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from mmtune.errors import UserError
 from mmtune.models.options import LoraOptions, Quantisation
+
+_READ = re.compile(r"\bself\.(\w+)\.weight\b(?![.\[])")  # a part of it, or its type, is no product
 
 
 def add_adapters(language: Any, options: LoraOptions) -> Any:
@@ -42,29 +46,66 @@ def adapted_layers(language: Any, options: LoraOptions) -> list[str]:
     """Names of the layers that get an adapter.
 
     Raises:
-        UserError: a target matches no linear layer, or one that peft takes for the experts.
+        UserError: a target matches no linear layer, one that is never called, or one that peft takes for the experts.
     """
-    available = linear_layers(language)
+    available, uncalled = linear_layers(language), uncalled_layers(language)
     experts = _names_of_experts(language, available)
     for target in options.targets or []:
         if target not in available:
             raise UserError(
                 f"--model.lora.targets {target}: no linear layer of that name; there are {', '.join(sorted(available))}"
             )
+        if target.rpartition(".")[2] in uncalled:
+            raise UserError(
+                f"--model.lora.targets {target}: an adapter on it would have no effect, for "
+                f"{language.config.model_type}'s code reads the layer's weights without calling it; leave it out"
+            )
         if target in experts:
             raise UserError(
                 f"--model.lora.targets {target}: names experts too in {language.config.model_type}, where peft adapts "
                 "those instead; leave it out, or adapt the experts with --model.lora.experts true"
             )
-    return sorted(options.targets or available - experts)
+    called = {name for name in available if name.rpartition(".")[2] not in uncalled}
+    return sorted(options.targets or called - experts)
 
 
 def linear_layers(language: Any) -> set[str]:
     """Names of the linear layers inside the blocks, the output layer left out: what an adapter can sit on."""
-    head = language.get_output_embeddings()
+    return set(_short_names(language).values())
+
+
+def _short_names(language: Any) -> dict[str, str]:
+    """Of each linear layer but the output layer, by its whole name, the shortest end of it that names no other module.
+
+    For peft, `0` would be each first layer of a list, a block among them.
+    """
+    head, modules = language.get_output_embeddings(), dict(language.named_modules())
+    others = {end for name, module in modules.items() if not is_linear(module) for end in _ends(name)}
     return {
-        name.rpartition(".")[2] for name, module in language.named_modules() if is_linear(module) and module is not head
+        name: next((end for end in _ends(name) if end not in others), name)
+        for name, module in modules.items()
+        if is_linear(module) and module is not head
     }
+
+
+def _ends(name: str) -> list[str]:
+    """The ends of a dotted name, the shortest first."""
+    parts = name.split(".")
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+
+
+def uncalled_layers(language: Any) -> set[str]:
+    """Names of the linear layers whose weights the model's code takes by themselves, as Mamba's kernels are given them.
+
+    Neither an adapter nor quantised weights would be computed as they should be. What is read depends on the kernels
+    that are installed, so the source of the layer's owner is asked: `self.out_proj.weight`.
+    """
+    owners: dict[type, set[str]] = {}
+    for module in language.modules():
+        layers = {name for name, child in module.named_children() if is_linear(child)}
+        if layers and type(module).__module__.startswith("transformers."):
+            owners[type(module)] = owners.get(type(module), set()) | layers
+    return {name for owner, layers in owners.items() for name in layers & set(_READ.findall(inspect.getsource(owner)))}
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -89,7 +130,7 @@ def adapted_experts(language: Any, options: LoraOptions) -> list[str] | None:
 
 
 def weights_without_adapter(language: Any, options: LoraOptions, quantise: Quantisation | None) -> str | None:
-    """What is to be known of a model of experts, as one line; None where each matrix of the blocks gets an adapter.
+    """Which weights of the blocks get no adapter, as one line; None where each matrix gets one.
 
     Args:
         language: without adapters yet; it may be on the meta device.
@@ -99,14 +140,28 @@ def weights_without_adapter(language: Any, options: LoraOptions, quantise: Quant
     Raises:
         UserError: see `adapted_layers`.
     """
+    notes = list(filter(None, [_of_experts(language, options, quantise), _of_uncalled(language, options, quantise)]))
+    return f"{language.config.model_type}: {'; '.join(notes)}" if notes else None
+
+
+def _of_uncalled(language: Any, options: LoraOptions, quantise: Quantisation | None) -> str:
+    uncalled = ", ".join(sorted(uncalled_layers(language)))
+    if not uncalled or (options.targets is not None and quantise is None):
+        return ""
+    lacking = "" if options.targets is not None else "get no adapter"
+    both = " and " if lacking and quantise else ""
+    lacking += f"{both}are not quantised" if quantise else ""
+    return f"{uncalled} {lacking}, for the model's code reads these weights without calling the layers"
+
+
+def _of_experts(language: Any, options: LoraOptions, quantise: Quantisation | None) -> str:
     experts = list(_expert_weights(language))
     if not experts:
-        return None
+        return ""
     adapted = set(adapted_layers(language, options))
-    shared = linear_layers(language) - adapted if options.targets is None else set()
-    layers = [(name.rpartition(".")[2], module) for name, module in language.named_modules() if is_linear(module)]
-    head = language.get_output_embeddings()
-    with_adapter = sum(module.weight.numel() for name, module in layers if name in adapted)
+    shared = linear_layers(language) - adapted - uncalled_layers(language) if options.targets is None else set()
+    layers, head = _short_names(language), language.get_output_embeddings()
+    with_adapter = sum(language.get_submodule(name).weight.numel() for name in layers if layers[name] in adapted)
     of_experts = sum(weight.numel() for _, weight in experts)
     # what is neither a word embedding, nor the output layer, nor a vector
     embedding = language.get_input_embeddings().weight
@@ -122,7 +177,7 @@ def weights_without_adapter(language: Any, options: LoraOptions, quantise: Quant
         notes.append(f"{', '.join(sorted(shared))} get none, for peft takes these names for the experts'")
     if quantise is not None:
         notes.append(f"{of_experts / total:.0%} of the blocks' weights, the experts', are not quantised")
-    return f"{language.config.model_type}: {'; '.join(notes)}" if notes else None
+    return "; ".join(notes)
 
 
 def _expert_weights(language: Any) -> Iterator[tuple[str, nn.Parameter]]:

@@ -67,7 +67,7 @@ def fitness_of(config: Any, reference: str, *, sees: bool = False) -> Fitness:
         sees: it is to be given photos.
 
     Raises:
-        UserError: it cannot be computed here, or not with photos.
+        UserError: it cannot be computed here, or not with photos; memory is too small to try it.
     """
     try:
         fitness = _known(config)
@@ -109,12 +109,20 @@ _outcomes: dict[str, Fitness | str] = {}
 
 
 def _try(config: Any) -> Fitness | str:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
     from mmtune.models.trial import examine
 
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "transformers has no causal language model of this kind"
     try:
         return examine(config)
     except UnfitError as error:
         return str(error)
+    except MemoryError as error:  # which says nothing of the model
+        raise UserError(
+            f"out of memory while a small copy of the language model was tried ({error}); free some, and try again"
+        ) from None
     except Exception as error:  # transformers' code with a config that nobody has tried; any way it ends, it is unfit
         return f"its trial ended in {type(error).__name__}: {brief(' '.join(str(error).split()), 200)}"
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig
+from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from mmtune.data.sentencepiece import build_tokenizer, check_settings
@@ -22,7 +23,7 @@ from mmtune.errors import UserError, reason
 from mmtune.files import atomic_path, cache_dir, locate, sha256_file
 from mmtune.hub import go_offline_if_unreachable
 from mmtune.models import pretrained
-from mmtune.models.adapters import adapted_experts, adapted_layers
+from mmtune.models.adapters import adapted_experts, adapted_layers, uncalled_layers
 from mmtune.models.complaints import complaining
 from mmtune.models.gguf_header import check_gguf
 from mmtune.models.interop.chat import chat_template_of
@@ -61,13 +62,31 @@ def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantis
     """
     options: dict[str, Any] = {}
     if quantise is not None:
-        options["quantization_config"] = _quantisation(quantise, dtype)
+        options["quantization_config"] = _quantisation(quantise, dtype, _kept_whole(reference))
     with complaining(partial(_not_loadable, reference)):
         if (source := open_source(reference)) is not None:
-            return load_source_language(source, dtype=dtype, **options)
-        language, found = pretrained.load_causal_model(_transformers_name(reference), dtype=dtype, **options)
-        _check_complete(found)
-        return language
+            language = load_source_language(source, dtype=dtype, **options)
+        else:
+            language, found = pretrained.load_causal_model(_transformers_name(reference), dtype=dtype, **options)
+            _check_complete(found)
+    if quantise is not None:
+        if hasattr(decoder(language), "_rescale_layers"):  # RWKV's, in place
+            raise UserError(
+                f"--model.quantise {quantise}: {reference}: {language.config.model_type} rescales its weights when it "
+                "answers, which quantised ones do not take; leave it out"
+            )
+        _keep_layout(language)
+    return language
+
+
+def _keep_layout(language: Any) -> None:
+    """Have 4-bit weights stay as they are when a CPU with AVX-512 for bfloat16 answers.
+
+    bitsandbytes would put them in another order for it, through which no gradient flows afterwards.
+    """
+    for module in language.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_complete(found: dict[str, Any]) -> None:
@@ -157,15 +176,23 @@ def _read_tokenizer(reference: str) -> Any:
     return pretrained.load_any_tokenizer(name)
 
 
-def _quantisation(kind: Quantisation, dtype: torch.dtype) -> BitsAndBytesConfig:
+def _kept_whole(reference: str) -> list[str] | None:
+    """Layers that are not quantised: those that are read without being called, and transformers' own choice."""
+    language = empty_language(reference)
+    uncalled = uncalled_layers(language)
+    return sorted({*uncalled, *get_keys_to_not_convert(language)}) if uncalled else None
+
+
+def _quantisation(kind: Quantisation, dtype: torch.dtype, kept: list[str] | None) -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"--model.quantise {kind}: needs bitsandbytes; pip install bitsandbytes")
     # says at every layer and step that inputs are rounded to float16, which is how these 8 bits work
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=kept,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,

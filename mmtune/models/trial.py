@@ -24,6 +24,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from mmtune.errors import brief
 from mmtune.models.alone import Alone, forget_lengths
 from mmtune.models.attention import PACKED, packed_hidden, use_attention
+from mmtune.models.batches import is_out_of_memory
 from mmtune.models.fitness import Fitness, UnfitError
 from mmtune.models.generation import PLAIN, Ending
 from mmtune.models.head import Head
@@ -81,6 +82,7 @@ def _small_model(config: Any) -> Any:
                 if not bool(model(input_ids=_ids(3)[None], use_cache=False).logits.isfinite().all()):
                     raise ValueError("its logits are not finite")
         except Exception as error:  # transformers' code with sizes that nobody has tried
+            _pass_on(error)
             problem = problem or _said(error)
         else:
             return model
@@ -143,6 +145,7 @@ class _Trial:
         try:
             self._generate(input_ids=self.documents[0][None])
         except Exception as error:
+            _pass_on(error)
             raise UnfitError(f"transformers cannot generate with it ({_said(error)})") from None
         reason = self._why_not_packed() if by_embeddings else "it is given token ids, not embeddings"
         sees = by_embeddings and (not reason or self._generates_from_embeddings())
@@ -190,6 +193,7 @@ class _Trial:
             try:
                 logits = Head(self.model, body, plain=False)(self._hidden(body)[self._some()])
             except Exception as error:
+                _pass_on(error)
                 problem = problem if inside else _said(error)
                 continue
             if not self._differ(logits, self.own[1][self._some()]):
@@ -219,14 +223,16 @@ class _Trial:
             with torch.no_grad():
                 alone = Alone(self.model, self.body, by_embeddings=True)
                 logits = self.head(alone.hidden(ids, self.model.get_input_embeddings()(ids)))
-        except Exception:
+        except Exception as error:
+            _pass_on(error)
             return False
         return not self._differ(logits, self.own[1])
 
     def _generates_from_embeddings(self) -> bool:
         try:
             self._generate(inputs_embeds=self.model.get_input_embeddings()(self.documents[0])[None])
-        except Exception:
+        except Exception as error:
+            _pass_on(error)
             return False
         return True
 
@@ -258,6 +264,7 @@ class _Trial:
                 if not check():
                     return problem
             except Exception as error:
+                _pass_on(error)
                 return f"{problem}, or cannot be computed so ({_said(error)})"
         return ""
 
@@ -380,3 +387,13 @@ def _quiet() -> Iterator[None]:
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {brief(' '.join(str(error).split()), 120)}"
+
+
+def _pass_on(error: Exception) -> None:
+    """Raise a lack of memory, which says nothing of the model.
+
+    Raises:
+        MemoryError: it was one.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+        raise MemoryError(_said(error))

@@ -53,6 +53,31 @@ OTHERS: dict[str, dict[str, Any]] = {
     "opt": {},
 }
 
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 4},
+    "rwkv": {"attention_hidden_size": 64},
+    "jamba": {
+        "num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+        "expert_layer_offset": 1, "num_experts": 2, "mamba_d_state": 8, "use_mamba_kernels": False,
+    },
+    "zamba2": {
+        "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "hybrid_layer_ids": [1, 3],
+        "num_mem_blocks": 1, "mamba_d_state": 8, "mamba_headdim": 16, "mamba_ngroups": 1, "n_mamba_heads": 8,
+    },
+}  # fmt: skip
+
+
+def save_hybrid(family: str, folder: Path, llama: Path) -> Path:
+    """Save a model with layers of states, whose sizes 64 divides, with the tokenizer of the byte-level Llama."""
+    sizes = {**_COMMON, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**sizes, **HYBRIDS[family]}))
+    model.save_pretrained(folder)
+    for file in llama.glob("*token*"):
+        shutil.copy(file, folder)
+    return folder
+
 
 def tiny(family: str) -> Any:
     """A model of two blocks with random weights, which compute their experts one by one."""

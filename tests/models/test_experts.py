@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmtune.cli.main import main
 from mmtune.data.collate import pack
@@ -17,16 +18,16 @@ from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import encode
 from mmtune.errors import UserError
 from mmtune.files import read_json
-from mmtune.models.adapters import add_adapters, weights_without_adapter
+from mmtune.models.adapters import add_adapters, is_linear, uncalled_layers, weights_without_adapter
 from mmtune.models.fitness import fitness_of
 from mmtune.models.flops import FlopsCounter, blocks_cost, count_parameters
 from mmtune.models.interop.export import export
-from mmtune.models.language import decoder
+from mmtune.models.language import decoder, load_language
 from mmtune.models.memory import PackShape, step_memory, working_bytes
 from mmtune.models.options import LoraOptions, ModelSpec
 from mmtune.models.vlm import VisionLanguageModel
 from mmtune.training.loss import chunked_loss, supervised_loss
-from tests.models.families import EXPERTS, OTHERS, save, tiny
+from tests.models.families import EXPERTS, OTHERS, save, save_hybrid, tiny
 
 TOKENS = 20
 
@@ -220,3 +221,34 @@ def test_fit_and_plan_say_it(saved: Callable[[str], str], tmp_path: Path, capsys
     planned = next(e for e in plan["estimates"] if e["method"] == "LoRA" and "language" in e["rows"])
     assert ledger["params"] == planned["params"]
     assert ledger["flops"]["language"] == planned["flops"]["language"]
+
+
+def test_layers_that_are_never_called_get_no_adapter(llama: Path, tmp_path: Path) -> None:
+    language = load_language(str(save_hybrid("mamba", tmp_path / "mamba", llama)))
+    assert weights_without_adapter(language, LoraOptions(), None) == (
+        "mamba: dt_proj, out_proj, x_proj get no adapter, for the model's code reads these weights without calling the "
+        "layers"
+    )
+    assert weights_without_adapter(language, LoraOptions(targets=["in_proj"]), None) is None
+    both = weights_without_adapter(language, LoraOptions(), "nf4")
+    assert both is not None
+    assert "dt_proj, out_proj, x_proj get no adapter and are not quantised, for" in both
+    with pytest.raises(UserError, match=r"lora.targets out_proj: an adapter on it would have no effect, for mamba's"):
+        add_adapters(language, LoraOptions(targets=["out_proj"]))
+    adapted = add_adapters(language, LoraOptions(r=2))
+    assert {n.split(".")[-4] for n, p in adapted.named_parameters() if p.requires_grad} == {"in_proj"}
+
+
+def test_layers_in_a_list_are_no_blocks(llama: Path, tmp_path: Path) -> None:
+    language = load_language(str(save_hybrid("zamba2", tmp_path / "zamba2", llama)))
+    linear = {name for name, module in language.named_modules() if is_linear(module)} - {"lm_head"}
+    wanted = {name for name in linear if name.rpartition(".")[2] not in uncalled_layers(language)}
+    assert any(name.rpartition(".")[2].isdigit() for name in wanted)
+    adapted = add_adapters(language, LoraOptions(r=2)).get_base_model()
+    assert {name.partition(".lora_A")[0] for name, _ in adapted.named_parameters() if ".lora_A" in name} == wanted
+
+
+@pytest.mark.parametrize("family", ["bloom", "lfm2", "gpt2", "llama"])
+def test_layers_that_are_called_are_found_to_be(family: str) -> None:
+    with torch.device("meta"):
+        assert uncalled_layers(AutoModelForCausalLM.from_config(AutoConfig.for_model(family))) == set()

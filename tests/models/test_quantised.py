@@ -11,10 +11,12 @@ from torch import nn
 
 from mmtune.errors import UserError
 from mmtune.models import language
+from mmtune.models.adapters import uncalled_layers
 from mmtune.models.flops import count_parameters
 from mmtune.models.options import LoraOptions, ModelSpec, Quantisation
 from mmtune.models.vlm import VisionLanguageModel
 from mmtune.training.loss import supervised_loss
+from tests.models.families import save_hybrid
 
 pytest.importorskip("bitsandbytes")
 KINDS = ("nf4", "int8")
@@ -71,6 +73,52 @@ def test_adapters_learn_on_frozen_bits(llama_of_64s: Path, kind: Quantisation, e
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] - 0.5
     assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_between_two_steps_changes_no_gradient(
+    llama_of_64s: Path, kind: Quantisation, example: Any, packed: Any
+) -> None:
+    model = quantised(llama_of_64s, kind, LoraOptions(r=4, alpha=8, dropout=0.0))
+    model.set_stage("tune")
+    batch = packed(model, [example(model, "what is it?", "a small thing")])
+    found = []
+    for _ in range(2):
+        model.train()
+        model.zero_grad()
+        supervised_loss(model(batch), batch.targets, model.output_layer).backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        model.eval()
+        answer_likelihood(model)
+    before, after = found
+    assert sum(float(gradient.abs().max()) > 0 for gradient in before.values()) == 14
+    assert before.keys() == after.keys()
+    for name, gradient in before.items():
+        torch.testing.assert_close(after[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["mamba", "jamba"])
+def test_weights_that_are_read_without_their_layer_stay_whole(
+    family: str, kind: Quantisation, llama: Path, tmp_path: Path
+) -> None:
+    folder = save_hybrid(family, tmp_path / family, llama)
+    model = VisionLanguageModel.assemble(ModelSpec(str(folder), template="chatml", quantise=kind)).eval()
+    kept = {
+        name.rpartition(".")[2] for name, module in model.language.named_modules()
+        if type(module) is nn.Linear and "router" not in name
+    }  # fmt: skip
+    assert kept == {"lm_head", *uncalled_layers(model.language)}
+    assert "dt_proj" in kept
+    exact = VisionLanguageModel.assemble(ModelSpec(str(folder), template="chatml")).eval()
+    assert answer_likelihood(model) == pytest.approx(answer_likelihood(exact), rel=0.15)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_change_are_refused(kind: Quantisation, llama: Path, tmp_path: Path) -> None:
+    folder = save_hybrid("rwkv", tmp_path / "rwkv", llama)
+    with pytest.raises(UserError, match=f"--model.quantise {kind}: .* rwkv rescales its weights when it answers"):
+        language.load_language(str(folder), quantise=kind)
 
 
 def test_a_saved_run_says_how_it_was_quantised(llama_of_64s: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import families_table
 import pytest
 import torch
 from families import Side, save_family, small_config
+from transformers import AutoConfig, LlamaForCausalLM
 
 from mmtune.cli.main import main
+from mmtune.errors import UserError
+from mmtune.models.fitness import fitness_of
 
 pytestmark = pytest.mark.near_ties  # random weights; `Side.answers` leaves out what follows one
 
@@ -119,6 +123,7 @@ def test_a_family_is_computed_as_the_page_says(model_type: str) -> None:
 REFUSED = {
     "tokens after it": ("bert", {}, "depends on the tokens after it"),
     "half of another model": ("bart", {"d_model": 64, "decoder_layers": 2}, "not the cross entropy of the next tokens"),
+    "both halves": ("t5", {}, "transformers has no causal language model of this kind"),
     "an encoder": ("electra", {"embedding_size": 64}, "depends on the tokens after it"),
 }
 
@@ -135,14 +140,47 @@ def test_what_cannot_be_is_refused_before_data_is_read(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / model_type
-    save_family(folder, llama, small_config(model_type, **options))
+    if model_type == "t5":
+        folder.mkdir()
+        AutoConfig.for_model("t5").save_pretrained(folder)
+        for file in llama.glob("*token*"):
+            shutil.copy(file, folder)
+    else:
+        save_family(folder, llama, small_config(model_type, **options))
     given = {
         "fit": ["--model.language", str(folder), "--data.train.text", '["no.jsonl"]', "--out", str(tmp_path / "run")],
         "plan": ["--model.language", str(folder), "--data.train.text", '["no.jsonl"]'],
-        "eval": ["--model", str(folder), "--suite", "mlan9", "--tasks", "boolq", "--out", str(tmp_path / "scores")],
+        "eval": [
+            "--model",
+            str(folder),
+            "--suite",
+            "mlan9",
+            "--tasks",
+            "boolq",
+            "--data-root",
+            str(tmp_path / "no"),
+            "--out",
+            str(tmp_path / "scores"),
+        ],
     }[command]
     assert main([command, *given]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert problem in said
     assert str(folder) in said
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize("failing", ["forward", "generate"])
+def test_a_lack_of_memory_is_no_verdict(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in the trial it comes: it is said, and the model is tried again."""
+    config = small_config("llama", rms_norm_eps=1e-5 if failing == "forward" else 2e-5)
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, failing, out_of_memory)
+        with pytest.raises(UserError, match="out of memory while a small copy"):
+            fitness_of(config, "a model")
+    assert fitness_of(config, "a model").packed
+
+
+def out_of_memory(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")

@@ -1,0 +1,105 @@
+"""What is computed one by one is trained and scored as by transformers' and peft's own code."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import TALK, save_family, small_config
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
+
+from mmtune.cli.main import main
+from mmtune.data.collate import pack
+from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.encoding import encode
+from mmtune.models.adapters import adapted_layers
+from mmtune.models.options import LoraOptions
+from mmtune.models.vlm import VisionLanguageModel
+
+pytestmark = pytest.mark.near_ties  # random weights
+
+STEPS, RATE = 3, 1e-2
+FAMILIES: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba": {"state_size": 4},
+    "falcon_h1": {
+        "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64, "mamba_d_state": 8, "mamba_n_groups": 1,
+    },
+    "gemma2": {"head_dim": 16, "final_logit_softcapping": 2.0, "sliding_window": 16},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("one_by_one") / request.param
+    save_family(path, llama, small_config(request.param, **FAMILIES[request.param]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in TALK))
+    return file
+
+
+def fit(folder: Path, rows: Path, out: Path, *flags: str) -> int:
+    return main([
+        "fit", f"--model.language={folder}", "--model.template=chatml", f"--model.learning_rate={RATE}",
+        f"--data.train.text=[{rows}]", "--data.max_length=256", "--data.pack_rows=3", f"--trainer.max_epochs={STEPS}",
+        "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--out={out}", *flags,
+    ])  # fmt: skip
+
+
+def losses_of(run: Path) -> list[float]:
+    with (run / "metrics.csv").open() as stream:
+        return [float(row["train_loss"]) for row in csv.DictReader(stream) if row["train_loss"]]
+
+
+def plain_run(folder: Path, *, lora: bool) -> tuple[list[float], Any]:
+    """Three steps over all rows by transformers' model and peft's adapters, row by row, and nothing of ours."""
+    from peft import LoraConfig, get_peft_model
+
+    inputs = VisionLanguageModel.from_pretrained(folder, template="chatml").inputs()
+    said = [Conversation((Turn("user", q), Turn("assistant", a)), (), "rows", i) for i, (q, a) in enumerate(TALK)]
+    batches = [pack([encode(one, inputs, 256)], inputs) for one in said]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    if lora:
+        torch.manual_seed(42)
+        targets = adapted_layers(model, LoraOptions())
+        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"))
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 0, STEPS)
+    losses = []
+    for _ in range(STEPS):
+        total, count = torch.zeros(()), 0
+        for batch in batches:
+            logits = model(input_ids=batch.input_ids[None], use_cache=False).logits[0].float()
+            total = total + cross_entropy(logits, batch.targets, ignore_index=-100, reduction="sum")
+            count += batch.supervised_tokens
+        (total / count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(float(total.detach()) / count)
+    return losses, model
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["adapters", "in full"])
+def test_a_run_is_that_of_plain_code(folder: Path, rows: Path, tmp_path: Path, lora: bool) -> None:
+    flags = ["--model.lora.r=4", "--model.lora.alpha=8", "--model.lora.dropout=0"] if lora else []
+    assert fit(folder, rows, tmp_path / "run", *flags) == 0
+    losses, own = plain_run(folder, lora=lora)
+    assert losses_of(tmp_path / "run") == pytest.approx(losses, rel=1e-4)
+    assert losses[-1] < losses[0]
+    ours = VisionLanguageModel.from_pretrained(tmp_path / "run")
+    found, expected = dict(ours.language.named_parameters()), dict(own.named_parameters())
+    assert found.keys() == expected.keys()
+    for name, parameter in expected.items():
+        torch.testing.assert_close(found[name], parameter, rtol=1e-2, atol=2e-3, msg=name)
