@@ -128,7 +128,8 @@ def _print(results: Results, out: Path) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     console.print(score_table(results))
     console.print(cost_line(results))
-    console.print(f"Scores: {out / 'results.json'}   Answers: {out / 'samples'}/", markup=False, soft_wrap=True)
+    told = visible(f"Scores: {out / 'results.json'}   Answers: {out / 'samples'}/")
+    console.print(told, markup=False, soft_wrap=True)
 
 
 def score_table(results: Results) -> Table:

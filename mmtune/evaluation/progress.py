@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -61,5 +62,6 @@ class Reporter:
             self._progress.update(self._bar, completed=rows)
 
     def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        """Print a line above the bar, which the command's `print` makes harmless."""
+        if not self._console.quiet:
+            print(line, file=sys.stderr)
