@@ -252,7 +252,7 @@ class TrainingCLI(LightningCLI):
                 enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
                 **kwargs,
             )
-        except (ValueError, ImportError, RuntimeError) as error:  # two callbacks of a kind, say
+        except (ValueError, ImportError, RuntimeError, TypeError) as error:  # two callbacks of a kind, say
             raise UserError(f"--trainer: {error}") from error
         # only in the place of Lightning's own: strategies and plugins may bring another
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

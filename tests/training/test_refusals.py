@@ -248,3 +248,11 @@ def test_checkpoints_in_parts_that_lack_frozen_weights_are_refused_at_the_start(
     assert fit(tmp_path / "run", *flags) == 2
     assert "save_distributed_checkpoint: false" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_devices_that_are_none_are_refused(
+    fit: Fit, text_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--data.train.text=[{text_rows}]", "--model.lora.r=2", "--trainer.devices=os.system"]
+    assert fit(tmp_path / "run", *flags) == 2
+    assert "--trainer: `devices`" in capsys.readouterr().err.splitlines()[-1]
