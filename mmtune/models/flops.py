@@ -13,8 +13,12 @@ torch counts in real steps.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
+import re
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 
 _FEW = 3  # blocks: the first differs where embeddings are frozen, and one is one more
 _SOME = 8  # tokens; what a document costs is a polynomial of the second degree, which three lengths determine
+_CHUNKS = (32, 64, 128, 256, 512)  # tokens of a chunk, where the config does not say; kernels take powers of two
+_IN_CHUNKS = re.compile(r"chunk_size|block_size")
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,7 @@ class FlopsCounter:
             head_twice: the logits are computed again in the backward pass (a loss in chunks).
         """
         cost = self._costs[image_tokens > 0 and self._projector_trained]
-        squares = sum(tokens**2 for tokens in documents)
-        language = cost.per_token * sum(documents) + cost.per_square * squares + cost.fixed
+        language = cost.of(documents)
         again = head_twice and (cost.learns or self._head_trained)
         language += 2 * supervised * self._head * (1 + cost.learns + self._head_trained + again)
         projector = sum(
@@ -86,12 +91,43 @@ class FlopsCounter:
 
 @dataclass(frozen=True)
 class BlocksCost:
-    """Operations a token, a squared token and a pass; and whether a gradient comes through at all."""
+    """Operations by what they grow with; and whether a gradient comes through at all.
+
+    Attributes:
+        per_token: operations a token.
+        per_square: operations a squared token of a document.
+        fixed: operations a pass, which is one of all documents, or of each.
+        per_chunk: operations of each chunk of a document behind its first; layers of states fill chunks up.
+        per_square_of_chunks: the same of the squared number of chunks.
+        chunk: tokens of a chunk, 0 where there are none.
+        apart: each document is a pass of its own.
+        learns: whether a gradient comes through.
+    """
 
     per_token: int
     per_square: int
     fixed: int
+    per_chunk: int
+    per_square_of_chunks: int
+    chunk: int
+    apart: bool
     learns: bool
+
+    def of(self, documents: Sequence[int]) -> int:
+        """Operations for documents of so many tokens."""
+        passes = len(documents) if self.apart else 1
+        total = self.per_token * sum(documents) + self.per_square * sum(n**2 for n in documents) + self.fixed * passes
+        if self.chunk:
+            chunks = [-(-tokens // self.chunk) for tokens in documents]
+            total += self.per_chunk * sum(n - 1 for n in chunks)
+            total += self.per_square_of_chunks * sum(n**2 - 1 for n in chunks)
+        return total
+
+    def with_more(self, fewer: BlocksCost, others: int) -> BlocksCost:
+        """The cost with so many more blocks than this one has, which has one more than `fewer`."""
+        names = ("per_token", "per_square", "fixed", "per_chunk", "per_square_of_chunks")
+        grown = {name: getattr(self, name) + others * (getattr(self, name) - getattr(fewer, name)) for name in names}
+        return dataclasses.replace(self, **grown)
 
 
 def blocks_cost(language: Any, *, photos_learn: bool = False) -> BlocksCost:
@@ -109,12 +145,7 @@ def blocks_cost(language: Any, *, photos_learn: bool = False) -> BlocksCost:
         return _with_blocks(language, len(blocks), photos_learn)
     fewer, more = (_with_blocks(language, count, photos_learn) for count in (_FEW - 1, _FEW))
     others = len(blocks) - _FEW
-    return BlocksCost(
-        more.per_token + others * (more.per_token - fewer.per_token),
-        more.per_square + others * (more.per_square - fewer.per_square),
-        more.fixed + others * (more.fixed - fewer.fixed),
-        more.learns,
-    )
+    return more.with_more(fewer, others)
 
 
 _KNOWN: dict[tuple[Any, ...], BlocksCost] = {}  # counting takes seconds, and a plan or a sweep asks for the same again
@@ -138,11 +169,33 @@ def _with_blocks(language: Any, blocks: int, photos_learn: bool) -> BlocksCost:
     with without_values(base) as fitness, FakeTensorMode():
         base.config.get_text_config(decoder=True).num_hidden_layers = blocks
         language._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        counted = [_blocks_pass(base, fitness, tokens, photos_learn) for tokens in (_SOME, 2 * _SOME, 3 * _SOME)]
-    (once, learns), (twice, _), (thrice, _) = counted
+        learns = _blocks_pass(base, fitness, _SOME, photos_learn)[1]
+        cost = _by_length(lambda tokens: _blocks_pass(base, fitness, tokens, photos_learn)[0], _chunks(base, fitness))
+    return dataclasses.replace(cost, apart=not fitness.packed, learns=learns)
+
+
+def _chunks(base: Any, fitness: Fitness) -> list[int]:
+    """Of how many tokens the chunks may be in which a model computes its states; nothing where it has none."""
+    if fitness.packed or not _IN_CHUNKS.search(inspect.getsource(sys.modules[type(base).__module__])):
+        return []
+    settings = base.config.get_text_config(decoder=True).to_dict()
+    told = {value for name, value in settings.items() if _IN_CHUNKS.search(name) and isinstance(value, int)}
+    return sorted({size for size in told if size > 3 * _SOME} or _CHUNKS)
+
+
+def _by_length(count: Callable[[int], int], chunks: Sequence[int]) -> BlocksCost:
+    """The cost of a document from counts at some lengths, in chunks of one of these sizes or in none."""
+    once, twice, thrice = (count(times * _SOME) for times in (1, 2, 3))
     per_square = (thrice - 2 * twice + once) // (2 * _SOME**2)
     per_token = (twice - once) // _SOME - 3 * _SOME * per_square
-    return BlocksCost(per_token, per_square, once - _SOME * per_token - _SOME**2 * per_square, learns)
+    fixed = once - _SOME * per_token - _SOME**2 * per_square
+    smooth = BlocksCost(per_token, per_square, fixed, 0, 0, 0, apart=False, learns=False)
+    for size in chunks:
+        if second := count(size + 1) - smooth.of([size + 1]):
+            third = count(2 * size + 1) - smooth.of([2 * size + 1])
+            squared = (third - 2 * second) // 2
+            return dataclasses.replace(smooth, chunk=size, per_chunk=second - 3 * squared, per_square_of_chunks=squared)
+    return smooth
 
 
 def _blocks_pass(base: Any, fitness: Fitness, tokens: int, photos_learn: bool) -> tuple[int, bool]:

@@ -67,12 +67,13 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def save_hybrid(family: str, folder: Path, llama: Path) -> Path:
+def save_hybrid(family: str, folder: Path, llama: Path, **options: Any) -> Path:
     """Save a model with layers of states, whose sizes 64 divides, with the tokenizer of the byte-level Llama."""
     sizes = {**_COMMON, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 320, "initializer_range": 0.1}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**sizes, **HYBRIDS[family]}))
+        config = AutoConfig.for_model(family, **{**sizes, **HYBRIDS.get(family, {}), **options})
+        model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     for file in llama.glob("*token*"):
         shutil.copy(file, folder)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example
 from mmtune.models.flops import FlopsCounter, tower_flops
-from mmtune.models.options import LoraOptions
+from mmtune.models.options import LoraOptions, ModelSpec
 from mmtune.models.vlm import VisionLanguageModel
 from mmtune.training.loss import supervised_loss
+from tests.models.families import save_hybrid
 
 Build = Callable[..., VisionLanguageModel]
 Make = Callable[..., Example]
@@ -107,7 +109,7 @@ def test_the_towers_count_is_exact(seeing_model: VisionLanguageModel) -> None:
 
 def test_the_recipes_tower_by_hand() -> None:
     """CLIP ViT-L/14-336: 577 tokens, width 1,024, 23 blocks that are computed, patches of 14 x 14."""
-    from mmtune.models.options import ModelSpec, VisionOptions
+    from mmtune.models.options import VisionOptions
 
     class Described:
         spec = ModelSpec("none", VisionOptions())
@@ -116,3 +118,40 @@ def test_the_recipes_tower_by_hand() -> None:
     patches = 2 * 576 * 3 * 14 * 14 * width
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
     assert tower_flops(Described()) == pytest.approx(patches + 23 * block, rel=1e-3)  # type: ignore[arg-type]
+
+
+# of layers whose states are computed in chunks, filled up; beside them those whose documents have a cost of their own
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 64},
+    "falcon_h1": {
+        "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_ssm": 32, "mamba_d_state": 8, "mamba_n_groups": 1,
+        "mamba_chunk_size": 32, "head_dim": 8,
+    },
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention"], "head_dim": 8, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 2,
+        "num_experts_per_tok": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba": {"state_size": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+@pytest.mark.parametrize("lora", [None, ALL], ids=["in full", "adapters"])
+def test_states_are_counted_as_torch_counts_them(
+    family: str, lora: LoraOptions | None, llama: Path, tmp_path: Path, example: Make, packed: Pack
+) -> None:
+    save_hybrid(family, tmp_path, llama, hidden_size=32, intermediate_size=48, expand=2, **HYBRIDS[family])
+    model = VisionLanguageModel.assemble(ModelSpec(str(tmp_path), template="chatml", lora=lora))
+    if model.base_language.config._experts_implementation is not None:
+        model.base_language.config._experts_implementation = "eager"  # grouped products are not counted by torch
+    model.set_stage("tune")
+    model.train()
+    batch = packed(model, [example(model, "some question", "answer " * times) for times in (1, 9, 24)])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        supervised_loss(model(batch), batch.targets, model.output_layer).backward()
+    flops = FlopsCounter(model).step(
+        documents=batch.document_lengths, supervised=batch.supervised_tokens, image_tokens=0, photos=0
+    )
+    assert flops.language == counter.get_total_flops() > 0
