@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import TALK, save_family, small_config
+from families import TALK, Side, save_family, small_config
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
@@ -18,8 +18,10 @@ from mmtune.data.collate import pack
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import encode
 from mmtune.models.adapters import adapted_layers
+from mmtune.models.chat import Chat, Sampling
 from mmtune.models.options import LoraOptions
 from mmtune.models.vlm import VisionLanguageModel
+from mmtune.training.module import InstructionTuning
 
 pytestmark = pytest.mark.near_ties  # random weights
 
@@ -34,7 +36,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=["lfm2", "mamba", *(pytest.param(name, marks=pytest.mark.slow) for name in ("falcon_h1", "gemma2"))],
+)
 def folder(request: pytest.FixtureRequest, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("one_by_one") / request.param
     save_family(path, llama, small_config(request.param, **FAMILIES[request.param]))
@@ -103,3 +108,61 @@ def test_a_run_is_that_of_plain_code(folder: Path, rows: Path, tmp_path: Path, l
     assert found.keys() == expected.keys()
     for name, parameter in expected.items():
         torch.testing.assert_close(found[name], parameter, rtol=1e-2, atol=2e-3, msg=name)
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(folder: Path, rows: Path, tmp_path: Path) -> None:
+    """In training with dropout and recomputed activations, and held-out rows between the steps."""
+    flags = ["--model.lora.r=4", "--model.lora.alpha=8", "--model.lora.dropout=0.1", "--checkpoint_every=1"]
+    flags += ["--model.gradient_checkpointing=true", f"--data.validation=[{rows}]", "--trainer.val_check_interval=1"]
+    assert fit(folder, rows, tmp_path / "whole", *flags) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InstructionTuning, "training_step", stopped_at(2, InstructionTuning.training_step))
+        with pytest.raises(KeyError, match="stopped"):
+            fit(folder, rows, tmp_path / "run", *flags)
+    assert fit(folder, rows, tmp_path / "run", *flags) == 0
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "whole")
+    whole, run = (VisionLanguageModel.from_pretrained(tmp_path / name) for name in ("whole", "run"))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(run.state_dict()[name], tensor), name
+    merged = VisionLanguageModel.from_pretrained(tmp_path / "run")
+    merged.merge_adapters()
+    merged.save_pretrained(tmp_path / "merged")
+    again = VisionLanguageModel.from_pretrained(tmp_path / "merged")
+    asked = ["What is it?"], [["one", "or another"]]
+    assert again.loglikelihood(*asked)[0] == pytest.approx(run.loglikelihood(*asked)[0], rel=1e-4)
+
+
+def stopped_at(step: int, compute: Any) -> Any:
+    def training_step(module: Any, batch: Any, number: int) -> Any:
+        if module.trainer.global_step == step:
+            raise KeyError("stopped")
+        return compute(module, batch, number)
+
+    return training_step
+
+
+def test_what_is_drawn_and_chatted_is_transformers_own(folder: Path) -> None:
+    side = Side(folder)
+    options: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 12}
+    turns = [Turn("user", "hi")]
+    torch.manual_seed(5)
+    drawn = side.ours.generate("hi", **options)
+    torch.manual_seed(5)
+    assert drawn == own_answer(side, turns, **options)
+    chat = Chat(side.ours)
+    sampling = Sampling(temperature=0.7, seed=5, max_new_tokens=12)
+    said = "".join(chat.say("hi", sampling=sampling))
+    assert said == drawn
+    turns += [Turn("assistant", said), Turn("user", "And then?")]
+    torch.manual_seed(5)
+    assert "".join(chat.say("And then?", sampling=sampling)) == own_answer(side, turns, **options)
+
+
+def own_answer(side: Side, turns: list[Turn], **options: Any) -> str:
+    ids = torch.tensor(side.ours.tokenizer(side.ours.template.prompt(turns), add_special_tokens=False).input_ids)
+    out = side.own.generate(
+        input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], top_k=None, top_p=None, eos_token_id=258,
+        pad_token_id=256, **options,
+    )  # fmt: skip
+    answer: str = side.ours.tokenizer.decode(out[0][len(ids) :], skip_special_tokens=True)
+    return answer
