@@ -103,7 +103,7 @@ def test_a_folder_or_file_of_another_kind_is_named(tmp_path: Path) -> None:
         load_language(str(file))
     damaged = tmp_path / "model.gguf"
     damaged.write_bytes(b"GGUF" + b"x" * 100)
-    with pytest.raises(UserError, match=r"model\.gguf: not a GGUF file that transformers can read"):
+    with pytest.raises(UserError, match=r"model\.gguf: not a GGUF file that can be read"):
         load_language(str(damaged))
 
 
