@@ -45,7 +45,8 @@ def alike(environment: dict[str, str]) -> bool:
 
 def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that decide at import time, but for the list of folders, which every test gives in full."""
-    return {k: v for k, v in environment.items() if k.startswith(_READ_AT_IMPORT) and k != "PYTHONPATH"}
+    other = {"PYTHONPATH", "TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"}  # main sets the last two for all
+    return {k: v for k, v in environment.items() if k.startswith(_READ_AT_IMPORT) and k not in other}
 
 
 class WarmPopen(_COLD):  # type: ignore[type-arg]
@@ -208,6 +209,7 @@ def run(job: dict[str, Any], fds: list[int]) -> None:
 
 
 if __name__ == "__main__":
+    importlib.import_module("mmtune.cli.main").quieten_libraries()
     for name in _PRELOADED:
         importlib.import_module(f"mmtune.cli.{name}")
     if (asked := serve(sys.argv[1])) is not None:

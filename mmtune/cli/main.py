@@ -45,6 +45,13 @@ def usage() -> str:
     )
 
 
+def quieten_libraries() -> None:
+    """Have libraries that are imported after this show no bars and no advice, which would drown ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Returns 0, 2 for what a user can mend; a bug of ours raises, which exits with 1."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -62,10 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         command = arguments[0]
         if command not in COMMANDS:
             raise UserError(f"unknown command {command!r}; {did_you_mean(command, COMMANDS)}")
-        # libraries' own progress bars and advice drown ours
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        quieten_libraries()
         # peft asks transformers, which warns of the name
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a 4-bit kernel for CPUs that is not used

@@ -173,6 +173,8 @@ def _role(name: Any, here: str) -> Role:
 
 def _content(content: Any, key: str, here: str, marks: list[Mark]) -> str:
     if isinstance(content, list | tuple):
+        if not len(content):
+            raise RowError(f"{here}: {key!r} is a list of no parts")
         return "".join(_part(part, here, marks) for part in content)
     words = text(content, repr(key), here)
     marks.extend([None] * words.count(IMAGE_PLACEHOLDER))

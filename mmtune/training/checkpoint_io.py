@@ -87,9 +87,9 @@ def _stay(storage: Any, location: str) -> Any:
 def newest_whole(folder: Path) -> Path | None:
     """The checkpoint to resume a run from: the last, or the one before if that is damaged or missing.
 
-    Every byte that is stored is read and checked, for torch would not notice a changed one in the weights. Where neither
-    is whole, it is the last, whose reading says what is wrong. A folder, where a strategy writes a checkpoint in parts,
-    is not looked into.
+    Every byte that is stored is read and checked, for torch would not notice a changed one in the weights. Where
+    neither is whole, it is the last, whose reading says what is wrong. A folder, where a strategy writes a checkpoint
+    in parts, is not looked into.
     """
     last, previous = folder / LAST, folder / _PREVIOUS
     if last.is_dir() or _is_whole(last):

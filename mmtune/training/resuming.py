@@ -63,13 +63,14 @@ def check(checkpoint: dict[str, Any], module: InstructionTuning) -> None:
     Raises:
         UserError: it is of another program, or a setting, the parts that are trained or the frozen weights differ.
     """
-    then, now = checkpoint.get(KEY), settings(module)
-    if not isinstance(then, dict) or then.keys() != now.keys():
+    then = checkpoint.get(KEY)
+    if not isinstance(then, dict) or then.keys() != {"fixed", "schedule", "frozen"}:
         raise UserError(
             "--ckpt_path: the checkpoint of another program, or of another version of mmtune; give that of a run "
             "of this one, RUN/checkpoints/last.ckpt"
         )
     _check_parts(checkpoint, module)
+    now = settings(module)
     if changed := _changed(then["fixed"], now["fixed"]):
         raise UserError(f"the run to resume began with {changed}; give that, or another --out")
     if changed := _changed(then["schedule"], now["schedule"]):
