@@ -14,9 +14,8 @@ _SECRET = (
 _KEY = re.compile(rf"(?:.*[_.\- ])?(?:{_SECRET}|auth|[a-z]*(?:password|secret|apikey))", re.IGNORECASE)
 # who an address is asked as: a name, or a name, a colon and all up to the last @; a port is no password
 _USER = re.compile(r"(?<=://)(?:[^\s/?#:@]*:(?!\d+(?:[/?#\s]|$))[^\s'\"]*|[^\s/?#:@]+)@")
-_PARAMETER = re.compile(
-    rf"([?&;#](?:[\w.-]*(?:{_SECRET}|auth|signature|credential)[\w.-]*|sig|key|code)=)[^\s&;#'\"]+", re.IGNORECASE
-)
+_PARAMETER = re.compile(r"([?&;#])([\w.-]+)=([^\s&;#'\"]+)")
+_SECRET_PARAMETER = re.compile(rf"{_SECRET}|auth|signature|credential|^(?:sig|key|code)$", re.IGNORECASE)
 _SHORTEST = 4  # of a secret that is looked for in other text: a shorter one is found everywhere
 _known: set[str] = set()
 
@@ -37,7 +36,12 @@ def masked(value: Any) -> Any:
 
 def masked_address(text: str) -> str:
     """A text without the user names, passwords, tokens and signatures of the addresses in it."""
-    return _PARAMETER.sub(rf"\1{MASK}", _USER.sub(f"{MASK}@", text)) if "://" in text else text
+    return _PARAMETER.sub(_masked_parameter, _USER.sub(f"{MASK}@", text)) if "://" in text else text
+
+
+def _masked_parameter(found: re.Match[str]) -> str:
+    mark, name, value = found.groups()
+    return f"{mark}{name}={MASK if _SECRET_PARAMETER.search(name) else value}"
 
 
 def masked_text(text: str) -> str:

@@ -7,13 +7,12 @@ few lines of jinja before the template define both, so that a run says the same 
 from __future__ import annotations
 
 import datetime
-import re
 
 from mmtune.errors import UserError
 
 _DIRECTIVES = "aAdbBmyYHIMSpjUWfwuGV"
 _NAMES = ("strftime_now", "date_string")
-_PRELUDE = re.compile(r"\{#- template date .*?-#\}.*?\{#- end of template date -#\}\n", re.DOTALL)
+_BEGIN, _END = "{#- template date ", "{#- end of template date -#}\n"
 
 
 def check_date(text: str, flag: str) -> str:
@@ -35,7 +34,7 @@ def today() -> str:
 
 def reads_clock(source: str) -> bool:
     """Whether a chat template may write the date of the day on which it is used."""
-    return "strftime_now" in source and not _PRELUDE.match(source)
+    return "strftime_now" in source and not split_date(source)[0]
 
 
 def dated(source: str, date: str | None) -> str:
@@ -46,17 +45,17 @@ def dated(source: str, date: str | None) -> str:
     forms = [*_DIRECTIVES, *(f"-{one}" for one in "dmHIMSj")]
     replaced = "".join(f" | replace('%{form}', {_quoted(moment.strftime(f'%{form}'))})" for form in forms)
     return (
-        f"{{#- template date {date} -#}}\n"
+        f"{_BEGIN}{date} -#}}\n"
         f"{{%- macro strftime_now(format) -%}}{{{{- format{replaced} | replace('%%', '%') -}}}}{{%- endmacro -%}}\n"
         f"{{%- set date_string = {_quoted(moment.strftime('%d %b %Y'))} -%}}\n"
-        "{#- end of template date -#}\n"
+        f"{_END}"
     ) + split_date(source)[1]
 
 
 def split_date(source: str) -> tuple[str, str]:
     """The lines that fix a template's date, or "", and the template behind them."""
-    found = _PRELUDE.match(source)
-    return ("", source) if found is None else (found[0], source[found.end() :])
+    end = source.find(_END) + len(_END) if source.startswith(_BEGIN) and _END in source else 0
+    return source[:end], source[end:]
 
 
 def _quoted(text: str) -> str:
