@@ -156,8 +156,7 @@ class InstructionTuning(pl.LightningModule):
         """Make sure that every part is there, before the data is read and the run directory is written to.
 
         Raises:
-            UserError: weights are missing, the language model is none that can be computed here, or an adapter has no
-                layer to sit on.
+            UserError: weights are missing, the language model cannot be computed, or an adapter has no layer to sit on.
         """
         if self.spec.vision is not None:
             build_tower(self.spec.vision)
