@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,17 +14,18 @@ import pytest
 import mmtune
 
 ROOT = Path(mmtune.__file__).parent
-PARTS = {"data", "models", "training", "evaluation", "analysis", "cli"}
-COMMON = {"archives", "disk", "errors", "files", "hub", "masking", "torchvision_ops"}
-FORBIDDEN = {
-    "data": {"models", "training", "evaluation", "analysis", "cli"},
-    "models": {"training", "evaluation", "analysis", "cli"},
-    "training": {"evaluation", "cli"},
-    "evaluation": {"training", "cli"},
-    "analysis": {"models", "training", "evaluation", "cli"},
-    "cli": set(),
-    **dict.fromkeys(COMMON, PARTS),
-}
+COMMON = {"archives", "disk", "errors", "files", "hub", "masking", "torchvision_ops", "version"}
+CONTRIBUTING = ROOT.parent / "CONTRIBUTING.md"
+
+
+def allowed() -> dict[str, set[str]]:
+    """The folders of mmtune/, and which of the others each may import, as CONTRIBUTING.md says."""
+    rows = re.findall(r"^\| `mmtune/(\w+)/` \|[^|]*\| ([^|]*) \|$", CONTRIBUTING.read_text(encoding="utf-8"), re.M)
+    named = {folder: set(re.findall(r"`(\w+)`", cell)) for folder, cell in rows}
+    return {folder: set(named) if cell == "all" else named[folder] for folder, cell in rows}
+
+
+ALLOWED = allowed()
 # fmt: off
 HEAVY = [
     "bitsandbytes", "datasets", "evaluate", "gguf", "huggingface_hub", "jinja2", "jsonargparse",
@@ -45,7 +47,6 @@ def imported_modules(source: str, package: str) -> Iterator[str]:
             if node.level:
                 above = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*above, *([base] if base else [])])
-            yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             yield from (a.value for a in node.args[:1] if isinstance(a, ast.Constant))
@@ -62,8 +63,10 @@ def parts_imported(source: str, package: str) -> set[str]:
 def test_every_part_is_known() -> None:
     folders = {p.parent.name for p in ROOT.glob("*/__init__.py")}
     files = {p.stem for p in ROOT.glob("*.py")} - {"__init__", "__main__"}
-    assert folders <= PARTS, "say in tests/test_imports.py what the new folder may import"
-    assert files <= COMMON, "say in tests/test_imports.py what the new file may import"
+    assert folders == set(ALLOWED), "say in CONTRIBUTING.md what the new folder may import"
+    assert files == COMMON, "say in CONTRIBUTING.md and here that the new file may be imported from everywhere"
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    assert all(re.search(rf"`(mmtune/)?{name}\.py`", text) for name in COMMON)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +90,55 @@ def test_imports_of_all_kinds_are_seen(source: str, found: set[str]) -> None:
 def test_imports_go_one_way(path: Path) -> None:
     part = path.parts[0].removesuffix(".py")
     package = ".".join(["mmtune", *path.parts[:-1]])
-    wrong = parts_imported((ROOT / path).read_text(encoding="utf-8"), package) & FORBIDDEN[part]
+    imported = parts_imported((ROOT / path).read_text(encoding="utf-8"), package)
+    wrong = imported - COMMON - {part} - ALLOWED.get(part, set())
     assert not wrong, f"mmtune/{path} imports {', '.join(sorted(wrong))}; {part} must not"
+
+
+def name_of(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(["mmtune", *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+def module_of(name: str, modules: set[str]) -> str:
+    """The module that a name is imported from; "" where it is none of these."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def file_imports() -> dict[str, set[str]]:
+    """By module of mmtune, the modules of mmtune that its file imports: inside functions and for types, too."""
+    names = {name_of(path) for path in MODULES}
+    graph = {}
+    for path in MODULES:
+        package = ".".join(["mmtune", *path.parts[:-1]])
+        found = imported_modules((ROOT / path).read_text(encoding="utf-8"), package)
+        graph[name_of(path)] = {module_of(name, names) for name in found} - {name_of(path), ""}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """Groups of files that reach one another."""
+    reached = {}
+    for start in graph:
+        seen: set[str] = set()
+        ahead = [*graph[start]]
+        while ahead:
+            if (name := ahead.pop()) not in seen:
+                seen.add(name)
+                ahead += graph.get(name, ())
+        reached[start] = seen
+    return sorted({tuple(sorted(b for b in reached[a] if a in reached[b])) for a in graph if a in reached[a]})
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": set()}) == [("a", "b", "c")]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    assert circles(file_imports()) == []
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ import os
 import sys
 import warnings
 
-from mmtune import __version__, disk
+from mmtune import disk
 from mmtune.cli.terminal import guard, shown
 from mmtune.errors import UserError, did_you_mean
 from mmtune.masking import remember_arguments
+from mmtune.version import __version__
 
 COMMANDS = {
     "quickstart": ("mmtune.cli.quickstart", "tune and score a small real model on this machine, in minutes"),

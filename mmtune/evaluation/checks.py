@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import cast
 
 from mmtune.errors import UserError, did_you_mean
+from mmtune.evaluation.outside_metrics import OutsideMetric, load_metric
 from mmtune.evaluation.protocol import AnsweringModel
 from mmtune.evaluation.suite import PROTOCOLS, Suite
 from mmtune.evaluation.task import ANSWERING, Answering, Task
@@ -117,3 +119,29 @@ def check_model(model: AnsweringModel, tasks: Sequence[Task]) -> None:
 def _advice(tasks: Sequence[Task], unfit: Collection[str], otherwise: str) -> str:
     fit = ",".join(task.name for task in tasks if task.name not in unfit)
     return f"give --tasks {fit}" if fit else otherwise
+
+
+def check_outside_metrics(tasks: Iterable[Task], *, trusted: bool) -> None:
+    """Load the metrics of these tasks that are code of others, if the user allows it.
+
+    Args:
+        tasks: whose metrics.
+        trusted: whether the user does.
+
+    Raises:
+        UserError: one is named but not allowed, or cannot be loaded.
+    """
+    for task in tasks:
+        for metric in task.metrics:
+            if isinstance(metric, OutsideMetric):
+                if not trusted:
+                    source = "Python code of the Hugging Face hub" if metric.code is None else "this Python file"
+                    advice = f"{metric.path} would run {source}; if you trust it, give --trust-metric-code"
+                    raise UserError(f"{task.where}: metrics: {advice}")
+                if metric.code is None and Path(metric.path).exists():
+                    advice = "a folder of that name is here, and would be taken for it; give the path of a .py file"
+                    raise UserError(f"{task.where}: metrics: {metric.path}: {advice}")
+                try:
+                    load_metric(metric.path, metric.revision, metric.code)
+                except UserError as error:
+                    raise UserError(f"{task.where}: metrics: {error}") from None

@@ -15,6 +15,7 @@ from mmtune.evaluation.checks import (
     check_choices,
     check_model,
     check_numbers,
+    check_outside_metrics,
     check_thinking,
     protocol_named,
     thought_about,
@@ -22,7 +23,6 @@ from mmtune.evaluation.checks import (
 from mmtune.evaluation.chunks import Chunk, plan_chunks
 from mmtune.evaluation.database import Database
 from mmtune.evaluation.dataset import check_data, load_rows
-from mmtune.evaluation.outside_metrics import check_outside_metrics
 from mmtune.evaluation.progress import Reporter
 from mmtune.evaluation.prompt_date import fix_date
 from mmtune.evaluation.prompting import Question, Renderer

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,9 +13,6 @@ from mmtune.errors import UserError
 from mmtune.evaluation.metrics import Floats, Outcomes
 from mmtune.evaluation.option_names import LETTERS
 from mmtune.hub import go_offline_if_unreachable
-
-if TYPE_CHECKING:
-    from mmtune.evaluation.task import Task
 
 Form = Literal["text", "number"]
 FORMS = ("text", "number")
@@ -55,7 +51,7 @@ class OutsideMetric:
         Raises:
             UserError: the module fails, or does not compute `result`.
         """
-        module = _load(self.path, self.revision, self.code)
+        module = load_metric(self.path, self.revision, self.code)
         try:
             values = module.compute(
                 predictions=self._given(outcomes.prediction),
@@ -72,34 +68,13 @@ class OutsideMetric:
         return [answer or "" for answer in answers]
 
 
-def check_outside_metrics(tasks: Iterable[Task], *, trusted: bool) -> None:
-    """Load the metrics of these tasks that are code of others, if the user allows it.
-
-    Args:
-        tasks: whose metrics.
-        trusted: whether the user does.
+@functools.cache
+def load_metric(path: str, revision: str | None, code: str | None) -> Any:
+    """Load the module of a metric.
 
     Raises:
-        UserError: one is named but not allowed, or cannot be loaded.
+        UserError: it cannot be loaded.
     """
-    for task in tasks:
-        for metric in task.metrics:
-            if isinstance(metric, OutsideMetric):
-                if not trusted:
-                    source = "Python code of the Hugging Face hub" if metric.code is None else "this Python file"
-                    advice = f"{metric.path} would run {source}; if you trust it, give --trust-metric-code"
-                    raise UserError(f"{task.where}: metrics: {advice}")
-                if metric.code is None and Path(metric.path).exists():
-                    advice = "a folder of that name is here, and would be taken for it; give the path of a .py file"
-                    raise UserError(f"{task.where}: metrics: {metric.path}: {advice}")
-                try:
-                    _load(metric.path, metric.revision, metric.code)
-                except UserError as error:
-                    raise UserError(f"{task.where}: metrics: {error}") from None
-
-
-@functools.cache
-def _load(path: str, revision: str | None, code: str | None) -> Any:
     import mmtune.torchvision_ops  # noqa: F401  # before evaluate
 
     offline = code is None and go_offline_if_unreachable()

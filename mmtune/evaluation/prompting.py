@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2 import StrictUndefined, TemplateError
 
-from mmtune.data.sandbox import Sandbox, limited, shown
+from mmtune.data.sandbox import limited, shown
 from mmtune.errors import UserError, did_you_mean
 from mmtune.evaluation.answers import KINDS, YES_NO, Kind
 from mmtune.evaluation.dataset import Photo
 from mmtune.evaluation.option_names import LETTERS
-from mmtune.evaluation.wording import FILTERS, Protocol, asks_yes_no
-
-if TYPE_CHECKING:
-    from mmtune.evaluation.task import Task
+from mmtune.evaluation.task import Task
+from mmtune.evaluation.task_templates import ENVIRONMENT, LETTER_CHOICES, environment, is_null
+from mmtune.evaluation.wording import Protocol, asks_yes_no
 
 IMAGE_PLACEHOLDER = "<image>"
 # what a template can raise on a row
@@ -34,57 +32,13 @@ _FAULTS = (
     RecursionError,
     NameError,  # jinja2 writes 1e999 into its code as `inf`
 )
-LETTER_CHOICES = "letters"  # `choices: letters` compares the options' letters instead of their texts
 
 
-def _environment() -> Sandbox:
-    # task files come from anywhere: they may format a row, and nothing else
-    environment = Sandbox(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.add_filters(FILTERS)
-    environment.globals.clear()
-    return environment
-
-
-def _no_null(value: Any) -> Any:
-    """What a template puts in; null is refused, which jinja2 would write as the word None."""
-    if _is_null(value):
-        raise ValueError("a value is null; write {{ column or '' }}, or leave such rows out with `filter`")
-    return value
-
-
-def _is_null(value: Any) -> bool:
-    """Whether a cell is empty; columns of numbers with gaps have NaN there."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-_ENVIRONMENT = _environment()
-_ENVIRONMENT.finalize = _no_null
 # in which every value that a template puts in stands between two marks, and the options are left out
-_OWN = _environment()
+_OWN = environment()
 _OWN.finalize = lambda value: f"\ufdd0{shown(value)}\ufdd1"
 _OWN.filters["option_lines"] = lambda options: ""
 _OWN_TEXT = re.compile("\ufdd0(.*?)\ufdd1", re.DOTALL)
-
-
-def template_names(source: str, where: str, *, expression: bool = False) -> frozenset[str]:
-    """The names that a template (or a bare expression) takes from outside.
-
-    Raises:
-        UserError: it is not jinja2, or uses a filter that does not exist; `where` is named.
-    """
-    text = "{{ (" + source + ") }}" if expression else source
-    try:
-        names = meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
-        # finds unknown filters and tests, which parsing does not
-        (_ENVIRONMENT.compile_expression if expression else _ENVIRONMENT.from_string)(source)
-    except TemplateSyntaxError as error:
-        message = str(error.message)
-        if message.startswith("No filter named"):
-            message += f" {did_you_mean(message.split(chr(39))[1], _ENVIRONMENT.filters)}"
-        raise UserError(f"{where}: not a jinja2 template: {message}") from None
-    except RecursionError:
-        raise UserError(f"{where}: not a jinja2 template: it is nested too deeply") from None
-    return frozenset(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +127,7 @@ class Renderer:
         kind = cast(Kind, str(self._evaluate("answer", number, self._kind, names)).strip())
         if kind not in KINDS:
             raise self._complaint("answer", number, f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
-        if self._labels_from and all(_is_null(row.get(column, "")) for column in self._labels_from):
+        if self._labels_from and all(is_null(row.get(column, "")) for column in self._labels_from):
             columns = " and ".join(sorted(self._labels_from))
             problem = f"there is no gold answer: {columns} is null; leave such rows out with `filter`"
             raise self._complaint("target", number, problem)
@@ -182,7 +136,7 @@ class Renderer:
         references = self._reference_texts(number, target, names)
         choices = self._choice_texts(number, kind, options, names)
         group = None if self._group is None else self._evaluate("group_by", number, self._group, names)
-        group = None if _is_null(group) else str(group)
+        group = None if is_null(group) else str(group)
         said = self._evaluate("prompt", number, self._prompt, self._without_marks(names))
         prompt = self._with_photos(number, str(said).strip(), len(photos))
         return Question(number, prompt, options, target, references, kind, choices, photos, group)
@@ -300,10 +254,10 @@ def _labels(kind: Kind, options: Sequence[str]) -> tuple[str, ...]:
 
 
 def _template(source: str) -> Callable[[Mapping[str, Any]], Any]:
-    return _ENVIRONMENT.from_string(source).render
+    return ENVIRONMENT.from_string(source).render
 
 
 def _expression(source: str | None) -> Callable[[Mapping[str, Any]], Any] | None:
     if source is None:
         return None
-    return cast(Callable[[Mapping[str, Any]], Any], _ENVIRONMENT.compile_expression(source, undefined_to_none=False))
+    return cast(Callable[[Mapping[str, Any]], Any], ENVIRONMENT.compile_expression(source, undefined_to_none=False))

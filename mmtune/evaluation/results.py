@@ -8,8 +8,8 @@ import platform
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmtune import __version__
 from mmtune.evaluation.protocol import COSTS
+from mmtune.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from mmtune.evaluation.answers import KINDS, MARKS, STEPS
 from mmtune.evaluation.fields import Fields, load_yaml
 from mmtune.evaluation.metrics import METRICS, MetricSpec, metric_arguments
 from mmtune.evaluation.outside_metrics import FORMS, Form, OutsideMetric
-from mmtune.evaluation.prompting import LETTER_CHOICES, template_names
+from mmtune.evaluation.task_templates import LETTER_CHOICES, template_names
 from mmtune.files import resource_folder, sha256_file, sha256_json, user_path
 
 Modality = Literal["language", "vision"]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mmtune.data.images as image_files
-from mmtune import __version__
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.errors import UserError
 from mmtune.evaluation.dataset import Photo, load_rows
@@ -25,6 +24,7 @@ from mmtune.evaluation.prompting import Renderer
 from mmtune.evaluation.suite import Suite, load_suite
 from mmtune.evaluation.task import Task
 from mmtune.files import locate, sha256_file
+from mmtune.version import __version__
 
 HitKind = TextKind | PhotoKind
 Verdict = Literal["unseen", "seen", "unchecked"]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmtune.models.alone import OneByOne
 from mmtune.models.attention import use_attention
 from mmtune.models.batches import in_batches, longest_first, padded_batch
+from mmtune.models.composed import ComposedModel
 from mmtune.models.generation import Ending, generate, padded
 from mmtune.models.inference import Counts, PrefixSharing
 from mmtune.models.prefixes import Keys
 from mmtune.models.prompts import PromptEncoder
-
-if TYPE_CHECKING:
-    from mmtune.models.vlm import VisionLanguageModel
 
 
 class Answering:
@@ -24,7 +22,7 @@ class Answering:
         counts: tokens computed, reused and generated so far.
     """
 
-    def __init__(self, model: VisionLanguageModel, encoder: PromptEncoder, batch_tokens: int) -> None:
+    def __init__(self, model: ComposedModel, encoder: PromptEncoder, batch_tokens: int) -> None:
         """
         Args:
             model: answers.

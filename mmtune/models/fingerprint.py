@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from mmtune.data.encoding import tokenizer_content
 from mmtune.models import saving
+from mmtune.models.composed import ComposedModel
 from mmtune.models.content import hash_weights
-
-if TYPE_CHECKING:
-    from mmtune.models.vlm import VisionLanguageModel
 
 # of a language model's config: what says nothing of how it computes, or is part of the weights
 _NO_MATTER = {
@@ -30,7 +28,7 @@ _NO_MATTER = {
 }
 
 
-def fingerprint(model: VisionLanguageModel) -> str:
+def fingerprint(model: ComposedModel) -> str:
     """A hash of all that can change an answer of a model: weights, configs, tokenizer, template, ends and photos."""
     trained = saving.trained_state(model)
     digest = hashlib.sha256(json.dumps(_ingredients(model, set(trained)), sort_keys=True).encode())
@@ -40,7 +38,7 @@ def fingerprint(model: VisionLanguageModel) -> str:
     return digest.hexdigest()
 
 
-def _ingredients(model: VisionLanguageModel, trained: set[str]) -> dict[str, Any]:
+def _ingredients(model: ComposedModel, trained: set[str]) -> dict[str, Any]:
     spec, tower, template = model.spec, model.tower, model.template
     config = model.base_language.config.to_dict()
     computing = {key: value for key, value in config.items() if key not in _NO_MATTER and not key.startswith("_")}

@@ -10,52 +10,18 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmtune.errors import UserError, brief
 from mmtune.files import atomic_path, cache_dir
+from mmtune.models.fitness_result import Fitness, UnfitError
+from mmtune.models.trial import examine
 
-Way = Literal["packed", "one by one"]
-_TRIED = ("alone", "attention", "fitness", "generation", "head", "inference", "prefixes", "shrinking", "trial",
-          "tree_attention")  # fmt: skip  # modules of this folder
+_TRIED = ("alone", "attention", "fitness", "fitness_result", "generation", "head", "inference", "prefixes",
+          "shrinking", "trial", "tree_attention")  # fmt: skip  # modules of this folder
 _NO_MATTER = ("_name_or_path", "architectures", "dtype", "quantization_config", "torch_dtype", "transformers_version")
-
-
-@dataclass(frozen=True, slots=True)
-class Fitness:
-    """How a language model is computed.
-
-    Attributes:
-        way: `packed`: documents and prompts share passes, and none sees another; `one by one`: each goes through the
-            model's own code alone.
-        reason: why it is not packed.
-        body: the name of the module that gives the hidden states.
-        plain_head: the output layer is all that follows the hidden states.
-        by_embeddings: it takes embeddings in place of token ids.
-        sees: it answers from embeddings, too, and so can be given photos.
-    """
-
-    way: Way
-    reason: str
-    body: str
-    plain_head: bool
-    by_embeddings: bool
-    sees: bool
-
-    @property
-    def packed(self) -> bool:
-        """Whether documents and prompts share passes."""
-        return self.way == "packed"
-
-    def told(self, name: str) -> str:
-        """What to say of a model that is not packed, and costs more for it."""
-        return f"{name}: documents and prompts are computed one by one: {self.reason}"
-
-
-class UnfitError(Exception):
-    """A language model whose own figures cannot be had; the message says why."""
 
 
 def fitness_of(config: Any, reference: str, *, sees: bool = False) -> Fitness:
@@ -110,8 +76,6 @@ _outcomes: dict[str, Fitness | str] = {}
 
 def _try(config: Any) -> Fitness | str:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    from mmtune.models.trial import examine
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "transformers has no causal language model of this kind"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +10,9 @@ from mmtune.data.encoding import encode_text
 from mmtune.data.templates import Rendered
 from mmtune.models.calls import Prompts
 from mmtune.models.choices import ChoiceTokenizer, split_spaces
+from mmtune.models.composed import ComposedModel
 from mmtune.models.prompts import PromptEncoder, prompt_texts
 from mmtune.models.window import PastWindow, answer_room, checked_past_window, fitted, surely_fits
-
-if TYPE_CHECKING:
-    from mmtune.models.vlm import VisionLanguageModel
 
 
 class PromptWriter:
@@ -23,7 +20,7 @@ class PromptWriter:
 
     def __init__(
         self,
-        model: VisionLanguageModel,
+        model: ComposedModel,
         encoder: PromptEncoder,
         asked: Prompts,
         system: str | None,
@@ -99,7 +96,7 @@ class PromptWriter:
 
 
 def too_long(
-    model: VisionLanguageModel,
+    model: ComposedModel,
     prompts: Sequence[str],
     photos: Sequence[int],
     *,

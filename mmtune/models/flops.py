@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmtune.errors import UserError, reason
-from mmtune.models.fitness import Fitness
+from mmtune.models.fitness_result import Fitness
 from mmtune.models.language import decoder_blocks
 from mmtune.models.vision import build_tower
 from mmtune.models.weightless import decoder_pass, language_without_weights, without_values

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
-from mmtune.models.fitness import Fitness
+from mmtune.models.fitness_result import Fitness
 from mmtune.models.head import Head
 from mmtune.models.language import decoder_blocks
 from mmtune.models.vlm import VisionLanguageModel

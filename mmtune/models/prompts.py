@@ -6,7 +6,7 @@ Keys say which tokens and photos are the same, embeddings what they are to the l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +18,14 @@ from mmtune.data.images import to_rgb
 from mmtune.data.templates import Rendered
 from mmtune.errors import UserError, brief
 from mmtune.models.calls import one_text
+from mmtune.models.composed import ComposedModel
 from mmtune.models.prefixes import Keys
-
-if TYPE_CHECKING:
-    from mmtune.models.vlm import VisionLanguageModel
 
 _PHOTOS_AT_ONCE = 16  # through the tower
 
 
 def prompt_texts(
-    model: VisionLanguageModel,
+    model: ComposedModel,
     prompts: Sequence[str],
     images: Sequence[Sequence[Any]],
     system: str | None = None,
@@ -63,7 +61,7 @@ class PromptEncoder:
         tokens_per_photo: how many tokens a photo is.
     """
 
-    def __init__(self, model: VisionLanguageModel) -> None:
+    def __init__(self, model: ComposedModel) -> None:
         self._model = model
         self.tokens_per_photo = model.tower.shape.num_tokens if model.tower else 0
         self._numbers: dict[int, int] = {}  # of photos, by the id of the object

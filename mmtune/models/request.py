@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,15 +13,13 @@ from mmtune.data.templates import THOUGHT_END
 from mmtune.errors import UserError
 from mmtune.models.answering import Answering
 from mmtune.models.calls import Prompts
+from mmtune.models.composed import ComposedModel
 from mmtune.models.fitting import PromptWriter
 from mmtune.models.generation import Ending, Response
 from mmtune.models.prefixes import Keys
 from mmtune.models.prompts import PromptEncoder
 from mmtune.models.thinking import think_first
 from mmtune.models.window import PastWindow, by_room
-
-if TYPE_CHECKING:
-    from mmtune.models.vlm import VisionLanguageModel
 
 T = TypeVar("T")
 
@@ -31,7 +29,7 @@ class Request:
 
     def __init__(
         self,
-        model: VisionLanguageModel,
+        model: ComposedModel,
         asked: Prompts,
         *,
         system: str | None,

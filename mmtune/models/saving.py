@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -26,13 +26,12 @@ from mmtune.data.template_date import check_date
 from mmtune.errors import UserError, reason
 from mmtune.files import SCHEMES, atomic_path, locate, read_json, write_json
 from mmtune.models.complaints import complaining
+from mmtune.models.composed import ComposedModel
 from mmtune.models.interop.sources import Source, check_vocabulary, open_source
 from mmtune.models.language import load_config
 from mmtune.models.options import ModelSpec
 
-if TYPE_CHECKING:
-    from mmtune.models.vlm import VisionLanguageModel
-
+Model = TypeVar("Model", bound=ComposedModel)
 FORMAT = 1
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 SPEC_FILE, PROJECTOR_FILE, ADAPTER_FOLDER, LANGUAGE_FOLDER = (
@@ -133,14 +132,14 @@ def _not_a_model(reference: str, error: Exception) -> UserError:
 
 
 def load(
-    cls: type[VisionLanguageModel],
+    cls: type[Model],
     reference: str,
     *,
     dtype: torch.dtype,
     language: str | None = None,
     template: str | None = None,
     template_date: str | None = None,
-) -> VisionLanguageModel:
+) -> Model:
     """See `VisionLanguageModel.from_pretrained`."""
     spec = read_spec(reference, language=language, template=template, template_date=template_date)
     model = cls.assemble(spec, dtype=dtype)
@@ -148,7 +147,7 @@ def load(
     return model
 
 
-def load_trained(model: VisionLanguageModel, reference: str) -> None:
+def load_trained(model: ComposedModel, reference: str) -> None:
     """Load the projector, standardisation and adapters that a reference has into a model of the same parts.
 
     A model that was aligned has no adapters yet; those of a model to tune keep their first weights.
@@ -169,7 +168,7 @@ def load_trained(model: VisionLanguageModel, reference: str) -> None:
         _load_adapter(model, _read(file), str(file))
 
 
-def _load_source(model: VisionLanguageModel, source: Source) -> None:
+def _load_source(model: ComposedModel, source: Source) -> None:
     """What another tool's LLaVA has beside its language model and its tower."""
     if model.spec.language == source.reference:
         check_vocabulary(source, model.tokenizer, len(model.base_language.get_input_embeddings().weight))
@@ -180,7 +179,7 @@ def _load_source(model: VisionLanguageModel, source: Source) -> None:
         _load_adapter(model, adapter, source.reference)
 
 
-def _load_adapter(model: VisionLanguageModel, state: dict[str, torch.Tensor], where: str) -> None:
+def _load_adapter(model: ComposedModel, state: dict[str, torch.Tensor], where: str) -> None:
     from peft import set_peft_model_state_dict
 
     try:
@@ -191,7 +190,7 @@ def _load_adapter(model: VisionLanguageModel, state: dict[str, torch.Tensor], wh
         raise UserError(f"{where}: the adapter does not fit the language model {model.spec.language}")
 
 
-def save(model: VisionLanguageModel, folder: Path) -> None:
+def save(model: ComposedModel, folder: Path) -> None:
     """See `VisionLanguageModel.save_pretrained`."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -204,7 +203,7 @@ def save(model: VisionLanguageModel, folder: Path) -> None:
             model.tokenizer.save_pretrained(temporary / LANGUAGE_FOLDER)
 
 
-def write_parts(model: VisionLanguageModel, folder: Path) -> None:
+def write_parts(model: ComposedModel, folder: Path) -> None:
     """Write what every saved model has: its parts' names, and the projector where there is one."""
     spec = model.spec.to_dict()
     spec["language"] = _from_anywhere(model.spec.language)
@@ -217,13 +216,13 @@ def write_parts(model: VisionLanguageModel, folder: Path) -> None:
         safetensors.torch.save_file(projector_state(model), folder / PROJECTOR_FILE)
 
 
-def write_adapter(model: VisionLanguageModel, folder: Path) -> None:
+def write_adapter(model: ComposedModel, folder: Path) -> None:
     """Write the adapters in peft's layout."""
     model.language.save_pretrained(folder, save_embedding_layers=False)
     _settle_adapter_config(folder, _from_anywhere(model.spec.language))
 
 
-def trained_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
+def trained_state(model: ComposedModel) -> dict[str, torch.Tensor]:
     """Every tensor that training may have changed, by its name in the model."""
     state = projector_state(model)
     for name, parameter in model.language.named_parameters():
@@ -232,7 +231,7 @@ def trained_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
     return state
 
 
-def projector_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
+def projector_state(model: ComposedModel) -> dict[str, torch.Tensor]:
     """The projector's tensors and the features' standardisation, as they are saved."""
     if model.projector is None or model.tower is None:
         return {}
@@ -244,7 +243,7 @@ def projector_state(model: VisionLanguageModel) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
-def _load_into(model: VisionLanguageModel, state: dict[str, torch.Tensor], where: str) -> None:
+def _load_into(model: ComposedModel, state: dict[str, torch.Tensor], where: str) -> None:
     """Load a projector; another tool's comes without the features' standardisation."""
     own = projector_state(model)
     own = {name: tensor for name, tensor in own.items() if name in state or name.startswith("projector.")}

@@ -25,7 +25,7 @@ from mmtune.errors import brief
 from mmtune.models.alone import Alone, forget_lengths
 from mmtune.models.attention import PACKED, packed_hidden, use_attention
 from mmtune.models.batches import is_out_of_memory
-from mmtune.models.fitness import Fitness, UnfitError
+from mmtune.models.fitness_result import Fitness, UnfitError
 from mmtune.models.generation import PLAIN, Ending
 from mmtune.models.head import Head
 from mmtune.models.inference import PrefixSharing

@@ -18,7 +18,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from mmtune.models.adapters import add_adapters, weights_without_adapter
 from mmtune.models.alone import Alone
 from mmtune.models.attention import PACKED, packed_hidden, use_attention
-from mmtune.models.fitness import Fitness, fitness_of
+from mmtune.models.fitness import fitness_of
+from mmtune.models.fitness_result import Fitness
 from mmtune.models.language import empty_language
 from mmtune.models.options import ModelSpec
 

@@ -10,7 +10,6 @@ import time
 import warnings
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
@@ -20,23 +19,24 @@ from mmtune.data.template_date import check_date, today
 from mmtune.data.templates import get_template
 from mmtune.errors import UserError, check_seed
 from mmtune.models import saving
-from mmtune.models.fitness import Fitness, fitness_of
+from mmtune.models.fitness import fitness_of
+from mmtune.models.fitness_result import Fitness
 from mmtune.models.inputs import model_inputs
 from mmtune.models.language import check_language, load_config, load_tokenizer
 from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
 from mmtune.models.vision import build_tower
 from mmtune.models.vlm import Stage, VisionLanguageModel
-from mmtune.training import resuming
 from mmtune.training.loss import supervised_loss
 from mmtune.training.optimizers import OptimizerName, build_optimizer
 from mmtune.training.photo_features import encoded, stored_features
+from mmtune.training.resuming import ResumableModule
 from mmtune.training.sharding import shard
 
 STEP_METRICS = ("train_loss", "tokens_per_s", "lr_")  # how the names begin of what is logged once a step
 _DEFAULT_LEARNING_RATE = {"align": 1e-3, "lora": 2e-4, "full": 2e-5}
 
 
-class InstructionTuning(pl.LightningModule):
+class InstructionTuning(ResumableModule):
     """Train a vision-language model on instructions.
 
     Start from `base`, a run or saved model, or put a new one together from `language`, `vision` and `projector`.
@@ -289,29 +289,6 @@ class InstructionTuning(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_cosine_schedule_with_warmup(optimizer, round(self.warmup * steps), steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained: a 7B model's adapters, not its 13 GB. Say what it belongs to."""
-        checkpoint[resuming.KEY] = resuming.settings(self)
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {
-            name: tensor
-            for name, tensor in checkpoint["state_dict"].items()
-            if name in trained or name.endswith(resuming.MEASURED)
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another run.
-
-        Raises:
-            UserError: see `mmtune.training.resuming`.
-        """
-        resuming.check(checkpoint, self)
-
-    @functools.cached_property
-    def frozen_hash(self) -> str | None:
-        """Of the weights that are not trained; None where processes hold them in parts."""
-        return resuming.frozen_hash(self)
 
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         assert self.model is not None

@@ -2,26 +2,76 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mmtune.errors import UserError
 from mmtune.models.content import hash_weights
+from mmtune.models.options import ModelSpec
+from mmtune.models.vlm import Stage, VisionLanguageModel
 from mmtune.training.checkpoint_io import differences
-
-if TYPE_CHECKING:
-    from mmtune.training.module import InstructionTuning
+from mmtune.training.optimizers import OptimizerName
 
 MEASURED = (".feature_mean", ".feature_std")  # not trained, and yet kept
 KEY = "settings"
 
 
-def settings(module: InstructionTuning) -> dict[str, Any]:
+class ResumableModule(LightningModule):
+    """LightningModule whose checkpoints say what a resumed run must have in common with them.
+
+    Attributes:
+        spec: what the model is made of.
+        stage: what is trained.
+        optimizer_name, learning_rate, projector_learning_rate, warmup, weight_decay: as they were asked for.
+        dtype_of_frozen: in which the weights that are not trained are held.
+        model: None until it is built.
+        new_schedule: whether a resumed run may have another course of the learning rate.
+    """
+
+    spec: ModelSpec
+    stage: Stage
+    optimizer_name: OptimizerName
+    learning_rate: float
+    projector_learning_rate: float
+    warmup: float
+    weight_decay: float
+    dtype_of_frozen: torch.dtype
+    model: VisionLanguageModel | None
+    new_schedule: bool
+
+    @functools.cached_property
+    def frozen_hash(self) -> str | None:
+        """Hash of the weights that are not trained; None where the strategy holds them in parts."""
+        return frozen_hash(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what is trained: a 7B model's adapters, not its 13 GB. Say what it belongs to."""
+        checkpoint[KEY] = settings(self)
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {
+            name: tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name in trained or name.endswith(MEASURED)
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another run.
+
+        Raises:
+            UserError: see `check`.
+        """
+        check(checkpoint, self)
+
+
+def settings(module: ResumableModule) -> dict[str, Any]:
     """What decides the weights that a run ends with, beside the data and the place in it, which are compared apart.
 
     Returns:
@@ -57,7 +107,7 @@ def settings(module: InstructionTuning) -> dict[str, Any]:
     return {"fixed": fixed, "schedule": schedule, "frozen": module.frozen_hash}
 
 
-def check(checkpoint: dict[str, Any], module: InstructionTuning) -> None:
+def check(checkpoint: dict[str, Any], module: ResumableModule) -> None:
     """Refuse a checkpoint of another run; without this, what is missing from it would go unnoticed.
 
     Raises:
@@ -90,7 +140,7 @@ def check(checkpoint: dict[str, Any], module: InstructionTuning) -> None:
         )
 
 
-def frozen_hash(module: InstructionTuning) -> str | None:
+def frozen_hash(module: ResumableModule) -> str | None:
     """A hash of the weights that are not trained; None where the strategy holds them in parts."""
     if not _holds_all(module) or module.model is None:
         return None
@@ -99,7 +149,7 @@ def frozen_hash(module: InstructionTuning) -> str | None:
     return hash_weights((n, t) for n, t in state.items() if n not in trained and not n.endswith(MEASURED))
 
 
-def _check_parts(checkpoint: dict[str, Any], module: InstructionTuning) -> None:
+def _check_parts(checkpoint: dict[str, Any], module: ResumableModule) -> None:
     if not _holds_all(module):
         return  # the others hold the weights in parts, and compare them themselves
     own = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
@@ -111,7 +161,7 @@ def _check_parts(checkpoint: dict[str, Any], module: InstructionTuning) -> None:
         )
 
 
-def _holds_all(module: InstructionTuning) -> bool:
+def _holds_all(module: ResumableModule) -> bool:
     return type(module.trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
 
 

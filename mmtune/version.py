@@ -1,0 +1,3 @@
+"""Version of mmtune."""
+
+__version__ = "0.1.0"
