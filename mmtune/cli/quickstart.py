@@ -16,10 +16,12 @@ from mmtune.analysis.report import write_report
 from mmtune.analysis.tables import change_table, cost_lines, example_table
 from mmtune.cli.options import build_parser, parse
 from mmtune.cli.quickstart_data import prepare
+from mmtune.cli.recorded_inputs import changed, inputs_of
 from mmtune.cli.signals import run_chain
 from mmtune.errors import UserError
 from mmtune.files import claim_folder, is_blank, read_json, write_json
 
+RECORD = "quickstart.json"
 ALIGNED = "package:mmtune/assets/quickstart"
 # rows a task is scored on, and optimiser steps
 BUDGETS = {"full": (100, 120), "small": (12, 4)}
@@ -67,6 +69,7 @@ def _run(options: QuickstartOptions) -> int:
     load_tokenizer(read_spec(ALIGNED).language)
     if options.prepare:
         return 0
+    _check_inputs(run, data)
 
     console.print("[bold]2/4[/] Scoring the model before tuning: its projector is aligned on captions, no more")
     if status := _evaluate(ALIGNED, run / "before", data, rows):
@@ -84,7 +87,7 @@ def _run(options: QuickstartOptions) -> int:
 
 def _claim(run: Path, budget: str) -> None:
     """Make sure that what lies in the run directory is this quickstart."""
-    marker = run / "quickstart.json"
+    marker = run / RECORD
     if marker.is_file():
         if read_json(marker).get("budget") != budget:
             raise UserError(f"--out {run}: holds a quickstart of another --budget; choose another folder")
@@ -93,6 +96,20 @@ def _claim(run: Path, budget: str) -> None:
     else:
         claim_folder(run, "--out")
         write_json(marker, {"budget": budget})
+
+
+def _check_inputs(run: Path, data: Path) -> None:
+    """Record what the run starts from, by content; what is finished counts only as long as that is unchanged.
+
+    Raises:
+        UserError: it has changed since the run began.
+    """
+    record = read_json(run / RECORD)
+    now = inputs_of([str(data / "instructions.jsonl")], ["quickstart"], "quickstart", str(data), ALIGNED)
+    now = {name.removeprefix(f"{data}/"): digest for name, digest in now.items()}  # the cache may be moved
+    if names := changed(record.setdefault("inputs", now), now):
+        raise UserError(f"--out {run}: was begun with other contents of {names}; choose another folder")
+    write_json(run / RECORD, record)
 
 
 def _tune(run: Path, steps: int) -> int:

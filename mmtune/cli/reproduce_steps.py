@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmtune.cli.recorded_inputs import changed, inputs_of
 from mmtune.cli.reproduce_data import object_questions
-from mmtune.cli.reproduce_inputs import changed, inputs_of
 from mmtune.cli.reproduce_presets import ARMS, BASE, Preset
 from mmtune.errors import UserError
 from mmtune.evaluation.suite import load_suite

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import inspect
 import json
 import math
@@ -121,6 +122,8 @@ def _tower_key(tower: VisionTower) -> str:
     digest = hashlib.sha256(json.dumps([options, asdict(tower.shape), device], sort_keys=True).encode())
     for module in (images, image_modes):  # how a photo's file becomes pixels
         digest.update(inspect.getsource(module).encode())
+    for library in ("pillow", "torch", "timm", "open_clip_torch"):
+        digest.update(f"{library} {importlib.metadata.version(library)}".encode())
     for name, tensor in sorted(tower.trunk.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(_bytes(tensor))

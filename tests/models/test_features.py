@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import multiprocessing
 import os
 import pickle
@@ -110,6 +111,16 @@ def test_half_precision_is_kept(tower: VisionTower, tower_weights: Path) -> None
     store = FeatureStore(half)
     store.add({digests(1)[0]: features})
     assert torch.equal(store.reader({b"x": digests(1)[0]})(b"x"), features)
+
+
+@pytest.mark.parametrize("library", ["pillow", "torch", "timm", "open_clip_torch"])
+def test_features_of_other_versions_are_not_taken(
+    library: str, tower: VisionTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, version = FeatureStore(tower).folder, importlib.metadata.version
+    assert FeatureStore(tower).folder == folder
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == library else version(name))
+    assert FeatureStore(tower).folder != folder
 
 
 def test_what_others_add_and_delete_is_seen(tower: VisionTower) -> None:

@@ -1,4 +1,4 @@
-"""What a comparison is made of, by content: files that change between two calls must not be taken for the same."""
+"""Content of what `quickstart` and `reproduce` start from: files that change between two calls are not the same."""
 
 from __future__ import annotations
 
