@@ -53,7 +53,7 @@ _LATEX = tuple(
 )
 _BOXED = re.compile(r"[\s$]*\\f?boxed\s*\{(.*)\}[\s$]*(?:\.\s*)?", re.DOTALL)
 _NUMBER = re.compile(
-    r"(?P<sign>[+-]?)(?:(?P<decimal>\d{1,50}(?:\.\d{1,50})?|\.\d{1,50})"
+    r"(?P<sign>[+-]?)(?:(?P<decimal>(?:\d{1,50}(?:\.\d{1,50})?|\.\d{1,50})(?:e[+-]?\d{1,3})?)"
     r"|(?:(?P<whole>\d{1,50})[+ ])?(?P<above>\d{1,50})/(?P<below>0*[1-9]\d{0,50}))",
     re.ASCII,
 )

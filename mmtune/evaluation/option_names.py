@@ -49,12 +49,12 @@ def option_named(text: str, options: Sequence[str]) -> str | None:
 def option_quoted(response: str, options: Sequence[str]) -> str | None:
     """The letter of the one option whose text a response is, to its end, its first line break or its first quote.
 
-    The same but for case and typography. None of a bare letter, which says nothing of a text.
+    The same but for case and typography. None of a bare letter, which says nothing of a text, nor of spaces alone.
     """
     if bare_letter(response, options):
         return None
     for said in (response, response.partition("\n")[0], response.partition('"')[0]):
-        if found := _fitting(said, options, _LEVELS[:_QUOTED]):
+        if said.strip() and (found := _fitting(said, options, _LEVELS[:_QUOTED])):
             return found[0] if len(found) == 1 else None
     return None
 

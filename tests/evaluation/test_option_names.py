@@ -115,6 +115,11 @@ def test_of_two_options_whose_words_were_all_said_none_is_the_first() -> None:
     assert parse("a dog and a cat", ["option_words"], "letter", ["a dog", "a cat and a dog"]) == "B"
 
 
+@pytest.mark.parametrize("said", ["", " ", "  ", "\n", " \nyes", ' "'])
+def test_an_answer_that_says_nothing_picks_no_option_of_spaces(said: str) -> None:
+    assert parse(said, ["option_text"], "letter", [" ", "  ", "no"]) is None
+
+
 def test_a_mark_inside_an_option_is_no_end() -> None:
     options = ["3", "3.5", "Paris", "Paris, France"]
     for letter, said in zip("ABCD", options, strict=True):
