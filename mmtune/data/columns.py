@@ -89,8 +89,8 @@ def is_absent(value: Any) -> bool:
         return not value
     if isinstance(value, Mapping):
         return all(map(is_absent, value.values()))
-    if isinstance(value, list | tuple):
-        return all(map(is_absent, value))
+    if isinstance(value, list | tuple):  # lists in lists are of no layout, however little is in them
+        return all(not isinstance(inner, list | tuple) and is_absent(inner) for inner in value)
     return is_null(value)
 
 

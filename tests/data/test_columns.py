@@ -133,6 +133,16 @@ def test_null_and_empty_mean_absent_in_every_column(
         assert conversation.images == ()
 
 
+@pytest.mark.parametrize("column", ["images", "tools", "videos"])
+@pytest.mark.parametrize("depth", [2, 3, 200])
+def test_lists_in_lists_are_not_absent_however_empty(column: str, depth: int, refused: Callable[[Any], str]) -> None:
+    nested: Any = []
+    for _ in range(depth - 1):
+        nested = [nested]
+    message = refused(ROWS["prompt/response"] | {column: [nested]})
+    assert "an image is list" in message if column == "images" else repr(column) in message
+
+
 @pytest.mark.parametrize("key", [*names(columns.REFUSED_KEYS)])
 def test_every_refused_key_of_a_turn_is_named(key: str, refused: Callable[[Any], str]) -> None:
     for value in ("a", [{"id": "1"}], {"name": "f"}, 0):
