@@ -12,13 +12,12 @@ torch counts in real steps.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +31,18 @@ from mmtune.errors import UserError, reason
 from mmtune.models.fitness_result import Fitness
 from mmtune.models.language import decoder_blocks
 from mmtune.models.vision import build_tower
-from mmtune.models.weightless import decoder_pass, language_without_weights, without_values
+from mmtune.models.weightless import (
+    FEW_BLOCKS,
+    blocks_alike,
+    copy_with_blocks,
+    decoder_pass,
+    language_without_weights,
+    without_values,
+)
 
 if TYPE_CHECKING:
     from mmtune.models.vlm import VisionLanguageModel
 
-_FEW = 3  # blocks: the first differs where embeddings are frozen, and one is one more
 _SOME = 8  # tokens; what a document costs is a polynomial of the second degree, which three lengths determine
 _CHUNKS = (32, 64, 128, 256, 512)  # tokens of a chunk, where the config does not say; kernels take powers of two
 _IN_CHUNKS = re.compile(r"chunk_size|block_size")
@@ -144,12 +149,12 @@ def blocks_cost(language: Any, *, photos_learn: bool = False) -> BlocksCost:
     Raises:
         UserError: what the model computes depends on the values.
     """
-    blocks = decoder_blocks(_base(language))
-    if len(blocks) <= _FEW or not _alike(blocks[1:]):
-        return _with_blocks(language, len(blocks), photos_learn)
-    fewer, more = (_with_blocks(language, count, photos_learn) for count in (_FEW - 1, _FEW))
-    others = len(blocks) - _FEW
-    return more.with_more(fewer, others)
+    base = _base(language)
+    count = len(decoder_blocks(base))
+    if not blocks_alike(base):
+        return _with_blocks(language, count, photos_learn)
+    fewer, more = (_with_blocks(language, blocks, photos_learn) for blocks in (FEW_BLOCKS - 1, FEW_BLOCKS))
+    return more.with_more(fewer, count - FEW_BLOCKS)
 
 
 _KNOWN: dict[tuple[Any, ...], BlocksCost] = {}  # counting takes seconds, and a plan or a sweep asks for the same again
@@ -166,9 +171,8 @@ def _cost_of(model: VisionLanguageModel, photos_learn: bool) -> BlocksCost:
 
 def _with_blocks(language: Any, blocks: int, photos_learn: bool) -> BlocksCost:
     """The cost with the first so many of the blocks."""
-    language = copy.deepcopy(language)
+    language = copy_with_blocks(language, _base(language), blocks)
     base = _base(language)
-    del decoder_blocks(base)[blocks:]
     # what is known of the whole model is asked for before it has fewer blocks, and where tensors have values
     with without_values(base) as fitness, FakeTensorMode():
         base.config.get_text_config(decoder=True).num_hidden_layers = blocks
@@ -230,18 +234,6 @@ def _blocks_pass(base: Any, fitness: Fitness, tokens: int, photos_learn: bool) -
             "a run's operations cannot be counted; take another language model"
         ) from error
     return int(counter.get_total_flops()), hidden.requires_grad
-
-
-def _alike(blocks: Iterable[nn.Module]) -> bool:
-    """Whether blocks are made of the same layers, the same of them trained."""
-    shapes = {
-        (
-            tuple(type(module).__name__ for module in block.modules()),
-            tuple((name, tuple(p.shape), p.requires_grad) for name, p in block.named_parameters()),
-        )
-        for block in blocks
-    }
-    return len(shapes) <= 1
 
 
 def _base(language: Any) -> Any:

@@ -2,30 +2,27 @@
 
 The model's own code runs under torch's FakeTensorMode, forward and backward, and every storage that comes and goes is
 counted, so that adapters, DoRA, gradient checkpointing, autocast's copies and the chunks of the loss cost here what
-they cost there. What stays from step to step (weights, gradients, AdamW's moments) is arithmetic, also where it is
-spread over devices. Not counted: what a kernel takes for itself, an allocator's gaps, a GPU's own context.
+they cost there. Of blocks that are alike, a few are run: in each phase of a pass, bytes grow by as many a block. What
+stays from step to step (weights, gradients, AdamW's moments) is arithmetic, also where it is spread over devices. Not
+counted: what a kernel takes for itself, an allocator's gaps, a GPU's own context.
 """
 
 from __future__ import annotations
 
-import copy
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
 from mmtune.models.fitness_result import Fitness
 from mmtune.models.head import Head
 from mmtune.models.language import decoder_blocks
+from mmtune.models.live_bytes import LiveBytes, Peaks, mark_blocks, with_more_blocks
 from mmtune.models.vlm import VisionLanguageModel
-from mmtune.models.weightless import decoder_pass, without_values
+from mmtune.models.weightless import FEW_BLOCKS, blocks_alike, copy_with_blocks, decoder_pass, without_values
 
 # bytes a weight; NF4 has an 8-bit scale per 64 weights and a float32 per 256 scales (arXiv 2305.14314, section 3)
 QUANTISED_BYTES = {"nf4": (4 + 8 / 64 + 32 / (64 * 256)) / 8, "int8": 1.0}
@@ -156,21 +153,12 @@ def step_memory(
     )
 
 
-def working_bytes(
-    model: VisionLanguageModel,
-    pack: PackShape,
-    loss: Loss,
-    *,
-    autocast: torch.dtype | None = None,
-    accumulates: bool = False,
-    tower_runs: bool = True,
-    keep_gradients: bool = True,
-) -> int:
-    """Bytes beyond the weights' when most are in use, in a forward and backward pass.
+@dataclass(frozen=True)
+class TrainingPass:
+    """A forward and backward pass.
 
-    Args:
-        model: on the meta device, its stage set; it stays as it is.
-        pack: what the pass computes.
+    Attributes:
+        pack: what it computes.
         loss: from hidden states [supervised, hidden], targets [supervised] and the output layer to a scalar.
         autocast: the type that products are computed in, where it is not that of the weights.
         accumulates: an optimizer step is made of several packs.
@@ -178,34 +166,62 @@ def working_bytes(
         keep_gradients: otherwise they leave as soon as they are there, as where they are divided among devices, and the
             weights are in the type that products are computed in.
     """
-    model = copy.deepcopy(model)
-    with without_values(model.base_language) as fitness, FakeTensorMode():
+
+    pack: PackShape
+    loss: Loss
+    autocast: torch.dtype | None = None
+    accumulates: bool = False
+    tower_runs: bool = True
+    keep_gradients: bool = True
+
+
+def working_bytes(model: VisionLanguageModel, work: TrainingPass) -> int:
+    """Bytes beyond the weights' when most are in use, in a forward and backward pass.
+
+    Args:
+        model: on the meta device, its stage set; it stays as it is.
+        work: the pass.
+    """
+    count = len(decoder_blocks(model.base_language))
+    if not blocks_alike(model.base_language, settings=True):
+        return max(peaks_with_blocks(model, count, work).values())
+    fewer, more = (peaks_with_blocks(model, blocks, work) for blocks in (FEW_BLOCKS - 1, FEW_BLOCKS))
+    return max(with_more_blocks(fewer, more, count - FEW_BLOCKS).values())
+
+
+def peaks_with_blocks(model: VisionLanguageModel, blocks: int, work: TrainingPass) -> Peaks:
+    """The most bytes beyond the weights' in each phase of a pass through the first so many blocks."""
+    model = copy_with_blocks(model, model.base_language, blocks)
+    base, autocast = model.base_language, work.autocast
+    # what is known of the whole model is asked for before it has fewer blocks
+    with without_values(base) as fitness, FakeTensorMode():
+        base.config.get_text_config(decoder=True).num_hidden_layers = blocks
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        model.base_language.tie_weights()
+        base.tie_weights()
         trained = [p for p in model.parameters() if p.requires_grad]
-        if not keep_gradients:
+        if not work.keep_gradients:
             for parameter in model.parameters():
                 parameter.data = parameter.data.to(autocast or parameter.dtype)
             for parameter in trained:
                 parameter.register_post_accumulate_grad_hook(_forget)
-        with _LiveBytes([*model.parameters(), *model.buffers()]) as live:
-            if keep_gradients:  # those of the step before are there until the backward pass begins
+        with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+            mark_blocks(decoder_blocks(base), live)
+            if work.keep_gradients:  # those of the step before are there until the backward pass begins
                 for parameter in trained:
                     parameter.grad = torch.empty_like(parameter)
             with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                total = _forward(model, fitness, pack, loss, tower_runs=tower_runs)
-            if keep_gradients and not accumulates:
+                total = _forward(model, fitness, work)
+            if work.keep_gradients and not work.accumulates:
                 model.zero_grad()
+            live.mark("backward")
             if total.requires_grad:
                 total.backward()
-    return live.peak
+    return live.peaks
 
 
-def _forward(
-    model: VisionLanguageModel, fitness: Fitness, pack: PackShape, loss: Loss, *, tower_runs: bool
-) -> torch.Tensor:
+def _forward(model: VisionLanguageModel, fitness: Fitness, work: TrainingPass) -> torch.Tensor:
     """As `VisionLanguageModel.forward` and the loss do it, without looking at any value."""
-    base = model.base_language
+    base, pack = model.base_language, work.pack
     embeddings = base.get_input_embeddings()(torch.empty(pack.tokens, dtype=torch.int64))
     if pack.photos:
         assert model.tower is not None
@@ -213,7 +229,7 @@ def _forward(
         shape = model.tower.shape
         features = (
             model.tower(torch.empty(pack.photos, 3, shape.size, shape.size))
-            if tower_runs
+            if work.tower_runs
             else torch.empty(pack.photos, shape.num_tokens, shape.width)
         )
         seen = model.projector(features.to(next(model.projector.parameters()).dtype)).flatten(0, 1)
@@ -221,40 +237,7 @@ def _forward(
     hidden = decoder_pass(base, fitness, embeddings, pack.documents)
     targets = torch.empty(pack.supervised, dtype=torch.int64)
     # a copy, as picking the supervised positions makes one
-    return loss(hidden[: pack.supervised].clone(), targets, model.output_layer)
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive.
-
-    Attributes:
-        peak: the most there ever were.
-    """
-
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        super().__init__()
-        self.peak = self._now = 0
-        self._alive = {tensor.untyped_storage()._cdata for tensor in known}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute, and count what is new in the result."""
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._alive:
-            self._alive.add(key)
-            self._now += size
-            self.peak = max(self.peak, self._now)
-            weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._alive.discard(key)
-        self._now -= size
+    return work.loss(hidden[: pack.supervised].clone(), targets, model.output_layer)
 
 
 def _forget(parameter: torch.Tensor) -> None:

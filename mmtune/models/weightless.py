@@ -8,11 +8,13 @@ other routing. (transformers' grouped products are not known to torch's counter,
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mmtune.models.adapters import add_adapters, weights_without_adapter
@@ -20,13 +22,16 @@ from mmtune.models.alone import Alone
 from mmtune.models.attention import PACKED, packed_hidden, use_attention
 from mmtune.models.fitness import fitness_of
 from mmtune.models.fitness_result import Fitness
-from mmtune.models.language import empty_language
+from mmtune.models.language import decoder_blocks, empty_language
 from mmtune.models.options import ModelSpec
 
 if TYPE_CHECKING:
     from mmtune.models.vlm import VisionLanguageModel
 
+_Model = TypeVar("_Model", bound=nn.Module)
+
 FIRST_EXPERT = "mmtune_first_expert"
+FEW_BLOCKS = 3  # the first differs where embeddings are frozen, and one is one more
 
 
 def language_without_weights(model: VisionLanguageModel) -> Any:
@@ -47,6 +52,39 @@ def language_without_weights(model: VisionLanguageModel) -> Any:
     if getattr(model.base_language, "is_gradient_checkpointing", False):
         language.gradient_checkpointing_enable({"use_reentrant": False})
     return language.train()
+
+
+def blocks_alike(base: Any, *, settings: bool = False) -> bool:
+    """Whether there are more than a few blocks and all but the first have the same layers, trained or not.
+
+    With `settings`, their layers' own settings are the same, too: windows of attention, for one.
+    """
+    blocks = decoder_blocks(base)
+    kinds = {
+        (
+            tuple((type(m).__name__, _settings(m) if settings else None) for m in block.modules()),
+            tuple((name, tuple(p.shape), p.requires_grad) for name, p in block.named_parameters()),
+        )
+        for block in blocks[1:]
+    }
+    return len(blocks) > FEW_BLOCKS and len(kinds) == 1
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    found = vars(module).items()
+    return tuple((name, value) for name, value in found if isinstance(value, bool | str) or name == "sliding_window")
+
+
+def copy_with_blocks(model: _Model, base: Any, blocks: int) -> _Model:
+    """A copy of a model of which `base` is a part, with the first so many of base's blocks.
+
+    The config still names as many as there were.
+    """
+    left_out = decoder_blocks(base)[blocks:]
+    copies: dict[int, Any] = {id(block): nn.Identity() for block in left_out}  # for deepcopy, they are copied already
+    model = copy.deepcopy(model, copies)
+    del decoder_blocks(copies[id(base)])[blocks:]
+    return model
 
 
 def adapters_note(spec: ModelSpec) -> str | None:

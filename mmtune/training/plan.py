@@ -12,7 +12,7 @@ import torch
 
 from mmtune.data.packing import plan_packs
 from mmtune.models.flops import FlopsCounter, StepFlops
-from mmtune.models.memory import ONE_DEVICE, PackShape, Sharding, StepMemory, step_memory, working_bytes
+from mmtune.models.memory import ONE_DEVICE, PackShape, Sharding, StepMemory, TrainingPass, step_memory, working_bytes
 from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
 from mmtune.models.vision import tower_shape
 from mmtune.models.vlm import VisionLanguageModel
@@ -218,8 +218,7 @@ def estimates(
     def measured(model: VisionLanguageModel, work: Workload, *, keep_gradients: bool) -> int:
         key = (model.spec.lora is not None, work.name, keep_gradients)
         if key not in working:
-            working[key] = working_bytes(
-                model,
+            step = TrainingPass(
                 max(work.packs, key=lambda pack: pack.tokens),
                 chunked_loss,
                 autocast=schedule.autocast,
@@ -227,6 +226,7 @@ def estimates(
                 tower_runs=not module.stored_features_gib,
                 keep_gradients=keep_gradients,
             )
+            working[key] = working_bytes(model, step)
         return working[key]
 
     moments = MOMENTS[module.optimizer_name]

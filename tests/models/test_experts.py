@@ -23,7 +23,7 @@ from mmtune.models.fitness import fitness_of
 from mmtune.models.flops import FlopsCounter, blocks_cost, count_parameters
 from mmtune.models.interop.export import export
 from mmtune.models.language import decoder, load_language
-from mmtune.models.memory import PackShape, step_memory, working_bytes
+from mmtune.models.memory import PackShape, TrainingPass, step_memory, working_bytes
 from mmtune.models.options import LoraOptions, ModelSpec
 from mmtune.models.vlm import VisionLanguageModel
 from mmtune.training.loss import chunked_loss, supervised_loss
@@ -164,7 +164,7 @@ def test_a_step_takes_what_the_ledger_and_the_plan_say(
     assert FlopsCounter(model).step(**shape).language == counter.get_total_flops()
     assert count_parameters(planned) == count_parameters(model)
     pack_shape = PackShape(tuple(batch.document_lengths), batch.supervised_tokens)
-    working = working_bytes(planned, pack_shape, chunked_loss)
+    working = working_bytes(planned, TrainingPass(pack_shape, chunked_loss))
     trained = 4 * count_parameters(model)[0]
     assert trained < working
     memory = step_memory(planned, working)

@@ -8,21 +8,25 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig
 
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example
+from mmtune.models.live_bytes import LiveBytes
 from mmtune.models.memory import (
     DDP,
     FSDP,
     ONE_DEVICE,
     ZERO_2,
     PackShape,
-    _LiveBytes,
+    TrainingPass,
+    peaks_with_blocks,
     step_memory,
     working_bytes,
 )
 from mmtune.models.options import LoraOptions, ModelSpec
 from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.weightless import blocks_alike
 from mmtune.training.loss import chunked_loss, supervised_loss
 
 Build = Callable[..., VisionLanguageModel]
@@ -60,7 +64,7 @@ def test_the_bytes_are_those_of_a_real_step(
         model, [example(model, "some question " * 9, "an answer " * 20, (i,) if vision else ()) for i in range(3)]
     )
     shape = shape_of(batch, 3 if vision else 0)
-    with _LiveBytes([*model.parameters(), *model.buffers()]) as live:
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
@@ -68,7 +72,8 @@ def test_the_bytes_are_those_of_a_real_step(
         model.zero_grad()
         loss.backward()
     model.zero_grad()
-    assert working_bytes(model, shape, chunked_loss, autocast=autocast) == pytest.approx(live.peak, rel=0.03)
+    work = TrainingPass(shape, chunked_loss, autocast=autocast)
+    assert working_bytes(model, work) == pytest.approx(live.peak, rel=0.03)
 
 
 def empty(reference: Any, **options: Any) -> VisionLanguageModel:
@@ -112,7 +117,7 @@ def test_four_bits_are_a_little_more_than_four(llama: Any) -> None:
 
 def test_counting_storages_knows_views_and_ends() -> None:
     known = torch.zeros(10)
-    with _LiveBytes([known]) as live:
+    with LiveBytes([known]) as live:
         known.view(2, 5)
         first = torch.zeros(1000)
         first[3:].neg_()
@@ -121,3 +126,36 @@ def test_counting_storages_knows_views_and_ends() -> None:
     assert isinstance(live, TorchDispatchMode)
     assert live.peak == 4000
     assert second.numel() == 500
+
+
+def test_a_known_storage_that_ends_makes_room_for_a_counted_one() -> None:
+    known = [torch.zeros(1000) for _ in range(20)]
+    with LiveBytes(known) as live:
+        known.clear()
+        new = [torch.zeros(1000) for _ in range(20)]  # where the others were
+    assert live.peak == 4000 * len(new)
+
+
+@pytest.mark.parametrize("method", ["adapters, gradient checkpointing", "in full"])
+@pytest.mark.parametrize("family", ["llama", "falcon", "gemma2", "mixtral"])
+def test_few_blocks_tell_the_bytes_of_all(family: str, method: str, tmp_path: Any) -> None:
+    """Gemma 2's blocks differ in their windows, and all are run."""
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    AutoConfig.for_model(family, **sizes, num_hidden_layers=7).save_pretrained(tmp_path)
+    lora = SOME if "adapters" in method else None
+    spec = ModelSpec(str(tmp_path), template="chatml", lora=lora)
+    model = VisionLanguageModel.assemble(spec, meta=True, tokenizer=object())
+    model.set_stage("tune")
+    if lora is not None:
+        model.base_language.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    assert blocks_alike(model.base_language, settings=True) == (family != "gemma2")
+    for keep in (True, False):
+        work = TrainingPass(PackShape((40, 70), 60), chunked_loss, keep_gradients=keep)
+        assert working_bytes(model, work) == max(peaks_with_blocks(model, 7, work).values())
