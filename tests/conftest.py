@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,8 @@ from PIL import Image
 from tiny_models import save_byte_llama, save_llama, save_tower
 from warm_processes import WarmPopen
 
-import mmtune.torchvision_ops  # noqa: F401  # before a test imports lightning or transformers
-from mmtune.files import cache_dir
+import mmtune.common.torchvision_ops  # noqa: F401  # before a test imports lightning or transformers
+from mmtune.common.files import cache_dir
 
 subprocess.Popen = WarmPopen  # type: ignore[misc]  # `subprocess.run` uses it, too
 torch.set_num_threads(1)  # the models are tiny; threads that wait for each other cost more than they bring
@@ -33,6 +34,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MMTUNE_CACHE", str(own))
         yield own
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """Take Ctrl-C also where a shell runs the tests in the background, and has them and their commands ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

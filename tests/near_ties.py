@@ -38,7 +38,7 @@ class NearTies:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Look at every argmax over a vocabulary, and at every choice by likelihood."""
-        from mmtune.evaluation import scoring
+        from mmtune.evaluation.score import scoring
 
         with pytest.MonkeyPatch.context() as patch:
             for owner in (torch, torch.Tensor):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from command_lines import parse_training
 
-from mmtune.files import resource_folder, write_json
+from mmtune.common.files import resource_folder, write_json
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.saving import FORMAT
-from mmtune.models.vlm import VisionLanguageModel
 
 CONFIGS = sorted(p.stem for p in resource_folder("configs").glob("*.yaml"))
 STRATEGIES = sorted(p.stem for p in resource_folder("configs").glob("strategies/*.yaml"))

@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 
-from mmtune import disk
 from mmtune.cli import main as command_line
 from mmtune.cli.main import main
-from mmtune.errors import UserError
-from mmtune.files import atomic_path, hold_folder, is_blank, write_json
+from mmtune.common import disk
+from mmtune.common.errors import UserError
+from mmtune.common.files import atomic_path, hold_folder, is_blank, write_json
 
-HOLDS = "import sys, pathlib; from mmtune.files import hold_folder; hold_folder(pathlib.Path(sys.argv[1]), '--out'); "
+HOLDS = (
+    "import sys, pathlib; from mmtune.common.files import hold_folder; "
+    "hold_folder(pathlib.Path(sys.argv[1]), '--out'); "
+)
 
 
 def test_what_a_kill_left_is_swept_away_by_the_next_that_writes_the_same(tmp_path: Path) -> None:
-    script = "import os, sys, pathlib; from mmtune.files import atomic_path\n"
+    script = "import os, sys, pathlib; from mmtune.common.files import atomic_path\n"
     script += "with atomic_path(pathlib.Path(sys.argv[1])) as t: t.write_text('half'); os.kill(os.getpid(), 9)"
     for _ in range(3):
         assert subprocess.run([sys.executable, "-c", script, tmp_path / "a.json"], check=False).returncode == -9
@@ -163,7 +166,7 @@ def test_hidden_names_alone_do_not_fill_a_folder(tmp_path: Path) -> None:
 def test_a_clock_before_1980_does_not_stop_the_thumbnails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import Image
 
-    from mmtune.evaluation import thumbnails
+    from mmtune.evaluation.run import thumbnails
 
     class Shown:
         image = "a"

@@ -12,7 +12,7 @@ import command_lines
 import pytest
 import yaml
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [

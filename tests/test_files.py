@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmtune.cli.main import main
-from mmtune.errors import UserError
-from mmtune.files import claim_folder, locate, read_json, write_json
+from mmtune.common.errors import UserError
+from mmtune.common.files import claim_folder, locate, read_json, write_json
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "a.b", "no_such_package_at_all.x", "a b"])

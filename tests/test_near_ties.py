@@ -8,7 +8,7 @@ import pytest
 import torch
 from near_ties import MARGIN, NearTies
 
-from mmtune.evaluation import scoring
+from mmtune.evaluation.score import scoring
 
 PICKS: list[Callable[[torch.Tensor], torch.Tensor]] = [
     lambda logits: logits.argmax(-1),

@@ -93,7 +93,7 @@ def test_the_installed_command_works_in_any_folder(
 
 
 def test_the_installed_command_finds_what_it_ships(command: Path, tmp_path: Path) -> None:
-    code = "from mmtune.files import find_resource as find\n"
+    code = "from mmtune.common.files import find_resource as find\n"
     code += "print(find('eval_suites', 'mlan9'), find('configs', 'quickstart'))"
     done = run(command.with_name("python"), "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -11,8 +11,8 @@ from typing import Any
 from mmtune.analysis.compare import find_evaluation
 from mmtune.analysis.records import read_metrics, read_results
 from mmtune.analysis.runs import read_config, read_ledger, run_of
-from mmtune.errors import UserError
-from mmtune.files import read_json
+from mmtune.common.errors import UserError
+from mmtune.common.files import read_json
 
 PLAN = "reproduce.json"
 _SEED_KEYS = ("seed", "model.seed", "seed_everything", "data.train.seed")

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from mmtune.analysis.untrusted import visible
-from mmtune.errors import UserError
-from mmtune.files import locate, read_json
+from mmtune.common.errors import UserError
+from mmtune.common.files import locate, read_json
+from mmtune.common.text import visible
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&])")
 _UNKNOWN = "not recorded"

@@ -24,8 +24,8 @@ from mmtune.analysis.records import (
     read_results,
 )
 from mmtune.analysis.runs import read_ledger, run_of
-from mmtune.errors import UserError, did_you_mean
-from mmtune.files import atomic_path
+from mmtune.common.errors import UserError, did_you_mean
+from mmtune.common.files import atomic_path
 
 CONFIDENCE = 0.95
 REPLICATES = 10_000

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.analysis.plots import flop_unit
-from mmtune.analysis.scaling import Score, ScoredArm, Study, cheaper
-from mmtune.analysis.untrusted import visible
-from mmtune.files import atomic_path
+from mmtune.analysis.study import Score, ScoredArm, Study, cheaper
+from mmtune.common.files import atomic_path
+from mmtune.common.text import visible
 
 Cell = str | int | float | None
 _LATEX = {

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from mmtune.analysis.compare import Comparison, Estimate
 from mmtune.analysis.tables import p_text, points_text
-from mmtune.analysis.untrusted import visible
-from mmtune.files import atomic_path
+from mmtune.common.files import atomic_path
+from mmtune.common.text import visible
 
 FLIPS_PER_TASK = 300  # what a phone still scrolls through; comparison.json has all
 

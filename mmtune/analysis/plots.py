@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtune.analysis.scaling import ScoredArm, Study
-from mmtune.analysis.untrusted import one_line
-from mmtune.files import atomic_path
+from mmtune.analysis.study import ScoredArm, Study
+from mmtune.common.files import atomic_path
+from mmtune.common.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmtune.errors import UserError, brief
-from mmtune.files import parse_json, read_json
+from mmtune.common.errors import UserError, brief
+from mmtune.common.files import parse_json, read_json
 
 MODALITIES = ("language", "vision")
 # what must be the same for two scores of a task to compare, and what it means if it is not

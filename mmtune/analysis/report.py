@@ -14,7 +14,7 @@ from mmtune.analysis.exports import write_tables
 from mmtune.analysis.pages import embedded_json, write_page
 from mmtune.analysis.plots import DARK, DARK_NARROW, LIGHT, LIGHT_NARROW, TITLES, flop_unit, svg_pictures, write_plots
 from mmtune.analysis.samples import ANSWER_CHARACTERS, PROMPT_CHARACTERS, collect
-from mmtune.analysis.scaling import Score, Study, cheaper, study
+from mmtune.analysis.study import Score, Study, cheaper, study
 
 SAMPLES_PER_TASK = 500
 _NARROW = "(max-width: 48rem)"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.analysis.records import is_number
-from mmtune.errors import UserError
-from mmtune.files import locate, read_json, read_yaml
+from mmtune.common.errors import UserError
+from mmtune.common.files import locate, read_json, read_yaml
 
 
 def run_of(evaluation: Path, model: str) -> Path | None:

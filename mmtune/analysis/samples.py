@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.analysis.records import Sample, read_answers
-from mmtune.analysis.scaling import Study
-from mmtune.analysis.untrusted import visible
+from mmtune.analysis.study import Study
+from mmtune.common.text import visible
 
 PROMPT_CHARACTERS = 3000
 ANSWER_CHARACTERS = 1000

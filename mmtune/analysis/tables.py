@@ -11,8 +11,8 @@ from rich.text import Text
 from mmtune.analysis.compare import Against, Comparison, Estimate
 from mmtune.analysis.plots import flop_unit
 from mmtune.analysis.records import MODALITIES, PairedSample, Sample, TaskChange
-from mmtune.analysis.scaling import Study, cheaper
-from mmtune.analysis.untrusted import ending, one_line, visible
+from mmtune.analysis.study import Study, cheaper
+from mmtune.common.text import ending, one_line, visible
 
 
 def change_table(changes: Sequence[TaskChange], title: str) -> Table:

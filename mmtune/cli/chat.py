@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from mmtune.analysis.untrusted import visible
-from mmtune.cli.options import build_parser, parse
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.errors import UserError, did_you_mean
+from mmtune.common.text import visible
 from mmtune.data.images import open_photo
-from mmtune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from mmtune.models.chat import Chat, Sampling
-    from mmtune.models.vlm import VisionLanguageModel
+    from mmtune.generation.chat import Chat, Sampling
+    from mmtune.generation.generator import VisionLanguageModel
 
 HELP = """\
 /image FILE  show a photo with what you say next; several for several photos
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
     if options.web and not all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn")):
         raise UserError("--web needs starlette and uvicorn; pip install 'mmtune[web]' brings them")
 
-    from mmtune.models.chat import Chat, Sampling, check_thinking
+    from mmtune.generation.chat import Chat, Sampling, check_thinking
 
     sampling = Sampling(
         options.temperature,
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> int:
     for model in models:
         check_thinking(model, sampling)
     if options.web:
-        from mmtune.cli.chat_server import serve
+        from mmtune.apps.chat.server import serve
 
         serve(models, system=options.system, sampling=sampling, host=options.host, port=options.port)
     else:
@@ -126,8 +126,8 @@ def main(argv: list[str]) -> int:
 
 def load(name: str, device: str, **given: str | None) -> VisionLanguageModel:
     """A model as it is evaluated: its adapters folded in, which is faster."""
-    from mmtune.evaluation.protocol import fold_adapters, load_model
-    from mmtune.models.vlm import VisionLanguageModel
+    from mmtune.evaluation.run.load_model import fold_adapters, load_model
+    from mmtune.generation.generator import VisionLanguageModel
 
     model = load_model(name, device, **given)
     assert isinstance(model, VisionLanguageModel)

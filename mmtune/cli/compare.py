@@ -11,9 +11,9 @@ from rich.console import Console
 from mmtune.analysis.compare import compare, write_json_file
 from mmtune.analysis.pages import write_comparison_page
 from mmtune.analysis.tables import comparison_table, evaluations_table, flips_table
-from mmtune.analysis.untrusted import visible
-from mmtune.cli.options import build_parser, parse
-from mmtune.errors import UserError
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.errors import UserError
+from mmtune.common.text import visible
 
 
 @dataclass

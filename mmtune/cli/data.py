@@ -8,9 +8,9 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmtune.analysis.untrusted import visible
-from mmtune.cli.options import build_parser, parse
-from mmtune.errors import UserError
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.errors import UserError
+from mmtune.common.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
 
 
 def _compare(options: DataOptions, suite: str) -> int:
-    from mmtune.cli import unseen
+    from mmtune.cli.shared import contamination as unseen
 
     return unseen.run(
         options.files, suite, data_root=options.data_root, image_root=options.image_root, as_json=options.json
@@ -154,8 +154,8 @@ def _surveys(options: DataOptions) -> list[Survey]:
 
 def _inputs(options: DataOptions) -> ModelInputs:
     from mmtune.data.encoding import ModelInputs
-    from mmtune.data.template_date import check_date
-    from mmtune.data.templates import get_template
+    from mmtune.data.rendering.template_date import check_date
+    from mmtune.data.rendering.templates import get_template
     from mmtune.models.language import load_tokenizer
 
     tokenizer = load_tokenizer(options.tokenizer)
@@ -189,7 +189,7 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from mmtune.data.readers import count_columns
+    from mmtune.data.sources.readers import count_columns
 
     table = Table.grid(padding=(0, 2))
 

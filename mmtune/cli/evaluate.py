@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmtune.analysis.untrusted import visible
-from mmtune.cli.options import build_parser, parse
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.protocol import BATCH_TOKENS
-from mmtune.evaluation.results import Results
-from mmtune.evaluation.workers import PeerError, join
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.text import visible
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.load_model import BATCH_TOKENS
+from mmtune.evaluation.run.results import Results
+from mmtune.evaluation.run.workers import PeerError, join
 
 
 @dataclass

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from mmtune.analysis.card import model_card
-from mmtune.analysis.untrusted import visible
-from mmtune.cli.options import build_parser, parse
-from mmtune.errors import UserError
-from mmtune.files import claim_folder
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.errors import UserError
+from mmtune.common.files import claim_folder
+from mmtune.common.text import visible
 
 
 @dataclass
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out {folder}: is where a disk is mounted, which cannot be replaced; name a folder in it")
     claim_folder(folder.absolute().parent, "--out")
 
-    from mmtune.models.interop.export import export, load_for_export
+    from mmtune.models.export import export, load_for_export
     from mmtune.models.saving import read_spec
 
     other = {"language": options.language, "template": options.template, "template_date": options.template_date}

@@ -8,11 +8,11 @@ import os
 import sys
 import warnings
 
-from mmtune import disk
-from mmtune.cli.terminal import guard, shown
-from mmtune.errors import UserError, did_you_mean
-from mmtune.masking import remember_arguments
-from mmtune.version import __version__
+from mmtune.cli.shared.terminal import guard, shown
+from mmtune.common import disk
+from mmtune.common.errors import UserError, did_you_mean
+from mmtune.common.masking import remember_arguments
+from mmtune.common.version import __version__
 
 COMMANDS = {
     "quickstart": ("mmtune.cli.quickstart", "tune and score a small real model on this machine, in minutes"),

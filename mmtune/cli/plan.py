@@ -8,27 +8,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import mmtune.torchvision_ops  # noqa: F401  # before lightning
+import mmtune.common.torchvision_ops  # noqa: F401  # before lightning
 
 import lightning.pytorch as pl  # isort: skip
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
-from mmtune.cli.plan_tables import COMPARED, LANGUAGE, VISUAL, Plan, print_plan
+from mmtune.cli.shared.plan_tables import COMPARED, LANGUAGE, VISUAL, Plan, print_plan
 from mmtune.cli.train import TrainingCLI, command_line
+from mmtune.common.errors import UserError
+from mmtune.common.files import find_resource, resource_folder, write_json
 from mmtune.data.datamodule import InstructionData
-from mmtune.errors import UserError
-from mmtune.files import find_resource, resource_folder, write_json
-from mmtune.models.fitness import fitness_of
+from mmtune.models.cost.flops import matrix_product_peak
+from mmtune.models.cost.memory import DDP, FSDP, ONE_DEVICE, ZERO_2, ZERO_3, Sharding
+from mmtune.models.cost.weightless import adapters_note
+from mmtune.models.fitness.check import fitness_of
 from mmtune.models.language import load_config, load_tokenizer
-from mmtune.models.memory import DDP, FSDP, ONE_DEVICE, ZERO_2, ZERO_3, Sharding
-from mmtune.models.options import VisionOptions
 from mmtune.models.saving import model_folder
+from mmtune.models.spec import VisionOptions
 from mmtune.models.vocabulary import VocabularyError
-from mmtune.models.weightless import adapters_note
 from mmtune.training import plan
-from mmtune.training.ledger import device_peak, peak_host_memory
+from mmtune.training.callbacks.ledger import peak_host_memory
 from mmtune.training.module import InstructionTuning
 
 # hub ids whose architecture `mmtune/assets/architectures` holds; Vicuna 1.5 is tuned from Llama 2
@@ -173,7 +174,7 @@ def _plan(cli: PlanCLI, *, compared: bool) -> Plan:
         cli.notes.append(f"{LANGUAGE}: assumed, the same rows without their photos.")
     if module.spec.vision is None:
         cli.notes.append(f"{VISUAL}: the model has no tower; counted with the recipe's, {VisionOptions().tower}.")
-    cpu = plan.Card("this CPU", _physical_memory(), {dtype: device_peak(torch.device("cpu"), dtype)}, used=0.6)
+    cpu = plan.Card("this CPU", _physical_memory(), {dtype: matrix_product_peak("cpu", dtype)}, used=0.6)
     return Plan(
         method=plan.chosen_method(module),
         estimates=plan.estimates(module, workloads, schedule, every_method=compared),

@@ -14,12 +14,12 @@ from mmtune.analysis.arms import read_arms
 from mmtune.analysis.records import PairedSample, TaskChange, paired_samples, read_results, task_changes
 from mmtune.analysis.report import write_report
 from mmtune.analysis.tables import change_table, cost_lines, example_table
-from mmtune.cli.options import build_parser, parse
-from mmtune.cli.quickstart_data import prepare
-from mmtune.cli.recorded_inputs import changed, inputs_of
-from mmtune.cli.signals import run_chain
-from mmtune.errors import UserError
-from mmtune.files import claim_folder, is_blank, read_json, write_json
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.errors import UserError
+from mmtune.common.files import claim_folder, is_blank, read_json, write_json
+from mmtune.common.signals import run_chain
+from mmtune.experiments.quickstart.data import prepare
+from mmtune.experiments.recorded_inputs import changed, inputs_of
 
 RECORD = "quickstart.json"
 ALIGNED = "package:mmtune/assets/quickstart"

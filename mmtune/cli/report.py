@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mmtune.analysis.arms import read_arms
 from mmtune.analysis.report import SAMPLES_PER_TASK, write_report
-from mmtune.analysis.untrusted import visible
-from mmtune.cli.options import build_parser, parse
-from mmtune.errors import UserError
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.errors import UserError
+from mmtune.common.text import visible
 
 
 @dataclass

@@ -14,13 +14,13 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from mmtune.analysis.untrusted import visible
-from mmtune.cli.options import build_parser, parse
-from mmtune.cli.reproduce_presets import ARMS, BASE, BASELINE, PRESETS, Preset
-from mmtune.cli.reproduce_steps import Comparison, Step
-from mmtune.cli.signals import run_chain
-from mmtune.errors import UserError
-from mmtune.files import read_json, write_json
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.errors import UserError
+from mmtune.common.files import read_json, write_json
+from mmtune.common.signals import run_chain
+from mmtune.common.text import visible
+from mmtune.experiments.reproduce.presets import ARMS, BASE, BASELINE, PRESETS, Preset
+from mmtune.experiments.reproduce.steps import Comparison, Step
 
 
 @dataclass
@@ -172,8 +172,8 @@ def _plan_table(comparison: Comparison) -> Table:
 def _check(comparison: Comparison) -> None:
     """Look for evaluation rows among the training rows, once; `fit` leaves out those that are found."""
     from mmtune.data.conversation import Conversation
-    from mmtune.data.readers import BadRows, read_conversations
-    from mmtune.evaluation.unseen import check_unseen
+    from mmtune.data.sources.readers import BadRows, read_conversations
+    from mmtune.evaluation.contamination.check import check_unseen
 
     if comparison.check.is_file():
         return
@@ -246,7 +246,7 @@ def _show(comparison: Comparison) -> None:
     """Print cost beside score, and write the report."""
     from mmtune.analysis.arms import read_arms
     from mmtune.analysis.report import write_report
-    from mmtune.analysis.scaling import study
+    from mmtune.analysis.study import study
     from mmtune.analysis.tables import study_table
 
     arms = read_arms([comparison.out])

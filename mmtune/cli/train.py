@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
-import mmtune.torchvision_ops  # noqa: F401  # before lightning
+import mmtune.common.torchvision_ops  # noqa: F401  # before lightning
 
 import lightning.pytorch as pl  # isort: skip
 import yaml
@@ -20,34 +20,34 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mmtune.cli.complaints import unreadable
-from mmtune.cli.config_checks import check_config
-from mmtune.cli.config_files import with_config_paths
 from mmtune.cli.main import COMMANDS
-from mmtune.cli.signals import Terminated, stopped, terminating
-from mmtune.cli.train_end import report, stopped_at_the_end, stopped_beside_steps
-from mmtune.cli.trainer_options import check_trainer_options
-from mmtune.cli.training_parser import TrainingParser
-from mmtune.cli.trusted_classes import class_names
-from mmtune.cli.trusted_code import FLAG, restrict_parsers, trusted_packages
-from mmtune.cli.unseen_callback import unseen_checks
+from mmtune.cli.shared.config_checks import check_config
+from mmtune.cli.shared.config_files import with_config_paths
+from mmtune.cli.shared.contamination_callback import unseen_checks
+from mmtune.cli.shared.flag_errors import unreadable
+from mmtune.cli.shared.train_end import report, stopped_at_the_end, stopped_beside_steps
+from mmtune.cli.shared.trainer_options import check_trainer_options
+from mmtune.cli.shared.training_parser import TrainingParser
+from mmtune.cli.shared.trusted_classes import class_names
+from mmtune.cli.shared.trusted_code import FLAG, restrict_parsers, trusted_packages
+from mmtune.common.errors import UserError
+from mmtune.common.files import atomic_path, check_links, hold_folder
+from mmtune.common.signals import Terminated, stopped, terminating
 from mmtune.data.datamodule import InstructionData
-from mmtune.errors import UserError
-from mmtune.files import atomic_path, check_links, hold_folder
-from mmtune.models.batches import is_out_of_memory
+from mmtune.models.cost.weightless import adapters_note
+from mmtune.models.decoding.batches import is_out_of_memory
 from mmtune.models.language import check_context
-from mmtune.models.weightless import adapters_note
-from mmtune.training.callbacks import RandomStates, SaveModel
+from mmtune.training.callbacks.ledger import Ledger
+from mmtune.training.callbacks.progress import TrainingProgress
+from mmtune.training.callbacks.resume import RandomStates, SaveModel
+from mmtune.training.callbacks.stopping import SoundLoss, StopOnSignal, Stopped
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole, steps_taken
 from mmtune.training.checkpoint_reading import guard_checkpoints, guard_deletion
 from mmtune.training.dates import keep_date
-from mmtune.training.ledger import Ledger
 from mmtune.training.loggers import check_loggers, choose_loggers, named_loggers
 from mmtune.training.module import InstructionTuning
 from mmtune.training.optimizers import check_optimizer
-from mmtune.training.progress import TrainingProgress
 from mmtune.training.sharding import check_sharding
-from mmtune.training.stopping import SoundLoss, StopOnSignal, Stopped
 
 
 class SaveConfig(SaveConfigCallback):

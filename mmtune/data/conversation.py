@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mmtune.common.errors import RowError
 from mmtune.data.images import Photo, open_photo
-from mmtune.errors import RowError
 
 IMAGE_PLACEHOLDER = "<image>"
 MARK_AS_TEXT = (

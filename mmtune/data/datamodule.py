@@ -16,18 +16,18 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from mmtune.common.errors import RowError, UserError
+from mmtune.common.files import locate, sha256_file
 from mmtune.data.conversation import Conversation, PhotoCheck
 from mmtune.data.encoding import Example, ModelInputs, Remarks, Tokens, as_example
-from mmtune.data.examples import Examples, ExampleStore
+from mmtune.data.example_store import Examples, ExampleStore
 from mmtune.data.holdout import count_seen, hold_out
 from mmtune.data.images import Photo
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
 from mmtune.data.packing import plan_packs
-from mmtune.data.readers import BadRows, OnBadRow, read_conversations
-from mmtune.data.token_cache import cached_tokens
-from mmtune.errors import RowError, UserError
-from mmtune.files import locate, sha256_file
+from mmtune.data.sources.readers import BadRows, OnBadRow, read_conversations
+from mmtune.data.token_store import cached_tokens
 
 
 class InstructionData(pl.LightningDataModule):

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmtune.common.errors import RowError
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Conversation, Turn
 from mmtune.data.images import Photo
-from mmtune.data.templates import Rendered, Template, adds_bos
-from mmtune.errors import RowError
+from mmtune.data.rendering.templates import Rendered, Template, adds_bos
 
 IMAGE_TOKEN = -200  # stands in `input_ids` wherever a photo's feature goes; LLaVA's number
 IGNORED = -100  # a target that is not learnt from; torch's cross entropy skips it

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtune.data.examples import ExampleStore
+from mmtune.data.example_store import ExampleStore
 from mmtune.data.images import Photo
 
 

@@ -8,9 +8,9 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mmtune.common.errors import RowError, reason
 from mmtune.data.image_files import FormatError, open_image
 from mmtune.data.image_modes import as_rgb
-from mmtune.errors import RowError, reason
 
 # A photo is a path, or the encoded bytes themselves (rows from parquet files and the hub)
 Photo = Path | bytes

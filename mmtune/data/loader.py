@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mmtune.common.errors import UserError
 from mmtune.data.collate import PackedBatch, pack
 from mmtune.data.encoding import IGNORED, Example, ModelInputs
-from mmtune.errors import UserError
 
 
 class PackDataset(Dataset[PackedBatch]):

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mmtune.common.errors import RowError, UserError, check_seed
+from mmtune.common.files import locate, read_json
 from mmtune.data.conversation import Conversation
-from mmtune.data.readers import BadRows, read_conversations
-from mmtune.errors import RowError, UserError, check_seed
-from mmtune.files import locate, read_json
+from mmtune.data.sources.readers import BadRows, read_conversations
 
 T = TypeVar("T")
 Pools = tuple[list[T | None], list[T | None]]  # of text and of visual rows, in the order they are read

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mmtune.common.errors import RowError
 from mmtune.data.conversation import Conversation, PhotoCheck
 from mmtune.data.encoding import Example, ModelInputs, Remarks, as_example, encode
-from mmtune.data.readers import BadRows, read_rows
-from mmtune.data.templates import Rendered
-from mmtune.errors import RowError
+from mmtune.data.rendering.templates import Rendered
+from mmtune.data.sources.readers import BadRows, read_rows
 
 
 @dataclass(frozen=True)

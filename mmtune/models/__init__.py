@@ -2,7 +2,7 @@
 
 import os
 
-import mmtune.torchvision_ops  # noqa: F401  # before anything here imports transformers, timm, open_clip or peft
+import mmtune.common.torchvision_ops  # noqa: F401  # before anything here imports transformers, timm, open_clip or peft
 
 # transformers fetches kernels, which are code, from the hub for some kinds of models where `kernels` is installed
 os.environ.setdefault("USE_HUB_KERNELS", "NO")

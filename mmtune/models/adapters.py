@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from mmtune.errors import UserError
-from mmtune.models.options import LoraOptions, Quantisation
+from mmtune.common.errors import UserError
+from mmtune.models.spec import LoraOptions, Quantisation
 
 _READ = re.compile(r"\bself\.(\w+)\.weight\b(?![.\[])")  # a part of it, or its type, is no product
 

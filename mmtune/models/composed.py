@@ -9,18 +9,18 @@ from torch import nn
 
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs
-from mmtune.data.templates import Thinking, get_template
+from mmtune.data.rendering.templates import Thinking, get_template
 from mmtune.models.adapters import add_adapters
-from mmtune.models.alone import Alone
-from mmtune.models.attention import PACKED, packed_hidden
-from mmtune.models.fitness import fitness_of
+from mmtune.models.attention.packed import PACKED, packed_hidden
+from mmtune.models.decoding.alone import Alone
+from mmtune.models.decoding.engine import Counts
+from mmtune.models.decoding.turn_ends import end_ids, end_texts
+from mmtune.models.fitness.check import fitness_of
 from mmtune.models.head import Head
-from mmtune.models.inference import Counts
 from mmtune.models.inputs import model_inputs
 from mmtune.models.language import empty_language, load_config, load_language, load_tokenizer
-from mmtune.models.options import ModelSpec
 from mmtune.models.projector import build_projector, spread_of_words
-from mmtune.models.stopping import end_ids, end_texts
+from mmtune.models.spec import ModelSpec
 from mmtune.models.vision import VisionTower, build_tower
 from mmtune.models.window import window_of
 
@@ -197,7 +197,7 @@ class ComposedModel(nn.Module):
         self._counts["generated_tokens"] += counts.generated
 
     def end_ids(self) -> list[int]:
-        """The tokens that end an answer: see `mmtune.models.stopping`."""
+        """The tokens that end an answer: see `mmtune.models.decoding.turn_ends`."""
         return end_ids(self.template, self.tokenizer, self.base_language)
 
     def end_texts(self) -> tuple[str, ...]:

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
+from mmtune.common.disk import locked
+from mmtune.common.files import cache_dir, sha256_file
 from mmtune.data import image_modes, images
 from mmtune.data.images import Photo
-from mmtune.disk import locked
-from mmtune.files import cache_dir, sha256_file
 from mmtune.models.vision import VisionTower
 
 _DIGEST_BYTES = 32

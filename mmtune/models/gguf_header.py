@@ -10,7 +10,7 @@ import mmap
 import struct
 from pathlib import Path
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
 _WHOLE = {4: "<I", 5: "<i", 10: "<Q", 11: "<q"}  # types of whole numbers that counts have

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mmtune.data.encoding import ModelInputs
-from mmtune.data.templates import get_template
+from mmtune.data.rendering.templates import get_template
 from mmtune.models.language import embedding_rows
-from mmtune.models.options import ModelSpec
+from mmtune.models.spec import ModelSpec
 from mmtune.models.vision import preprocessing, tower_shape
 
 

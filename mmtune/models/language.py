@@ -17,19 +17,19 @@ from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from mmtune.data.sentencepiece import build_tokenizer, check_settings
-from mmtune.disk import locked
-from mmtune.errors import UserError, reason
-from mmtune.files import atomic_path, cache_dir, locate, sha256_file
-from mmtune.hub import go_offline_if_unreachable
+from mmtune.common.disk import locked
+from mmtune.common.errors import UserError, reason
+from mmtune.common.files import atomic_path, cache_dir, locate, sha256_file
+from mmtune.common.hub import go_offline_if_unreachable
+from mmtune.data.rendering.sentencepiece import build_tokenizer, check_settings
 from mmtune.models import pretrained
 from mmtune.models.adapters import adapted_experts, adapted_layers, uncalled_layers
-from mmtune.models.complaints import complaining
 from mmtune.models.gguf_header import check_gguf
-from mmtune.models.interop.chat import chat_template_of
+from mmtune.models.interop.chat_templates import chat_template_of
 from mmtune.models.interop.llava_hf import TransformersLlava
 from mmtune.models.interop.sources import load_source_language, open_source
-from mmtune.models.options import LoraOptions, Quantisation
+from mmtune.models.load_errors import complaining
+from mmtune.models.spec import LoraOptions, Quantisation
 from mmtune.models.vocabulary import check_tokenizer, vocabulary_size
 from mmtune.models.window import window_of
 
@@ -136,7 +136,7 @@ def load_tokenizer(reference: str) -> Any:
 
     A `tokenizer.json` is taken as it stands. (transformers' LlamaTokenizer class would rebuild its pipeline, and then
     gives other ids for runs of spaces.) Where there is only a sentencepiece `tokenizer.model`, see
-    `mmtune.data.sentencepiece`.
+    `mmtune.data.rendering.sentencepiece`.
 
     Raises:
         UserError: there is none.

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
-from mmtune.errors import UserError, brief
+from mmtune.common.errors import UserError, brief
 
 # A loader inside transformers that is not told whether to trust the code of a model asks on the terminal, in words of
 # the model's. With no time to answer it refuses instead.

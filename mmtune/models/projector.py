@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mmtune.models.options import ProjectorKind
+from mmtune.models.spec import ProjectorKind
 
 
 def build_projector(kind: ProjectorKind, width: int, hidden: int, *, scale: float, seed: int) -> nn.Sequential:

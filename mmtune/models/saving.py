@@ -22,14 +22,14 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from mmtune.data.template_date import check_date
-from mmtune.errors import UserError, reason
-from mmtune.files import SCHEMES, atomic_path, locate, read_json, write_json
-from mmtune.models.complaints import complaining
+from mmtune.common.errors import UserError, reason
+from mmtune.common.files import SCHEMES, atomic_path, locate, read_json, write_json
+from mmtune.data.rendering.template_date import check_date
 from mmtune.models.composed import ComposedModel
 from mmtune.models.interop.sources import Source, check_vocabulary, open_source
 from mmtune.models.language import load_config
-from mmtune.models.options import ModelSpec
+from mmtune.models.load_errors import complaining
+from mmtune.models.spec import ModelSpec
 
 Model = TypeVar("Model", bound=ComposedModel)
 FORMAT = 1

@@ -16,14 +16,14 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from mmtune.archives import is_compressed
+from mmtune.common.archives import is_compressed
+from mmtune.common.errors import UserError, did_you_mean, reason
+from mmtune.common.files import PACKAGE_SCHEME, locate
+from mmtune.common.hub import go_offline_if_unreachable
 from mmtune.data.image_files import MOST_PIXELS
-from mmtune.errors import UserError, did_you_mean, reason
-from mmtune.files import PACKAGE_SCHEME, locate
-from mmtune.hub import go_offline_if_unreachable
 from mmtune.models.interop import clip
 from mmtune.models.interop.photos import read_processor
-from mmtune.models.options import PhotoFit, VisionOptions
+from mmtune.models.spec import PhotoFit, VisionOptions
 
 
 @dataclass(frozen=True)

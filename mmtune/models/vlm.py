@@ -1,29 +1,22 @@
-"""Vision-language model: loading, saving, answers and log-likelihoods."""
+"""Composed model that is loaded, saved and set to a stage of training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Literal, Self
 
 import torch
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.models import saving
-from mmtune.models.calls import Photos, Prompts, check_sampling, choices_of_each, stop_strings, whole_number
 from mmtune.models.composed import ComposedModel
 from mmtune.models.fingerprint import fingerprint
-from mmtune.models.fitting import too_long
-from mmtune.models.request import Request
-from mmtune.models.window import PastWindow
 
 Stage = Literal["align", "tune"]
 
-BATCH_TOKENS = 16384  # whose keys and values are in memory at once: 0.8 GB for 135M parameters, 8 GB for 7B in bfloat16
 
-
-class VisionLanguageModel(ComposedModel):
-    """Vision-language model that is loaded, saved and asked; see `ComposedModel` for what it is made of."""
+class TunableModel(ComposedModel):
+    """Composed model with loading, saving and stages; `mmtune.generation.generator` adds answers."""
 
     @classmethod
     def from_pretrained(
@@ -35,7 +28,7 @@ class VisionLanguageModel(ComposedModel):
         language: str | None = None,
         template: str | None = None,
         template_date: str | None = None,
-    ) -> VisionLanguageModel:
+    ) -> Self:
         """Load a run, a saved or exported model, a LLaVA of transformers or of the released code, or a language model.
 
         `language` replaces the one that adapters or a projector name, `template` the one that is recorded, and
@@ -90,120 +83,3 @@ class VisionLanguageModel(ComposedModel):
     def fingerprint(self) -> str:
         """Changes with anything that can change an answer; see `mmtune.models.fingerprint`."""
         return fingerprint(self)
-
-    def too_long(
-        self,
-        prompts: Sequence[str],
-        photos: Sequence[int],
-        *,
-        choices: Sequence[Sequence[str]] | None = None,
-        primer: str = "",
-        thinking: bool = False,
-        room: int = 1,
-    ) -> dict[int, int]:
-        """Which prompts have no room for what follows them in the window; see `mmtune.models.fitting.too_long`."""
-        return too_long(self, prompts, photos, choices=choices, primer=primer, thinking=thinking, room=room)
-
-    @overload
-    def generate(self, prompts: str, images: Photos = None, **options: Any) -> str: ...  # type: ignore[overload-overlap]
-
-    @overload
-    def generate(self, prompts: Sequence[str], images: Sequence[Photos] | None = None, **options: Any) -> list[str]: ...
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        images: Photos | Sequence[Photos] = None,
-        *,
-        system: str | None = None,
-        primer: str = "",
-        max_new_tokens: int = 64,
-        stop: str | Sequence[str] = (),
-        thinking_tokens: int = 0,
-        past_window: PastWindow = "refuse",
-        batch_tokens: int = BATCH_TOKENS,
-        **options: Any,
-    ) -> str | list[str]:
-        """Answer prompts, greedily unless the options ask for sampling.
-
-        Greedy answers compute what several prompts begin with, and a photo that several show (the same object), once.
-
-        Args:
-            prompts: what the user says, `<image>` where a photo goes: one string, or a list of them.
-            images: the photos of the one prompt, or of each: one, a list or None; see `mmtune.models.calls.Photo`.
-            system: a system prompt in place of the template's own.
-            primer: how the assistant's turn begins; not part of the answer.
-            max_new_tokens: the most tokens an answer may have.
-            stop: string or strings that end an answer; the answer includes the first.
-            thinking_tokens: let the model think first, at most so many tokens; 0 has it answer at once.
-            past_window: what becomes of a prompt that is too long, `refuse` or `shorten`; see
-                `mmtune.models.window.fitted`.
-            batch_tokens: tokens in memory at once; halved when it runs out.
-            **options: of transformers' `generate`, which then answers.
-
-        Returns:
-            The answer to the one string, or a list with the answer to each, as `Response`s; with thinking, see
-            `think_first`.
-
-        Raises:
-            UserError: photos and `<image>` marks of a prompt differ in number, the template knows no thoughts, a prompt
-                is longer than the model reads, or something given is of another kind.
-        """
-        asked, stops = Prompts(prompts, images), stop_strings(stop)
-        whole_number(max_new_tokens, "max_new_tokens", 1)
-        whole_number(thinking_tokens, "thinking_tokens", 0)
-        check_sampling(options)
-        request = Request(self, asked, system=system, primer=primer, past_window=past_window, batch_tokens=batch_tokens)
-        return asked.returned(request.generate(max_new_tokens, stops, thinking_tokens, options))
-
-    @overload
-    def loglikelihood(  # type: ignore[overload-overlap]
-        self, prompts: str, choices: Sequence[str], images: Photos = None, **options: Any
-    ) -> list[float]: ...
-
-    @overload
-    def loglikelihood(
-        self,
-        prompts: Sequence[str],
-        choices: Sequence[Sequence[str]],
-        images: Sequence[Photos] | None = None,
-        **options: Any,
-    ) -> list[list[float]]: ...
-
-    @torch.inference_mode()
-    def loglikelihood(
-        self,
-        prompts: str | Sequence[str],
-        choices: Sequence[str] | Sequence[Sequence[str]],
-        images: Photos | Sequence[Photos] = None,
-        *,
-        system: str | None = None,
-        primer: str = "",
-        past_window: PastWindow = "refuse",
-        batch_tokens: int = BATCH_TOKENS,
-    ) -> list[float] | list[list[float]]:
-        """How likely each choice is as the beginning of the answer.
-
-        Args:
-            prompts: what the user says, `<image>` where a photo goes: one string, or a list of them.
-            choices: what the assistant may say after the primer, for the one prompt or for each.
-            images: the photos of the one prompt, or of each; as `generate` takes them.
-            system: a system prompt in place of the template's own.
-            primer: how the assistant's turn begins.
-            past_window: what becomes of a prompt that is too long with its longest choice; see
-                `mmtune.models.window.fitted`.
-            batch_tokens: tokens in memory at once; halved when it runs out.
-
-        Returns:
-            For the one string, or in a list for each prompt, the natural logarithm of each choice's probability: the
-            sum over its tokens, as `ChoiceTokenizer` gives them. Spaces at the end of the prompt are scored with the
-            choice. NaN for a choice of which the tokenizer keeps nothing.
-
-        Raises:
-            UserError: photos and `<image>` marks of a prompt differ in number, a choice is empty, or a prompt is longer
-                than the model reads.
-        """
-        asked = Prompts(prompts, images)
-        request = Request(self, asked, system=system, primer=primer, past_window=past_window, batch_tokens=batch_tokens)
-        return asked.returned(request.loglikelihood(choices_of_each(choices, asked)))

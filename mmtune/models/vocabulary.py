@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 
 # named by many tokenizers beyond the embedding's last row; only a text that spells them has them
 _SELDOM_WRITTEN = ("pad_token", "image_token", "boi_token", "eoi_token", "audio_token", "video_token")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, cast, get_args
 
+from mmtune.common.errors import UserError, did_you_mean
 from mmtune.data.conversation import IMAGE_PLACEHOLDER
-from mmtune.errors import UserError, did_you_mean
 
 PastWindow = Literal["refuse", "shorten"]
 PAST_WINDOW: tuple[str, ...] = get_args(PastWindow)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mmtune.archives import is_compressed
-from mmtune.disk import naming
-from mmtune.errors import UserError, reason
+from mmtune.common.archives import is_compressed
+from mmtune.common.disk import naming
+from mmtune.common.errors import UserError, reason
 from mmtune.training.plain_pickles import plain_pickles
 
 LAST, _PREVIOUS = "last.ckpt", "previous.ckpt"

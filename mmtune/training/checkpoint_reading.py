@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from mmtune.archives import is_compressed
-from mmtune.errors import UserError, reason
-from mmtune.models.batches import is_out_of_memory
+from mmtune.common.archives import is_compressed
+from mmtune.common.errors import UserError, reason
+from mmtune.models.decoding.batches import is_out_of_memory
 from mmtune.training.plain_pickles import plain_pickles
 
 _INDEX, _REST = ".metadata", "meta.pt"  # in a folder that torch.distributed.checkpoint and Lightning write

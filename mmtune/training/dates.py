@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmtune.errors import UserError
-from mmtune.files import read_yaml
+from mmtune.common.errors import UserError
+from mmtune.common.files import read_yaml
 
 
 def keep_date(model: Any, run: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mmtune.errors import UserError
-from mmtune.training.metrics_log import MetricsCsv, RunLogger
+from mmtune.common.errors import UserError
+from mmtune.training.callbacks.metrics_csv import MetricsCsv, RunLogger
 
 # what a logger of Lightning's needs: the modules of which one must be there, and what to install
 _NEEDS = {

@@ -13,22 +13,23 @@ from typing import Any, Literal
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
+from mmtune.common.errors import UserError, check_seed
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import ModelInputs
-from mmtune.data.template_date import check_date, today
-from mmtune.data.templates import get_template
-from mmtune.errors import UserError, check_seed
+from mmtune.data.rendering.template_date import check_date, today
+from mmtune.data.rendering.templates import get_template
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models import saving
-from mmtune.models.fitness import fitness_of
-from mmtune.models.fitness_result import Fitness
+from mmtune.models.fitness.check import fitness_of
+from mmtune.models.fitness.result import Fitness
 from mmtune.models.inputs import model_inputs
 from mmtune.models.language import check_language, load_config, load_tokenizer
-from mmtune.models.options import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
+from mmtune.models.spec import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
 from mmtune.models.vision import build_tower
-from mmtune.models.vlm import Stage, VisionLanguageModel
-from mmtune.training.loss import supervised_loss
+from mmtune.models.vlm import Stage
+from mmtune.training.image_features import encoded, stored_features
+from mmtune.training.objectives.token_loss import supervised_loss
 from mmtune.training.optimizers import OptimizerName, build_optimizer
-from mmtune.training.photo_features import encoded, stored_features
 from mmtune.training.resuming import ResumableModule
 from mmtune.training.sharding import shard
 

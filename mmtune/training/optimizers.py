@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 
 OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 

@@ -11,13 +11,21 @@ from dataclasses import dataclass
 import torch
 
 from mmtune.data.packing import plan_packs
-from mmtune.models.flops import FlopsCounter, StepFlops
-from mmtune.models.memory import ONE_DEVICE, PackShape, Sharding, StepMemory, TrainingPass, step_memory, working_bytes
-from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.cost.flops import FlopsCounter, StepFlops
+from mmtune.models.cost.memory import (
+    ONE_DEVICE,
+    PackShape,
+    Sharding,
+    StepMemory,
+    TrainingPass,
+    step_memory,
+    working_bytes,
+)
+from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
 from mmtune.models.vision import tower_shape
-from mmtune.models.vlm import VisionLanguageModel
-from mmtune.training.loss import CHUNK, chunked_loss
 from mmtune.training.module import InstructionTuning
+from mmtune.training.objectives.token_loss import CHUNK, chunked_loss
 
 # bytes a weight: two moments in float32, or in 8 bits with a float32 per 256 of them (arXiv 2110.02861, section 2)
 MOMENTS: dict[str, float] = {"adamw": 8, **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit"), 2 * (1 + 4 / 256))}

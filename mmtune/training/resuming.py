@@ -13,10 +13,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.content import hash_weights
-from mmtune.models.options import ModelSpec
-from mmtune.models.vlm import Stage, VisionLanguageModel
+from mmtune.models.spec import ModelSpec
+from mmtune.models.vlm import Stage
 from mmtune.training.checkpoint_io import differences
 from mmtune.training.optimizers import OptimizerName
 

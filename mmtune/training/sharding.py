@@ -9,10 +9,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.language import decoder_blocks
-from mmtune.models.options import ModelSpec
-from mmtune.models.vlm import Stage, VisionLanguageModel
+from mmtune.models.spec import ModelSpec
+from mmtune.models.vlm import Stage
 
 
 def check_sharding(spec: ModelSpec, stage: Stage, strategy: ModelParallelStrategy) -> None:

@@ -10,7 +10,7 @@ import pytest
 from evaluations import write_evaluation, write_run
 
 from mmtune.analysis.arms import Arm, read_arms
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 
 
 def run_with(folder: Path, name: str = "eval", scores: tuple[float, ...] = (1, 0), **options: Any) -> Path:

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.analysis.compare import Comparison, compare, write_json_file
-from mmtune.errors import UserError
-from mmtune.evaluation.protocol import COSTS
-from mmtune.evaluation.results import Results, Sample, TaskResult
-from mmtune.evaluation.store import Store
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.load_model import COSTS
+from mmtune.evaluation.run.results import Results, Sample, TaskResult
+from mmtune.evaluation.run.store import Store
 
 
 def pair_of(root: Path, old: list[float], new: list[float]) -> tuple[Path, Path]:

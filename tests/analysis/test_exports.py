@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from mmtune.analysis.arms import Arm, read_arms
 from mmtune.analysis.exports import csv_text, latex, write_tables
-from mmtune.analysis.scaling import study
-from mmtune.analysis.untrusted import visible
+from mmtune.analysis.study import study
+from mmtune.common.text import visible
 
 Texts = st.text(st.characters(exclude_categories=[]), max_size=40)
 SPECIAL = {"\\", "{", "}", "$", "&", "#", "%", "_", "~", "^"}

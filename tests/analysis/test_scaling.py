@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from mmtune.analysis.arms import Arm, TrainedRun, read_arms
-from mmtune.analysis.scaling import Score, cheaper, study
+from mmtune.analysis.study import Score, cheaper, study
 from mmtune.analysis.tables import study_table
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 
 Shares = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from mmtune.analysis.untrusted import ending, one_line, visible
+from mmtune.common.text import ending, one_line, visible
 
 BLANK = "\u2800\U00016fe4\U0001d159"  # a braille pattern without dots, a filler, a note without a head
 HIDDEN = regex.compile(rf"[\p{{Default_Ignorable_Code_Point}}{BLANK}]")

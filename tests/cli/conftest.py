@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmtune.models.options import ModelSpec, VisionOptions
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.spec import ModelSpec, VisionOptions
 
 
 @pytest.fixture(scope="session")

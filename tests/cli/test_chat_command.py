@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmtune.analysis.untrusted import visible
 from mmtune.cli import chat as command
 from mmtune.cli.main import main
-from mmtune.models.chat import Chat, Sampling
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.common.text import visible
+from mmtune.generation.chat import Chat, Sampling
+from mmtune.generation.generator import VisionLanguageModel
 
 ENVIRONMENT = {"TERM": "dumb", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -114,7 +114,7 @@ def test_mistakes_are_one_line(
 def test_a_model_without_a_tower_says_so(
     llama: Path, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mmtune.models.options import ModelSpec
+    from mmtune.models.spec import ModelSpec
 
     VisionLanguageModel.assemble(ModelSpec(str(llama), template="chatml")).save_pretrained(tmp_path / "text")
     assert piped(monkeypatch, f"/image {photo}\n", "--model", str(tmp_path / "text")) == 2

@@ -25,13 +25,13 @@ from devtools import browser
 from pictures import png_saying
 from PIL import Image
 
-from mmtune.analysis.untrusted import visible
-from mmtune.cli import chat_connections
-from mmtune.cli.chat_limits import Limits, RateLimit
-from mmtune.cli.chat_server import build_app, called_by_name, listening, server_config
-from mmtune.cli.chat_sessions import Sessions
-from mmtune.models.chat import Chat, Sampling
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.apps.chat import connections as chat_connections
+from mmtune.apps.chat.limits import Limits, RateLimit
+from mmtune.apps.chat.server import build_app, called_by_name, listening, server_config
+from mmtune.apps.chat.sessions import Sessions
+from mmtune.common.text import visible
+from mmtune.generation.chat import Chat, Sampling
+from mmtune.generation.generator import VisionLanguageModel
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202e\x1b[2J"
 ODD_NUMBERS = (1e-300, 5e-324, 1e-9, -1e-300, -1, 11, "1", True, [1], {}, "nan")
@@ -474,7 +474,7 @@ def test_the_command_serves_and_ends(saved: Path) -> None:
 def test_another_host_is_warned_of(
     tiny: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mmtune.cli.chat_server import serve
+    from mmtune.apps.chat.server import serve
 
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
     for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import command_lines
 import pytest
 
-from mmtune.cli.options import build_parser, parse
-from mmtune.errors import UserError
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.errors import UserError
 
 HELP = "(mmtune fit --help lists the flags)"
 

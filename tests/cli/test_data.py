@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmtune.cli.data import main
 from mmtune.cli.main import main as entry
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 
 GOOD = {"prompt": "What?", "completion": "That."}
 # ChatML around a question and an answer, one token a byte; learnt are the answer and its end marker

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from mmtune.cli.options import build_parser, parse
-from mmtune.errors import UserError
+from mmtune.cli.shared.flags import build_parser, parse
+from mmtune.common.errors import UserError
 
 
 @dataclass

@@ -59,9 +59,9 @@ def test_another_config_or_model_is_refused(
     assert run(data(tmp_path / "one")) == 0
     if kind == "configs":
         (tmp_path / "other.yaml").write_text("out: runs/other")
-        monkeypatch.setattr("mmtune.cli.recorded_inputs.find_resource", lambda *_: tmp_path / "other.yaml")
+        monkeypatch.setattr("mmtune.experiments.recorded_inputs.find_resource", lambda *_: tmp_path / "other.yaml")
     else:
         (tmp_path / "mmtune.json").write_text("{}")
-        monkeypatch.setattr("mmtune.cli.recorded_inputs.model_folder", lambda _: tmp_path)
+        monkeypatch.setattr("mmtune.experiments.recorded_inputs.model_folder", lambda _: tmp_path)
     assert run(tmp_path / "one") == 2
     assert "was begun with other contents of" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtune.cli import quickstart_data
+from mmtune.experiments.quickstart import data as quickstart_data
 
 
 def test_rows_are_kept_while_what_makes_them_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmtune.analysis.arms import read_arms
-from mmtune.analysis.scaling import study
+from mmtune.analysis.study import study
 from mmtune.cli import reproduce
 from mmtune.cli.main import main
-from mmtune.cli.reproduce_data import NUMBERS, object_questions
-from mmtune.cli.reproduce_presets import ARMS, PRESETS, Preset
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
+from mmtune.experiments.reproduce.data import NUMBERS, object_questions
+from mmtune.experiments.reproduce.presets import ARMS, PRESETS, Preset
 
 THINGS = ("dog", "cup", "tie", "bus", "bed", "kite")
 STORY = "once upon a time a fox and an owl went down to the river to fish for eels"

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,9 @@ import pytest
 
 from mmtune.cli import quickstart, reproduce
 from mmtune.cli.main import main
-from mmtune.training.stopping import StopOnSignal
+from mmtune.training.callbacks.stopping import StopOnSignal
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c_is_heard() -> Iterator[None]:
-    """A shell that runs the tests in the background has them ignore Ctrl-C."""
-    before = signal.signal(INT, signal.default_int_handler)
-    yield
-    signal.signal(INT, before)
 
 
 def killed_by(number: int) -> Callable[..., Any]:

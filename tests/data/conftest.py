@@ -12,8 +12,8 @@ from data_builders import fake_preprocess, make_byte_tokenizer
 from hypothesis import HealthCheck, settings
 
 from mmtune.data.encoding import ModelInputs
-from mmtune.data.sentencepiece import build_tokenizer
-from mmtune.data.templates import TEMPLATES
+from mmtune.data.rendering.sentencepiece import build_tokenizer
+from mmtune.data.rendering.templates import TEMPLATES
 
 # how fast an example runs says more of the machine than of the code
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from lightning.pytorch.plugins.precision import HalfPrecision
 from lightning.pytorch.utilities import move_data_to_device
 
+from mmtune.common.errors import RowError
 from mmtune.data.collate import PackedBatch, pack
 from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, Example, ModelInputs
-from mmtune.errors import RowError
 
 DOCUMENT = st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=12)
 

@@ -15,17 +15,17 @@ import pytest
 import qwen
 from data_builders import encoded_photo, make_byte_tokenizer
 
-from mmtune.data import columns
-from mmtune.data.columns import Meaning
 from mmtune.data.conversation import Conversation, RowError, Turn
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.encoding import ModelInputs, encode
-from mmtune.data.formats import FORMATS
-from mmtune.data.image_cells import MOST_BYTES
 from mmtune.data.mixture import Mixture
-from mmtune.data.readers import BadRows, read_conversations
+from mmtune.data.rendering.templates import TEMPLATES, get_template
+from mmtune.data.sources import columns
+from mmtune.data.sources.columns import Meaning
+from mmtune.data.sources.formats import FORMATS
+from mmtune.data.sources.image_cells import MOST_BYTES
+from mmtune.data.sources.readers import BadRows, read_conversations
 from mmtune.data.survey import survey
-from mmtune.data.templates import TEMPLATES, get_template
 
 WriteLines = Callable[..., str]
 ASKED, SAID = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}

@@ -12,11 +12,11 @@ import pytest
 import torch
 from data_builders import encoded_photo, fake_preprocess
 
+from mmtune.common.errors import UserError
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, ModelInputs
 from mmtune.data.mixture import Mixture
-from mmtune.data.templates import TEMPLATES
-from mmtune.errors import UserError
+from mmtune.data.rendering.templates import TEMPLATES
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from data_builders import fake_preprocess, make_byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmtune.common.errors import RowError
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs, as_example, encode, encode_text, tokenise
-from mmtune.data.templates import TEMPLATES, Rendered
-from mmtune.errors import RowError
+from mmtune.data.rendering.templates import TEMPLATES, Rendered
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: "<" not in text)
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtune import disk
-from mmtune.data import examples as examples_module
+from mmtune.common import disk
+from mmtune.data import example_store as examples_module
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import Example
-from mmtune.data.examples import Examples, ExampleStore
+from mmtune.data.example_store import Examples, ExampleStore
 
 ROWS = st.lists(
     st.tuples(

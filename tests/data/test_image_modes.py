@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmtune.common.errors import RowError
 from mmtune.data.images import open_photo, to_rgb
-from mmtune.errors import RowError
 
 
 def tiff(values: np.ndarray, *, big: bool, kind: int) -> bytes:

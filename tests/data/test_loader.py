@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from mmtune.common.errors import UserError
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example, ModelInputs
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
-from mmtune.errors import UserError
 
 
 def loader(packs: int = 11, *, seed: int = 3, shuffle: bool = True, workers: int = 0) -> PackLoader:

@@ -12,10 +12,10 @@ from data_builders import encoded_photo
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmtune.common.errors import UserError
 from mmtune.data.conversation import Conversation
 from mmtune.data.mixture import Mixture, composition
-from mmtune.data.readers import BadRows
-from mmtune.errors import UserError
+from mmtune.data.sources.readers import BadRows
 
 TEXT_ROWS, VISUAL_ROWS = 40, 30
 

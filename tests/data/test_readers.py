@@ -20,12 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmtune.data import json_files
+from mmtune.common.errors import RowError, UserError
 from mmtune.data.conversation import Turn
 from mmtune.data.images import open_photo
-from mmtune.data.json_files import json_list
-from mmtune.data.readers import BadRows, read_conversations, read_rows
-from mmtune.errors import RowError, UserError
+from mmtune.data.sources import json_files
+from mmtune.data.sources.json_files import json_list
+from mmtune.data.sources.readers import BadRows, read_conversations, read_rows
 
 WriteLines = Callable[..., str]
 SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
@@ -551,7 +551,7 @@ def test_unknown_hub_id_offline_is_one_line_at_once(monkeypatch: pytest.MonkeyPa
 def test_lists_of_photos_of_hub_sets_stay_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    import mmtune.torchvision_ops  # noqa: F401  # before datasets
+    import mmtune.common.torchvision_ops  # noqa: F401  # before datasets
 
     stream = io.BytesIO()
     Image.new("RGB", (5, 4), "red").save(stream, "PNG")
@@ -567,7 +567,7 @@ def test_lists_of_photos_of_hub_sets_stay_encoded(tmp_path: Path, monkeypatch: p
 def test_photos_deep_in_hub_rows_stay_encoded_and_null_structs_mean_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    import mmtune.torchvision_ops  # noqa: F401  # before datasets
+    import mmtune.common.torchvision_ops  # noqa: F401  # before datasets
 
     photo = {"type": "image", "image": {"bytes": picture(), "path": "x.png"}, "index": None}
     question = {"type": "text", "text": "?", "image": None}

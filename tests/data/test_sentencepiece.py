@@ -15,8 +15,8 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmtune.data.sentencepiece import build_tokenizer
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
+from mmtune.data.rendering.sentencepiece import build_tokenizer
 from mmtune.models.language import load_tokenizer
 
 MODEL = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"

@@ -7,11 +7,11 @@ import datetime
 import pytest
 from chat_templates import FAMILIES, carrying
 
+from mmtune.common.errors import UserError
 from mmtune.data.conversation import Turn
-from mmtune.data.template_date import check_date, dated, reads_clock, split_date
-from mmtune.data.templates import get_template
-from mmtune.errors import UserError
-from mmtune.models.interop.chat import jinja_template
+from mmtune.data.rendering.template_date import check_date, dated, reads_clock, split_date
+from mmtune.data.rendering.templates import get_template
+from mmtune.models.interop.chat_templates import jinja_template
 
 CHATML = FAMILIES["chatml, other eos"].jinja
 CLOCK = "Today: {{ strftime_now('%d %b %Y') }}\n" + CHATML

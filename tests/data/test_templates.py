@@ -11,12 +11,12 @@ from data_builders import make_byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmtune.common.errors import RowError, UserError
 from mmtune.data.conversation import Conversation, Turn, check
 from mmtune.data.encoding import IGNORED, ModelInputs, encode, encode_text
-from mmtune.data.formats import FORMATS
-from mmtune.data.sentencepiece import build_tokenizer
-from mmtune.data.templates import TEMPLATES, Rendered, get_template, tokenizer_template
-from mmtune.errors import RowError, UserError
+from mmtune.data.rendering.sentencepiece import build_tokenizer
+from mmtune.data.rendering.templates import TEMPLATES, Rendered, get_template, tokenizer_template
+from mmtune.data.sources.formats import FORMATS
 
 GOLDENS = json.loads((Path(__file__).parent / "llava_goldens.json").read_text(encoding="utf-8"))
 MODES = {"v1": "vicuna_v1", "llava_llama_2": "llama_2", "plain": "plain"}

@@ -8,11 +8,11 @@ import pytest
 import qwen
 from data_builders import make_byte_tokenizer
 
+from mmtune.common.errors import UserError
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import ModelInputs, encode, encode_text
+from mmtune.data.rendering.templates import TEMPLATES, Rendered, get_template
 from mmtune.data.survey import survey
-from mmtune.data.templates import TEMPLATES, Rendered, get_template
-from mmtune.errors import UserError
 
 NO_THOUGHT = "<think>\n\n</think>\n\n"
 THOUGHT = "<think>\nTwo and two.\n</think>\n\n"

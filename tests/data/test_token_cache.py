@@ -18,14 +18,14 @@ from data_builders import make_byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtune.data import token_cache
+from mmtune.common.errors import RowError
+from mmtune.data import token_store as token_cache
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.encoding import ModelInputs, tokenise
 from mmtune.data.mixture import Mixture
-from mmtune.data.templates import TEMPLATES, Template, tokenizer_template
-from mmtune.data.token_cache import cached_tokens, fingerprint, row_key
-from mmtune.errors import RowError
+from mmtune.data.rendering.templates import TEMPLATES, Template, tokenizer_template
+from mmtune.data.token_store import cached_tokens, fingerprint, row_key
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30) | st.sampled_from(
     ["<image>", "a <image> b", "\x00", "user 1 a", "<|im_end|>"]
@@ -191,7 +191,7 @@ def test_everything_that_decides_tokens_decides_the_folder(byte_tokenizer: Any) 
 def test_the_folder_is_the_same_in_every_process(text_inputs: ModelInputs) -> None:
     code = (
         "from data_builders import make_byte_tokenizer; from mmtune.data.encoding import ModelInputs;"
-        "from mmtune.data.templates import TEMPLATES; from mmtune.data.token_cache import fingerprint;"
+        "from mmtune.data.rendering.templates import TEMPLATES; from mmtune.data.token_store import fingerprint;"
         "print(fingerprint(ModelInputs(make_byte_tokenizer(), TEMPLATES['chatml'])))"
     )
     said = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True)

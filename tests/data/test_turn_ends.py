@@ -16,10 +16,10 @@ from chat_templates import (
     carrying,
 )
 
+from mmtune.common.errors import RowError, UserError
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import ModelInputs, Remarks, encode
-from mmtune.data.templates import Rendered, Template, tokenizer_template
-from mmtune.errors import RowError, UserError
+from mmtune.data.rendering.templates import Rendered, Template, tokenizer_template
 
 EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 

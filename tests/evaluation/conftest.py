@@ -12,8 +12,8 @@ def tuned_model(llama: Path, tower_weights: Path, tmp_path_factory: pytest.TempP
     """A saved model of two blocks that sees, with adapters that are not zero."""
     import torch
 
-    from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
-    from mmtune.models.vlm import VisionLanguageModel
+    from mmtune.generation.generator import VisionLanguageModel
+    from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
 
     tower = VisionOptions("timm:test_vit", str(tower_weights), grid=2)
     spec = ModelSpec(str(llama), tower, template="chatml", lora=LoraOptions(r=4, alpha=8))

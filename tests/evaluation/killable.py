@@ -12,9 +12,9 @@ from pathlib import Path
 
 from scripted_models import Scripted
 
-import mmtune.evaluation.chunks as chunks
-from mmtune.errors import UserError
-from mmtune.evaluation.engine import evaluate
+import mmtune.evaluation.run.chunks as chunks
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.engine import evaluate
 
 SECONDS_PER_QUESTION = 0.01
 chunks.QUESTIONS = 4

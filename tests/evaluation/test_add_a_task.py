@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from mmtune.cli.main import main
-from mmtune.evaluation.answers import STEPS
-from mmtune.evaluation.metrics import METRICS
-from mmtune.evaluation.outside_metrics import OutsideMetric
-from mmtune.evaluation.suite import load_suite
-from mmtune.evaluation.task import ImageJoin, Task
-from mmtune.evaluation.wording import FILTERS
+from mmtune.evaluation.score.external import OutsideMetric
+from mmtune.evaluation.score.metrics import METRICS
+from mmtune.evaluation.tasks.filters import FILTERS
+from mmtune.evaluation.tasks.suite import load_suite
+from mmtune.evaluation.tasks.task import ImageJoin, Task
+from mmtune.verify.extraction import STEPS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "add-a-task.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
@@ -29,8 +29,8 @@ COMMANDS = [line for language, text in BLOCKS if language == "bash" for line in 
 @pytest.fixture(scope="module")
 def run(llama: Path, tower_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that sees, of two blocks."""
-    from mmtune.models.options import ModelSpec, VisionOptions
-    from mmtune.models.vlm import VisionLanguageModel
+    from mmtune.generation.generator import VisionLanguageModel
+    from mmtune.models.spec import ModelSpec, VisionOptions
 
     tower = VisionOptions("timm:test_vit", str(tower_weights), grid=2)
     folder = tmp_path_factory.mktemp("run") / "model"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mmtune.evaluation.answers import KINDS, MARKS, STEPS, Kind, mark, parse, vqa, vqa_normalise
-from mmtune.evaluation.comparison import plain
-from mmtune.evaluation.contractions import CONTRACTIONS
-from mmtune.evaluation.option_names import LETTERS
+from mmtune.verify.comparison import plain
+from mmtune.verify.contractions import CONTRACTIONS
+from mmtune.verify.extraction import KINDS, MARKS, STEPS, Kind, mark, parse, vqa, vqa_normalise
+from mmtune.verify.option_names import LETTERS
 
 OPTIONS = ["a red fox", "Two dogs.", "don't know"]
 # any text at all: control characters, markup, halves of surrogate pairs

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from scripted_models import SUITE, Scripted, small_data
 
-from mmtune.errors import UserError
-from mmtune.evaluation.answers import said_after_thought
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.suite import load_suite
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.tasks.suite import load_suite
+from mmtune.verify.extraction import said_after_thought
 
 
 class Thinker(Scripted):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mmtune.evaluation.chunks as chunks
-from mmtune.evaluation.chunks import plan_chunks
-from mmtune.evaluation.dataset import Photo
-from mmtune.evaluation.prompting import Question
+import mmtune.evaluation.run.chunks as chunks
+from mmtune.evaluation.run.chunks import plan_chunks
+from mmtune.evaluation.tasks.render import Question
+from mmtune.evaluation.tasks.rows import Photo
 
 
 def question(row: int, prompt: str, *photos: str) -> Question:

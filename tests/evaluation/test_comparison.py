@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtune.evaluation.answers import mark, parse
-from mmtune.evaluation.comparison import as_typed, plain, same_answer, term, value
+from mmtune.verify.comparison import as_typed, plain, same_answer, term, value
+from mmtune.verify.extraction import mark, parse
 
 SAME = [
     ("Yes", "\u201cYes\u201d"),

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from scripted_models import BOOLQ, OPENBOOKQA, POPE, SUITE, Scripted, picture, small_data, write_rows
 
-import mmtune.evaluation.chunks as chunks
-from mmtune.errors import UserError
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.metrics import METRICS, Floats, Outcomes
-from mmtune.evaluation.results import Results
-from mmtune.files import resource_folder
+import mmtune.evaluation.run.chunks as chunks
+from mmtune.common.errors import UserError
+from mmtune.common.files import resource_folder
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.results import Results
+from mmtune.evaluation.score.metrics import METRICS, Floats, Outcomes
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from mmtune.evaluation.metrics import MetricSpec, Outcomes, standard_error, summarise
+from mmtune.evaluation.score.metrics import MetricSpec, Outcomes, standard_error, summarise
 
 ALL = [MetricSpec(name, {}) for name in ("accuracy", "precision", "recall", "f1", "yes_ratio")]
 

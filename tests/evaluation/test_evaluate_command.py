@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scripted_models import SUITE, Scripted, small_data
 
-import mmtune.evaluation.engine as engine
+import mmtune.evaluation.run.engine as engine
 from mmtune.cli.main import main
 
 

@@ -10,7 +10,7 @@ import pytest
 from scripted_models import SUITE, small_data
 
 from mmtune.cli.main import main
-from mmtune.evaluation import prompt_date
+from mmtune.evaluation.run import prompt_date
 
 JINJA = (
     "Today: {{ strftime_now('%d %b %Y') }}\n{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from scripted_models import Scripted, picture, write_rows
 
-from mmtune.errors import UserError
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.results import Sample, TaskResult
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.results import Sample, TaskResult
 
 CHOOSE = "Choose the best option from below:"
 LETTER_ONLY = "Please answer directly with only the letter of the correct option and nothing else."

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_models import BOOLQ, OPENBOOKQA, POPE, Scripted, picture, small_data, write_rows
 
-from mmtune.errors import UserError
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.results import Results
-from mmtune.evaluation.scoring import likeliest
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.results import Results
+from mmtune.evaluation.score.scoring import likeliest
 
 pytestmark = pytest.mark.near_ties  # a script's figures are equal on purpose, whatever rounds
 

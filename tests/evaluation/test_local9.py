@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from scripted_models import Scripted
 
-from mmtune.evaluation.answers import mark, parse, vqa
-from mmtune.evaluation.dataset import load_rows
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.prompting import Question, Renderer
-from mmtune.evaluation.results import Results, Sample
-from mmtune.evaluation.suite import load_suite
-from mmtune.evaluation.task import Task, load_task
-from mmtune.evaluation.wording import Protocol
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.results import Results, Sample
+from mmtune.evaluation.tasks.filters import Protocol
+from mmtune.evaluation.tasks.render import Question, Renderer
+from mmtune.evaluation.tasks.rows import load_rows
+from mmtune.evaluation.tasks.suite import load_suite
+from mmtune.evaluation.tasks.task import Task, load_task
+from mmtune.verify.extraction import mark, parse, vqa
 
 LOCAL9 = [task.name for task in load_suite("local9").tasks]
 OTHERS = ["nlvr", "easy_vqa", "easy_vqa_shape", "easy_vqa_colour", "easy_vqa_presence"]

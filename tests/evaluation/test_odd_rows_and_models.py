@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scripted_models import Scripted, picture, write_rows
 
-from mmtune.errors import UserError
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.results import Results
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.results import Results
 
 TASK = """
 name: toy

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mmtune.evaluation.answers import parse
-from mmtune.evaluation.option_names import LETTERS, bare_letter, option_named
+from mmtune.verify.extraction import parse
+from mmtune.verify.option_names import LETTERS, bare_letter, option_named
 
 # every way of extraction in the shipped tasks that finds an option by its text, and some more
 SETTINGS = [

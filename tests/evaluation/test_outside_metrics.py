@@ -11,11 +11,11 @@ import pytest
 import yaml
 from scripted_models import Scripted, small_data
 
-from mmtune.errors import UserError
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.metrics import METRICS, MetricSpec, Outcomes, standard_error
-from mmtune.evaluation.outside_metrics import OutsideMetric
-from mmtune.evaluation.task import Task, load_task, task_from
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.score.external import OutsideMetric
+from mmtune.evaluation.score.metrics import METRICS, MetricSpec, Outcomes, standard_error
+from mmtune.evaluation.tasks.task import Task, load_task, task_from
 
 LOCAL = Path(__file__).parent / "local_metrics"
 RATES = ["precision", "recall", "f1", "yes_ratio"]
@@ -98,7 +98,7 @@ def test_letters_and_arguments() -> None:
 
 
 def evaluated(tmp_path: Path, task: Task, **options: Any) -> Any:
-    from mmtune.evaluation.suite import Suite
+    from mmtune.evaluation.tasks.suite import Suite
 
     suite = Suite("s", "", "blind", (task,))
     return evaluate(Scripted(lambda _: "yes"), suite, data_root=small_data(tmp_path), progress=False, **options)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from scripted_models import POPE, SUITE, small_data
 
-import mmtune.evaluation.engine as engine
-from mmtune.errors import UserError
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.protocol import fold_adapters, load_model
-from mmtune.evaluation.results import Results
-from mmtune.models.vlm import VisionLanguageModel
+import mmtune.evaluation.run.engine as engine
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.load_model import fold_adapters, load_model
+from mmtune.evaluation.run.results import Results
+from mmtune.generation.generator import VisionLanguageModel
 
 
 @pytest.fixture

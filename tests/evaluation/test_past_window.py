@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from scripted_models import Scripted, write_rows
 
-from mmtune.errors import UserError
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.results import Results
-from mmtune.models.options import ModelSpec
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.results import Results
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.spec import ModelSpec
 
 TASK = """
 name: {name}

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtune.errors import UserError
-from mmtune.evaluation.dataset import Photo, load_rows
-from mmtune.evaluation.prompting import Question, Renderer
-from mmtune.evaluation.suite import load_suite
-from mmtune.evaluation.task import load_task
-from mmtune.evaluation.wording import Protocol, clean_hellaswag, listed_options, looks_like_yes_no
+from mmtune.common.errors import UserError
+from mmtune.evaluation.tasks.filters import Protocol, clean_hellaswag, listed_options, looks_like_yes_no
+from mmtune.evaluation.tasks.render import Question, Renderer
+from mmtune.evaluation.tasks.rows import Photo, load_rows
+from mmtune.evaluation.tasks.suite import load_suite
+from mmtune.evaluation.tasks.task import load_task
 
 PHOTO = Photo(b"x", hashlib.sha256(b"x").hexdigest())
 CHOOSE = "Choose the best option from below:"

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from scripted_models import BOOLQ, picture, small_data, write_rows
 
-from mmtune.errors import UserError
-from mmtune.evaluation.dataset import Photo, PhotoError, check_data, load_rows
-from mmtune.evaluation.prompting import Renderer
-from mmtune.evaluation.task import load_task, task_from
+from mmtune.common.errors import UserError
+from mmtune.evaluation.tasks.render import Renderer
+from mmtune.evaluation.tasks.rows import Photo, PhotoError, check_data, load_rows
+from mmtune.evaluation.tasks.task import load_task, task_from
 
 BOOLQ_TASK = load_task("boolq")
 
@@ -124,7 +124,7 @@ def test_offline_the_hub_id_and_the_way_out_are_named(monkeypatch: pytest.Monkey
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    monkeypatch.setattr("mmtune.evaluation.dataset.go_offline_if_unreachable", lambda: True)
+    monkeypatch.setattr("mmtune.evaluation.tasks.rows.go_offline_if_unreachable", lambda: True)
     expected = r"google/boolq \(default, validation\).*--data-root DIR with hub/google/boolq/default/validation.parquet"
     with pytest.raises(UserError, match=expected):
         load_rows(BOOLQ_TASK, None, limit=None)
@@ -142,7 +142,7 @@ def test_rows_of_the_hub_have_the_fingerprint_of_the_parquet_file(
     hub = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache"))
     hub = hub.cast_column("image", datasets.Image())
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: hub)
-    monkeypatch.setattr("mmtune.evaluation.dataset.go_offline_if_unreachable", lambda: False)
+    monkeypatch.setattr("mmtune.evaluation.tasks.rows.go_offline_if_unreachable", lambda: False)
     assert load_rows(task, None, limit=None).fingerprint == local.fingerprint
 
 

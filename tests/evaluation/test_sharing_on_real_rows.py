@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.results import Results
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.results import Results
+from mmtune.generation.generator import VisionLanguageModel
 
 TASKS = {"openbookqa": 220, "boolq": 100, "easy_vqa": 200}
 

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_models import BOOLQ, Scripted, small_data, write_rows
 
-from mmtune.errors import UserError
-from mmtune.evaluation.asking import Answer
-from mmtune.evaluation.database import Database
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.protocol import COSTS
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.database import Database
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.run.load_model import COSTS
+from mmtune.evaluation.run.requests import Answer
 
 COST = dict.fromkeys(COSTS, 1.0)
 ANY_TEXT = st.text(st.characters(categories=("L", "N", "P", "S", "Z", "Cc", "Cf", "Cs", "Co")))
@@ -129,7 +129,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_loses_nothing(data: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmtune.evaluation.chunks.QUESTIONS", 5)
+    monkeypatch.setattr("mmtune.evaluation.run.chunks.QUESTIONS", 5)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(850_000))
     rows = [{**BOOLQ[n % 10], "question": f"is {n} an even number"} for n in range(60)]

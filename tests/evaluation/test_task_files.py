@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mmtune.errors import UserError
-from mmtune.evaluation.suite import load_suite
-from mmtune.evaluation.task import load_task, task_from
-from mmtune.files import resource_folder
+from mmtune.common.errors import UserError
+from mmtune.common.files import resource_folder
+from mmtune.evaluation.tasks.suite import load_suite
+from mmtune.evaluation.tasks.task import load_task, task_from
 
 TASK: dict[str, Any] = {
     "name": "mine",

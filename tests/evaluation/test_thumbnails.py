@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmtune.evaluation import thumbnails
-from mmtune.evaluation.dataset import Photo
-from mmtune.evaluation.thumbnails import SIDE, keep_thumbnails
+from mmtune.evaluation.run import thumbnails
+from mmtune.evaluation.run.thumbnails import SIDE, keep_thumbnails
+from mmtune.evaluation.tasks.rows import Photo
 
 
 def photo(colour: str) -> Photo:

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mmtune.common.errors import UserError
 from mmtune.data.conversation import Conversation, Turn
-from mmtune.data.readers import read_conversations
-from mmtune.errors import UserError
-from mmtune.evaluation.dataset import load_rows
-from mmtune.evaluation.prompting import Renderer
-from mmtune.evaluation.suite import load_suite
-from mmtune.evaluation.task import load_task
-from mmtune.evaluation.unseen import Hit, UnseenReport, check_unseen
+from mmtune.data.sources.readers import read_conversations
+from mmtune.evaluation.contamination.check import Hit, UnseenReport, check_unseen
+from mmtune.evaluation.tasks.render import Renderer
+from mmtune.evaluation.tasks.rows import load_rows
+from mmtune.evaluation.tasks.suite import load_suite
+from mmtune.evaluation.tasks.task import load_task
 
 STORIES = [
     f"The {animal} of the {place} sleeps {n} hours a day and hunts {prey} at night near the old stone {mark}."

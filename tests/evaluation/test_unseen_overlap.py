@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtune.evaluation.overlap import COMMON, NGRAM, RowText, TextIndex, normalise
+from mmtune.evaluation.contamination.text import COMMON, NGRAM, RowText, TextIndex, normalise
 
 VOCABULARY = [f"{a}{b}" for a in ("ba", "do", "ki", "lu", "me", "po", "ra", "su") for b in ("len", "mir", "nax", "tor")]
 WORDS = st.sampled_from(VOCABULARY)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from mmtune.evaluation.dataset import Photo, load_rows
-from mmtune.evaluation.photo_hash import PhotoIndex, PhotoPrint, photo_print
-from mmtune.evaluation.task import load_task
+from mmtune.evaluation.contamination.images import PhotoIndex, PhotoPrint, photo_print
+from mmtune.evaluation.tasks.rows import Photo, load_rows
+from mmtune.evaluation.tasks.task import load_task
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: int) -> Photo:

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtune.evaluation.option_names import LETTERS
-from mmtune.evaluation.wording import (
+from mmtune.evaluation.tasks.filters import (
     FILTERS,
     clean_hellaswag,
     ensure_punctuation,
@@ -25,6 +24,7 @@ from mmtune.evaluation.wording import (
     without_instruction,
     without_options,
 )
+from mmtune.verify.option_names import LETTERS
 
 PIECES = st.sampled_from(
     ["<image1>", "<image>", "A. ", "B. ", "\n", " ", "Please answer ", "[title]", "[", "]", "?", "x"]

@@ -13,8 +13,8 @@ import pytest
 from scripted_models import SUITE, small_data
 from test_kill import samples, without_times
 
-from mmtune.errors import UserError
-from mmtune.evaluation.workers import PeerError, Workers, join
+from mmtune.common.errors import UserError
+from mmtune.evaluation.run.workers import PeerError, Workers, join
 
 KILLABLE = str(Path(__file__).with_name("killable.py"))
 PARTS = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

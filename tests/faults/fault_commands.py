@@ -84,7 +84,7 @@ def _reproduce(world: Path, place: Path) -> list[str]:
 
 def _small_comparison(world: Path) -> Prepare:
     def prepare() -> None:
-        from mmtune.cli.reproduce_presets import PRESETS
+        from mmtune.experiments.reproduce.presets import PRESETS
 
         PRESETS["tiny"] = comparison(world)
 

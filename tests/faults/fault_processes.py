@@ -27,7 +27,7 @@ import mmtune.cli.evaluate
 import mmtune.cli.export
 import mmtune.cli.reproduce
 import mmtune.cli.train
-import mmtune.models.interop.export
+import mmtune.models.export
 import mmtune.models.vlm  # noqa: F401
 from mmtune.cli.main import main
 
@@ -187,7 +187,7 @@ def jumping_clock(seed: int) -> Prepare:
     """The time of day jumps with every look at it, by up to sixty years forward and to before 1980; timers do not."""
 
     def prepare() -> None:
-        from mmtune.evaluation import engine
+        from mmtune.evaluation.run import engine
 
         draw, lock, real = random.Random(seed), threading.Lock(), time.time
 

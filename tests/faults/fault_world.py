@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from tiny_models import save_byte_llama, save_gguf, save_tower
 
-from mmtune.cli.reproduce_presets import Preset
+from mmtune.experiments.reproduce.presets import Preset
 
 TEXT_ROWS, PHOTOS, TALES = 60, 72, 300  # photos: more than go through the tower at once; tales: several chunks
 

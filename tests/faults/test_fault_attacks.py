@@ -17,7 +17,7 @@ from fault_attacks import Outcome, table
 from fault_commands import differences, negative_durations, results, strays
 from fault_processes import limiting_file_size, signal_before_disk_operation, start
 
-from mmtune.files import atomic_path, write_json
+from mmtune.common.files import atomic_path, write_json
 from mmtune.training.checkpoint_io import WholeCheckpoints
 
 SCRIPT = Path(__file__).with_name("run_faults.py")

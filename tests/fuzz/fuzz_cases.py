@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from mmtune.cli.main import main
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 
 T = TypeVar("T")
 

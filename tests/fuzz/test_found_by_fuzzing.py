@@ -19,22 +19,22 @@ from PIL import Image
 from mmtune.analysis.arms import TrainedRun
 from mmtune.analysis.compare import compare
 from mmtune.analysis.records import read_answers, read_metrics
+from mmtune.common.errors import RowError, UserError
+from mmtune.common.files import locate, read_json
 from mmtune.data.images import open_photo
 from mmtune.data.mixture import Mixture
-from mmtune.data.readers import BadRows, read_conversations
-from mmtune.errors import RowError, UserError
-from mmtune.evaluation.asking import Answer
-from mmtune.evaluation.database import Database
-from mmtune.evaluation.dataset import load_rows
-from mmtune.evaluation.prompting import Renderer
-from mmtune.evaluation.protocol import COSTS
-from mmtune.evaluation.suite import load_suite
-from mmtune.files import locate, read_json
+from mmtune.data.sources.readers import BadRows, read_conversations
+from mmtune.evaluation.run.database import Database
+from mmtune.evaluation.run.load_model import COSTS
+from mmtune.evaluation.run.requests import Answer
+from mmtune.evaluation.tasks.render import Renderer
+from mmtune.evaluation.tasks.rows import load_rows
+from mmtune.evaluation.tasks.suite import load_suite
 from mmtune.models.features import FeatureStore
 from mmtune.models.interop.weights import Weights, read_tensors
 from mmtune.models.language import load_config, load_language, load_tokenizer
-from mmtune.models.options import LoraOptions, ModelSpec, PhotoFit, VisionOptions
 from mmtune.models.saving import read_spec
+from mmtune.models.spec import LoraOptions, ModelSpec, PhotoFit, VisionOptions
 from mmtune.models.vision import TowerShape, build_tower, preprocessing
 from mmtune.training.checkpoint_io import WholeCheckpoints, newest_whole
 from mmtune.training.module import InstructionTuning

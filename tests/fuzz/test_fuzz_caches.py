@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import ModelInputs, tokenise
-from mmtune.data.templates import TEMPLATES
-from mmtune.data.token_cache import TokenCache, cached_tokens
+from mmtune.data.rendering.templates import TEMPLATES
+from mmtune.data.token_store import TokenCache, cached_tokens
 from mmtune.models.features import FeatureStore
-from mmtune.models.options import VisionOptions
+from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import build_tower
 
 TALK = [

@@ -14,7 +14,7 @@ from command_lines import parse_training
 from fuzz_cases import Cases, numbered
 from mutations import altered, damaged, written
 
-from mmtune.files import resource_folder
+from mmtune.common.files import resource_folder
 
 CONFIGS = sorted(resource_folder("configs").glob("*.yaml"))
 

@@ -14,7 +14,7 @@ import pytest
 from fuzz_cases import Cases, numbered
 from mutations import damaged
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.models.language import load_config, load_tokenizer
 
 

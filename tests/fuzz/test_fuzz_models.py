@@ -19,12 +19,12 @@ from llava_builders import write_llava
 from mutations import altered, damaged, written
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.interop.weights import Weights, read_tensors
 from mmtune.models.language import load_config, load_language, load_tokenizer
-from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
 from mmtune.models.saving import read_spec
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
 from mmtune.training.checkpoint_io import WholeCheckpoints, newest_whole
 
 

@@ -19,12 +19,12 @@ from mutations import damaged
 from pictures import png_saying
 from PIL import Image
 
+from mmtune.common.errors import UserError
 from mmtune.data.image_files import FORMATS
 from mmtune.data.images import open_photo
-from mmtune.errors import UserError
-from mmtune.evaluation.dataset import Photo, PhotoError
-from mmtune.evaluation.photo_hash import photo_print
-from mmtune.models.options import VisionOptions
+from mmtune.evaluation.contamination.images import photo_print
+from mmtune.evaluation.tasks.rows import Photo, PhotoError
+from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import TowerShape, preprocessing
 
 KINDS = ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "ICO", "PPM", "TGA", "JPEG2000", "AVIF", "PCX", "SGI", "DDS",

@@ -23,11 +23,11 @@ from mmtune.analysis.compare import compare
 from mmtune.analysis.exports import write_tables
 from mmtune.analysis.report import write_report
 from mmtune.analysis.samples import collect
-from mmtune.analysis.scaling import study
-from mmtune.evaluation.asking import Answer
-from mmtune.evaluation.database import Database
-from mmtune.evaluation.protocol import COSTS
-from mmtune.evaluation.store import Store
+from mmtune.analysis.study import study
+from mmtune.evaluation.run.database import Database
+from mmtune.evaluation.run.load_model import COSTS
+from mmtune.evaluation.run.requests import Answer
+from mmtune.evaluation.run.store import Store
 
 SHA = "ab" * 32
 

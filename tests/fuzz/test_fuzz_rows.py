@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from mutations import ODD, altered, damaged, written
 from PIL import Image
 
-from mmtune.data.columns import is_absent
+from mmtune.common.errors import UserError
 from mmtune.data.mixture import Mixture
-from mmtune.data.readers import BadRows, read_conversations
-from mmtune.errors import UserError
+from mmtune.data.sources.columns import is_absent
+from mmtune.data.sources.readers import BadRows, read_conversations
 
 SAID = [{"from": "human", "value": "What is 2 + 2?"}, {"from": "gpt", "value": "It is 4."}]
 MESSAGES = [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "It is 4."}]

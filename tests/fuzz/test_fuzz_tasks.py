@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import altered, damaged, written
 
-from mmtune.errors import UserError
-from mmtune.evaluation.dataset import load_rows
-from mmtune.evaluation.prompting import Renderer
-from mmtune.evaluation.suite import load_suite
-from mmtune.evaluation.task import task_from
-from mmtune.files import resource_folder
+from mmtune.common.errors import UserError
+from mmtune.common.files import resource_folder
+from mmtune.evaluation.tasks.render import Renderer
+from mmtune.evaluation.tasks.rows import load_rows
+from mmtune.evaluation.tasks.suite import load_suite
+from mmtune.evaluation.tasks.task import task_from
 
 SHIPPED = sorted(resource_folder("eval_suites").rglob("*.yaml"))
 TASK: dict[str, Any] = {

@@ -14,8 +14,8 @@ from PIL import Image
 from mmtune.data.collate import PackedBatch, pack
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import Example, encode
-from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
 
 Build = Callable[..., VisionLanguageModel]
 

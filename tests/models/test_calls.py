@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmtune.errors import UserError
-from mmtune.models.chat import Chat
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.common.errors import UserError
+from mmtune.generation.chat import Chat
+from mmtune.generation.generator import VisionLanguageModel
 
 ASK = "<image>what is this?"
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mmtune.common.errors import UserError
 from mmtune.data.conversation import Turn
-from mmtune.errors import UserError
-from mmtune.models.answering import Answering
-from mmtune.models.chat import Chat, Sampling
-from mmtune.models.generation import Answer, Ending
-from mmtune.models.options import ModelSpec
-from mmtune.models.prompts import PromptEncoder
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.answering import Answering
+from mmtune.generation.chat import Chat, Sampling
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.generation.prompts import PromptEncoder
+from mmtune.models.decoding.answers import Answer, Ending
+from mmtune.models.spec import ModelSpec
 
 SHORT = Sampling(max_new_tokens=12)
 
@@ -39,7 +39,7 @@ def anew(model: VisionLanguageModel, turns: list[Turn], photos: list[Image.Image
 
 @pytest.fixture(scope="module")
 def vicuna(sentencepiece_llama: Path, tower_weights: Path) -> VisionLanguageModel:
-    from mmtune.models.options import VisionOptions
+    from mmtune.models.spec import VisionOptions
 
     tower = VisionOptions("timm:test_vit", str(tower_weights), grid=2)
     return VisionLanguageModel.assemble(ModelSpec(str(sentencepiece_llama), tower, template="vicuna_v1")).eval()
@@ -74,7 +74,7 @@ def test_a_first_answer_about_a_photo_is_that_of_generate(
 
 
 def test_adapters_speak_too(build: Callable[..., VisionLanguageModel]) -> None:
-    from mmtune.models.options import LoraOptions
+    from mmtune.models.spec import LoraOptions
 
     model = build(lora=LoraOptions(r=2))
     assert [heard(Chat(model), "Hello")] == model.generate(["Hello"], max_new_tokens=12)

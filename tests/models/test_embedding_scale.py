@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmtune.models.options import ModelSpec, VisionOptions
-from mmtune.models.prompts import PromptEncoder
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.generation.prompts import PromptEncoder
+from mmtune.models.spec import ModelSpec, VisionOptions
 from tests.models.families import save
 
 

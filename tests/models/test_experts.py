@@ -13,20 +13,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmtune.cli.main import main
+from mmtune.common.errors import UserError
+from mmtune.common.files import read_json
 from mmtune.data.collate import pack
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import encode
-from mmtune.errors import UserError
-from mmtune.files import read_json
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.adapters import add_adapters, is_linear, uncalled_layers, weights_without_adapter
-from mmtune.models.fitness import fitness_of
-from mmtune.models.flops import FlopsCounter, blocks_cost, count_parameters
-from mmtune.models.interop.export import export
+from mmtune.models.cost.flops import FlopsCounter, blocks_cost, count_parameters
+from mmtune.models.cost.memory import PackShape, TrainingPass, step_memory, working_bytes
+from mmtune.models.export import export
+from mmtune.models.fitness.check import fitness_of
 from mmtune.models.language import decoder, load_language
-from mmtune.models.memory import PackShape, TrainingPass, step_memory, working_bytes
-from mmtune.models.options import LoraOptions, ModelSpec
-from mmtune.models.vlm import VisionLanguageModel
-from mmtune.training.loss import chunked_loss, supervised_loss
+from mmtune.models.spec import LoraOptions, ModelSpec
+from mmtune.training.objectives.token_loss import chunked_loss, supervised_loss
 from tests.models.families import EXPERTS, OTHERS, save, save_hybrid, tiny
 
 TOKENS = 20

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mmtune.models.features import FeatureStore, photo_digest
-from mmtune.models.options import VisionOptions
+from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import VisionTower, build_tower
 
 

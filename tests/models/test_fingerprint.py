@@ -13,8 +13,8 @@ import torch
 from chat_templates import FAMILIES, carrying
 from tiny_models import save_llama
 
-from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example
-from mmtune.models.flops import FlopsCounter, tower_flops
-from mmtune.models.options import LoraOptions, ModelSpec
-from mmtune.models.vlm import VisionLanguageModel
-from mmtune.training.loss import supervised_loss
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.cost.flops import FlopsCounter, tower_flops
+from mmtune.models.spec import LoraOptions, ModelSpec
+from mmtune.training.objectives.token_loss import supervised_loss
 from tests.models.families import save_hybrid
 
 Build = Callable[..., VisionLanguageModel]
@@ -109,7 +109,7 @@ def test_the_towers_count_is_exact(seeing_model: VisionLanguageModel) -> None:
 
 def test_the_recipes_tower_by_hand() -> None:
     """CLIP ViT-L/14-336: 577 tokens, width 1,024, 23 blocks that are computed, patches of 14 x 14."""
-    from mmtune.models.options import VisionOptions
+    from mmtune.models.spec import VisionOptions
 
     class Described:
         spec = ModelSpec("none", VisionOptions())

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtune.errors import UserError
-from mmtune.models.batches import in_batches, longest_first, padded_batch
-from mmtune.models.generation import Answer, Ending, first_stop
+from mmtune.common.errors import UserError
+from mmtune.models.decoding.answers import Answer, Ending, first_stop
+from mmtune.models.decoding.batches import in_batches, longest_first, padded_batch
 from mmtune.models.language import load_tokenizer
 
 

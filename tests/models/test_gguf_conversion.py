@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import save_gguf
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.models.language import load_language
 
 

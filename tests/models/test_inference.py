@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mmtune.errors import UserError
-from mmtune.models import inference
-from mmtune.models.options import LoraOptions
-from mmtune.models.prompts import PromptEncoder, prompt_texts
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.common.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.generation.prompts import PromptEncoder, prompt_texts
+from mmtune.models.decoding import engine as inference
+from mmtune.models.spec import LoraOptions
 
 Build = Callable[..., VisionLanguageModel]
 

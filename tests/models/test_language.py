@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from mmtune.common.errors import UserError
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example
-from mmtune.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.language import empty_language, load_language, load_tokenizer
-from mmtune.models.options import LoraOptions
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.spec import LoraOptions
 
 Build = Callable[..., VisionLanguageModel]
 

@@ -12,8 +12,9 @@ from transformers import AutoConfig
 
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example
-from mmtune.models.live_bytes import LiveBytes
-from mmtune.models.memory import (
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.cost.live_bytes import LiveBytes
+from mmtune.models.cost.memory import (
     DDP,
     FSDP,
     ONE_DEVICE,
@@ -24,10 +25,9 @@ from mmtune.models.memory import (
     step_memory,
     working_bytes,
 )
-from mmtune.models.options import LoraOptions, ModelSpec
-from mmtune.models.vlm import VisionLanguageModel
-from mmtune.models.weightless import blocks_alike
-from mmtune.training.loss import chunked_loss, supervised_loss
+from mmtune.models.cost.weightless import blocks_alike
+from mmtune.models.spec import LoraOptions, ModelSpec
+from mmtune.training.objectives.token_loss import chunked_loss, supervised_loss
 
 Build = Callable[..., VisionLanguageModel]
 Make = Callable[..., Example]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtune.models.prefixes import common_prefix, in_tree_order, prefix_tree
+from mmtune.models.decoding.prefixes import common_prefix, in_tree_order, prefix_tree
 
 # few tokens, so that many begin alike
 sequences = st.lists(st.lists(st.integers(-2, 1), min_size=1, max_size=14), min_size=1, max_size=12)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmtune.models.options import ProjectorKind
 from mmtune.models.projector import build_projector
+from mmtune.models.spec import ProjectorKind
 
 KINDS: list[ProjectorKind] = ["linear", "mlp2x_gelu"]
 

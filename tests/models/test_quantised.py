@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models import language
 from mmtune.models.adapters import uncalled_layers
-from mmtune.models.flops import count_parameters
-from mmtune.models.options import LoraOptions, ModelSpec, Quantisation
-from mmtune.models.vlm import VisionLanguageModel
-from mmtune.training.loss import supervised_loss
+from mmtune.models.cost.flops import count_parameters
+from mmtune.models.spec import LoraOptions, ModelSpec, Quantisation
+from mmtune.training.objectives.token_loss import supervised_loss
 from tests.models.families import save_hybrid
 
 pytest.importorskip("bitsandbytes")

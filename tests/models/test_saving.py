@@ -12,11 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from mmtune.common.errors import UserError
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example
-from mmtune.errors import UserError
-from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
 
 Build = Callable[..., VisionLanguageModel]
 

@@ -13,9 +13,9 @@ from tiny_models import save_llama
 
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import IGNORED, encode
-from mmtune.models.chat import Chat
-from mmtune.models.interop.export import export
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.chat import Chat
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.export import export
 
 SAID = {"What colour?": "green", "And now?": "green"}
 ASKED = list(SAID)

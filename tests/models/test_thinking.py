@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import qwen
 
+from mmtune.common.errors import UserError
 from mmtune.data.conversation import Turn
-from mmtune.errors import UserError
-from mmtune.models.chat import Chat, Sampling, check_thinking
-from mmtune.models.options import ModelSpec
-from mmtune.models.prompts import prompt_texts
-from mmtune.models.thinking import think_first
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.chat import Chat, Sampling, check_thinking
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.generation.prompts import prompt_texts
+from mmtune.generation.thinking import think_first
+from mmtune.models.spec import ModelSpec
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,12 @@ def test_a_thought_has_its_own_limit_and_no_stop_strings(
     said = thinker.generate(["a", "b"], stop=list("abcdefghijklmnopqrstuvwxyz"), max_new_tokens=3, thinking_tokens=20)
     assert all("</think>" not in text and len(text) > 3 for text in said)
     # a thought that is over is answered as a prompt that holds it is
-    monkeypatch.setattr("mmtune.models.request.THOUGHT_END", said[0][5])
-    monkeypatch.setattr("mmtune.models.thinking.THOUGHT_END", said[0][5])
+    monkeypatch.setattr("mmtune.generation.request.THOUGHT_END", said[0][5])
+    monkeypatch.setattr("mmtune.generation.thinking.THOUGHT_END", said[0][5])
     thought, _, answer = thinker.generate(["a"], primer="So", max_new_tokens=7, thinking_tokens=20)[0].partition("\n\n")
     assert said[0].startswith(thought)
     (prompt,) = prompt_texts(thinker, ["a"], [()], thinking=True)
-    monkeypatch.setattr("mmtune.models.fitting.prompt_texts", lambda *_, **__: [f"{prompt}{thought}\n\nSo"])
+    monkeypatch.setattr("mmtune.generation.fitting.prompt_texts", lambda *_, **__: [f"{prompt}{thought}\n\nSo"])
     assert thinker.generate(["a"], max_new_tokens=7) == [answer]
 
 
@@ -91,9 +91,9 @@ def test_a_conversation_thinks_too(thinker: VisionLanguageModel, monkeypatch: py
     assert again == "".join(fresh.say("b", sampling=Sampling(max_new_tokens=7)))
     assert endless not in thinker.template.prompt(turns)
 
-    monkeypatch.setattr("mmtune.models.thinking.THOUGHT_END", endless[5])
-    monkeypatch.setattr("mmtune.models.request.THOUGHT_END", endless[5])
-    monkeypatch.setattr("mmtune.models.chat.THOUGHT_END", endless[5])
+    monkeypatch.setattr("mmtune.generation.thinking.THOUGHT_END", endless[5])
+    monkeypatch.setattr("mmtune.generation.request.THOUGHT_END", endless[5])
+    monkeypatch.setattr("mmtune.generation.chat.THOUGHT_END", endless[5])
     expected = thinker.generate(["a"], thinking_tokens=20, max_new_tokens=7)
     assert ["".join(Chat(thinker).say("a", sampling=Sampling(max_new_tokens=7, thinking_tokens=20)))] == expected
     assert "\n\n" in expected[0]

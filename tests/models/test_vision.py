@@ -9,8 +9,8 @@ import timm
 import torch
 from PIL import Image
 
-from mmtune.errors import UserError
-from mmtune.models.options import VisionOptions
+from mmtune.common.errors import UserError
+from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import VisionTower, build_tower, tower_shape
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mmtune.common.errors import UserError
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import IMAGE_TOKEN, Example
-from mmtune.data.templates import get_template
-from mmtune.errors import UserError
-from mmtune.models.options import LoraOptions
-from mmtune.models.vlm import VisionLanguageModel
-from mmtune.training.loss import supervised_loss
+from mmtune.data.rendering.templates import get_template
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.spec import LoraOptions
+from mmtune.training.objectives.token_loss import supervised_loss
 
 Make = Callable[..., Example]
 Pack = Callable[[VisionLanguageModel, list[Example]], PackedBatch]
@@ -205,7 +205,7 @@ def test_first_weights_come_from_the_seed(build: Build) -> None:
 
 
 def test_dtype_of_the_frozen_weights(llama: Any) -> None:
-    from mmtune.models.options import ModelSpec
+    from mmtune.models.spec import ModelSpec
 
     model = VisionLanguageModel.assemble(
         ModelSpec(str(llama), template="chatml", lora=LoraOptions(r=2)), dtype=torch.bfloat16

@@ -12,14 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmtune.cli.main import main
+from mmtune.common.errors import RowError, UserError
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import encode
-from mmtune.errors import RowError, UserError
-from mmtune.models.chat import Chat
-from mmtune.models.generation import Answer, Ending
+from mmtune.generation.chat import Chat
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.decoding.answers import Answer, Ending
 from mmtune.models.language import load_tokenizer
-from mmtune.models.options import ModelSpec
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.spec import ModelSpec
 
 Change = Callable[[PreTrainedTokenizerFast], object]
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from transformers import AutoConfig
 
-from mmtune.errors import UserError
-from mmtune.models.generation import Response
-from mmtune.models.options import ModelSpec
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.common.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.decoding.answers import Response
+from mmtune.models.spec import ModelSpec
 from mmtune.models.window import by_room, window_of
 
 Build = Callable[..., VisionLanguageModel]

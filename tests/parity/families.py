@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mmtune.data.collate import PackedBatch, pack
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import encode
-from mmtune.models.alone import forget_lengths
-from mmtune.models.vlm import VisionLanguageModel
-from mmtune.training.loss import supervised_loss
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.decoding.alone import forget_lengths
+from mmtune.training.objectives.token_loss import supervised_loss
 
 TOKENS = 320  # the byte-level tokenizer's 259, padded
 _CLOSE = 2e-3  # between the two likeliest logits: which one is taken is a matter of rounding

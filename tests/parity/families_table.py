@@ -11,13 +11,13 @@ import re
 import sys
 from pathlib import Path
 
-import mmtune.torchvision_ops  # noqa: F401  # before transformers
+import mmtune.common.torchvision_ops  # noqa: F401  # before transformers
 
 from transformers import AutoConfig  # isort: skip
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mmtune.errors import UserError
-from mmtune.models.fitness import fitness_of
+from mmtune.common.errors import UserError
+from mmtune.models.fitness.check import fitness_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- families -->", "<!-- end of families -->"

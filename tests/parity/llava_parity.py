@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mmtune.models.prompts import PromptEncoder
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.generation.prompts import PromptEncoder
 
 ASKED: list[tuple[str, tuple[int, ...]]] = [
     ("say something", ()),

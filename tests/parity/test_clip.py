@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.models.interop import clip
-from mmtune.models.options import VisionOptions
+from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import build_tower
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}

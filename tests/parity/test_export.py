@@ -18,11 +18,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from mmtune.cli.main import main
-from mmtune.errors import UserError
-from mmtune.models.interop.export import export, load_for_export
+from mmtune.common.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.export import export, load_for_export
 from mmtune.models.interop.vocabulary import with_image_token, with_rows
-from mmtune.models.options import LoraOptions, ModelSpec, VisionOptions
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
 
 CONFIG = "seed_everything: 7\nmodel:\n  stage: tune\n  learning_rate: 0.0002\ndata:\n  max_length: 99\n"
 
@@ -284,7 +284,7 @@ def test_room_for_the_image_token_changes_no_answer() -> None:
 def test_text_without_photos_is_tokenised_as_before(sentencepiece_llama: Path) -> None:
     """And with photos in the pieces that the released code cuts it in."""
     from mmtune.data.encoding import IMAGE_TOKEN, encode_text
-    from mmtune.data.templates import Rendered
+    from mmtune.data.rendering.templates import Rendered
     from mmtune.models.language import load_tokenizer
 
     tokenizer = load_tokenizer(str(sentencepiece_llama))

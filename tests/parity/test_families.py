@@ -13,8 +13,8 @@ from families import Side, save_family, small_config
 from transformers import AutoConfig, LlamaForCausalLM
 
 from mmtune.cli.main import main
-from mmtune.errors import UserError
-from mmtune.models.fitness import fitness_of
+from mmtune.common.errors import UserError
+from mmtune.models.fitness.check import fitness_of
 
 pytestmark = pytest.mark.near_ties  # random weights; `Side.answers` leaves out what follows one
 

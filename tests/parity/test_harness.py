@@ -16,12 +16,12 @@ from PIL import Image
 
 from mmtune.cli.main import main
 from mmtune.data.conversation import Turn
-from mmtune.evaluation.answers import parse
-from mmtune.evaluation.dataset import load_rows
-from mmtune.evaluation.engine import evaluate
-from mmtune.evaluation.prompting import Question, Renderer
-from mmtune.evaluation.task import load_task
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.evaluation.run.engine import evaluate
+from mmtune.evaluation.tasks.render import Question, Renderer
+from mmtune.evaluation.tasks.rows import load_rows
+from mmtune.evaluation.tasks.task import load_task
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.verify.extraction import parse
 
 pytestmark = [
     pytest.mark.slow,

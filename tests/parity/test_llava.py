@@ -14,11 +14,11 @@ from torch import nn
 from mmtune.data.collate import pack
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import IMAGE_TOKEN, encode
-from mmtune.models.options import ModelSpec, VisionOptions
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.projector import build_projector
+from mmtune.models.spec import ModelSpec, VisionOptions
 from mmtune.models.vision import TowerShape, VisionTower
-from mmtune.models.vlm import VisionLanguageModel
-from mmtune.training.loss import supervised_loss
+from mmtune.training.objectives.token_loss import supervised_loss
 
 
 class ClipTrunk(nn.Module):

@@ -13,9 +13,9 @@ from llava_parity import ASKED, same_logits_and_text
 from PIL import Image
 
 from mmtune.data.conversation import Turn
-from mmtune.models.interop.export import export, load_for_export
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.export import export, load_for_export
 from mmtune.models.interop.weights import State, Weights
-from mmtune.models.vlm import VisionLanguageModel
 
 Write = Callable[..., Path]
 

@@ -21,10 +21,10 @@ from PIL import Image
 from transformers import CLIPVisionModel
 
 from mmtune.cli.main import main
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.interop.weights import State, read_tensors
-from mmtune.models.options import LoraOptions, ModelSpec
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.spec import LoraOptions, ModelSpec
 
 Write = Callable[..., Path]
 

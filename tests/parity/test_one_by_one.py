@@ -17,10 +17,10 @@ from mmtune.cli.main import main
 from mmtune.data.collate import pack
 from mmtune.data.conversation import Conversation, Turn
 from mmtune.data.encoding import encode
+from mmtune.generation.chat import Chat, Sampling
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.adapters import adapted_layers
-from mmtune.models.chat import Chat, Sampling
-from mmtune.models.options import LoraOptions
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.models.spec import LoraOptions
 from mmtune.training.module import InstructionTuning
 
 pytestmark = pytest.mark.near_ties  # random weights

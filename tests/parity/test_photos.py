@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, CLIPVisionConfig
 
 from mmtune.models.interop.photos import processor_settings, read_processor
-from mmtune.models.options import VisionOptions
+from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import build_tower
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

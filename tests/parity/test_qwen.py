@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmtune.cli.main import main
-from mmtune.models.interop.chat import template_of
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.interop.chat_templates import template_of
 
 TEMPLATES = {"qwen2-tied": qwen.QWEN2, "qwen3": qwen.QWEN3}
 NO_THOUGHT = "<think>\n\n</think>\n\n"

@@ -16,8 +16,8 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedTokenizerFast
 
 from mmtune.cli.main import main
-from mmtune.errors import UserError
-from mmtune.models.vlm import VisionLanguageModel
+from mmtune.common.errors import UserError
+from mmtune.generation.generator import VisionLanguageModel
 
 Damage = Callable[[Path], None]
 

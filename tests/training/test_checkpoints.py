@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.training.checkpoint_io import WholeCheckpoints, newest_whole
 
 Fit = Callable[..., int]

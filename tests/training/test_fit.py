@@ -15,8 +15,8 @@ import yaml
 
 from mmtune import VisionLanguageModel
 from mmtune.cli.main import main
-from mmtune.files import LOCK
-from mmtune.models.options import LoraOptions, ModelSpec
+from mmtune.common.files import LOCK
+from mmtune.models.spec import LoraOptions, ModelSpec
 
 Fit = Callable[..., int]
 Read = Callable[[Path, str], Any]

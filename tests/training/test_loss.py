@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mmtune.training.loss import supervised_loss
+from mmtune.training.objectives.token_loss import supervised_loss
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.training.optimizers import build_optimizer, check_optimizer
 
 Fit = Callable[..., int]

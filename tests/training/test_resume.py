@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from mmtune.cli.main import main
-from mmtune.training.metrics_log import MetricsCsv
+from mmtune.training.callbacks.metrics_csv import MetricsCsv
 from mmtune.training.module import InstructionTuning
 
 Fit = Callable[..., int]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmtune.cli.unseen_callback import UnseenCheck
+from mmtune.cli.shared.contamination_callback import UnseenCheck
 
 Fit = Callable[..., int]
 STORIES = [" ".join(f"{name}{n}" for n in range(16)) for name in ("owl", "fox", "bat")]

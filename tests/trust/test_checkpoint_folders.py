@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from mmtune.cli.main import main
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.models.interop.weights import read_tensors
 from mmtune.training.checkpoint_io import WholeCheckpoints
 from mmtune.training.checkpoint_reading import guard_checkpoints

@@ -19,9 +19,9 @@ import yaml
 from command_lines import parse_training
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mmtune.cli.trusted_classes import CLASSES, class_names, objections
-from mmtune.cli.trusted_code import restrict_parsers, trusted_packages
-from mmtune.errors import UserError
+from mmtune.cli.shared.trusted_classes import CLASSES, class_names, objections
+from mmtune.cli.shared.trusted_code import restrict_parsers, trusted_packages
+from mmtune.common.errors import UserError
 
 WALKED = ("lightning", "torch", "transformers", "peft", "datasets", "jsonargparse", "accelerate", "fsspec", "timm",
           "open_clip", "torchmetrics", "numpy", "PIL", "yaml", "mmtune")  # fmt: skip

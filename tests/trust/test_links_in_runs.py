@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mmtune.cli.main import main
-from mmtune.errors import UserError
-from mmtune.evaluation.store import Store
-from mmtune.files import check_links
+from mmtune.common.errors import UserError
+from mmtune.common.files import check_links
+from mmtune.evaluation.run.store import Store
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tiny_models import save_gguf
 
 import mmtune
 from mmtune.cli.main import main
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.models import pretrained
 from mmtune.models.language import load_config, load_language, load_tokenizer
 from mmtune.models.saving import read_spec

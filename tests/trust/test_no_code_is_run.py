@@ -20,12 +20,12 @@ from transformers import AutoTokenizer
 
 import mmtune
 from mmtune.cli.main import main
+from mmtune.common.errors import UserError
 from mmtune.data.conversation import Conversation, Turn
-from mmtune.data.templates import tokenizer_template
-from mmtune.errors import UserError
-from mmtune.evaluation.dataset import Photo
-from mmtune.evaluation.prompting import Renderer
-from mmtune.evaluation.task import Task, load_task
+from mmtune.data.rendering.templates import tokenizer_template
+from mmtune.evaluation.tasks.render import Renderer
+from mmtune.evaluation.tasks.rows import Photo
+from mmtune.evaluation.tasks.task import Task, load_task
 from mmtune.training.checkpoint_io import WholeCheckpoints
 
 SOURCE = Path(mmtune.__file__).parent

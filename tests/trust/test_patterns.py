@@ -14,7 +14,7 @@ import pytest
 from backtracking import growth
 
 import mmtune
-from mmtune.evaluation.wording import FILTERS, without_instruction
+from mmtune.evaluation.tasks.filters import FILTERS, without_instruction
 
 SOURCE = Path(mmtune.__file__).parent
 CALLS = {"compile", "match", "fullmatch", "search", "sub", "subn", "split", "findall", "finditer"}
@@ -82,7 +82,7 @@ def test_work_grows_as_the_text(found: Found) -> None:
 
 def test_they_are_found() -> None:
     assert len(EVERY) > 30
-    assert {"mmtune.evaluation.wording", "mmtune.cli.complaints"} <= set(EVERY.values())
+    assert {"mmtune.evaluation.tasks.filters", "mmtune.cli.shared.flag_errors"} <= set(EVERY.values())
 
 
 @pytest.mark.parametrize(

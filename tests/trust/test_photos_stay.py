@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from mmtune.analysis.records import read_results
-from mmtune.data.readers import BadRows, read_conversations
-from mmtune.errors import RowError, UserError
-from mmtune.evaluation.dataset import load_rows
-from mmtune.evaluation.task import load_task
+from mmtune.common.errors import RowError, UserError
+from mmtune.data.sources.readers import BadRows, read_conversations
+from mmtune.evaluation.tasks.rows import load_rows
+from mmtune.evaluation.tasks.task import load_task
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_rows_of_the_hub_show_what_the_hub_s_libraries_keep(
     def shown(photo: Path | str) -> list[Any]:
         row = {"prompt": "What?", "completion": "This.", "image": str(photo)}
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([row]))
-        monkeypatch.setattr("mmtune.data.readers.kept_files", lambda: (kept,))
+        monkeypatch.setattr("mmtune.data.sources.readers.kept_files", lambda: (kept,))
         return [photo for conversation in read_conversations("me/mine") for photo in conversation.images]
 
     assert shown(kept / "fine.png") == [kept / "fine.png"]

@@ -22,10 +22,10 @@ from pictures import png_saying
 from PIL import Image
 
 import mmtune
+from mmtune.common.errors import RowError
 from mmtune.data import image_files
 from mmtune.data.image_files import FORMATS, FormatError, open_image
 from mmtune.data.images import decode, open_photo
-from mmtune.errors import RowError
 
 BOUND = 6 * 2**20  # in place of the 256 MiB, so that the pictures are quickly made
 SLACK = 3 * 2**20  # what Python and the decoders take however small a picture is
@@ -302,7 +302,7 @@ def test_the_hub_s_libraries_decode_no_picture(shape: str, monkeypatch: pytest.M
     """However deep a column of pictures lies, it is read as bytes; the library would open any format by itself."""
     import datasets
 
-    from mmtune.hub import undecoded_rows
+    from mmtune.common.hub import undecoded_rows
 
     cell: Any = {"bytes": iim(EPS), "path": None}
     image = datasets.Image()

@@ -14,13 +14,13 @@ import torch
 import yaml
 from command_lines import parse_training
 
-from mmtune import masking
-from mmtune.cli.config_checks import check_config
 from mmtune.cli.main import main
-from mmtune.errors import UserError
-from mmtune.evaluation import results
-from mmtune.masking import MASK, is_secret, masked, masked_address, masked_text, remember
-from mmtune.training import ledger
+from mmtune.cli.shared.config_checks import check_config
+from mmtune.common import masking
+from mmtune.common.errors import UserError
+from mmtune.common.masking import MASK, is_secret, masked, masked_address, masked_text, remember
+from mmtune.evaluation.run import results
+from mmtune.training.callbacks.resume import ledger
 
 KEY, PASSWORD = "k3y-0f-the-service", "pa55word"
 

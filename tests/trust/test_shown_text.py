@@ -14,8 +14,8 @@ from pictures import png_saying
 
 from mmtune.analysis.card import model_card
 from mmtune.cli.main import main
+from mmtune.common.errors import RowError
 from mmtune.data.images import open_photo
-from mmtune.errors import RowError
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202e\u2066 [bold]x[/] <script>alert(1)</script> ![i](http://x/i.png) [l](javascript:a)"
 ACTS = ("\x1b", "\x07", "\u202e", "\u2066", "\r", "\x9b")

@@ -16,14 +16,14 @@ import torch
 from transformers import AutoTokenizer
 
 from mmtune.cli.main import main
-from mmtune.data import sandbox
-from mmtune.data.chat_rendering import render_chat
+from mmtune.common.errors import UserError
 from mmtune.data.conversation import Conversation, Turn
-from mmtune.data.templates import tokenizer_template
-from mmtune.errors import UserError
-from mmtune.evaluation.prompting import Renderer
-from mmtune.evaluation.task import Task, load_task
-from mmtune.models.interop.chat import template_of
+from mmtune.data.rendering import sandbox
+from mmtune.data.rendering.chat_rendering import render_chat
+from mmtune.data.rendering.templates import tokenizer_template
+from mmtune.evaluation.tasks.render import Renderer
+from mmtune.evaluation.tasks.task import Task, load_task
+from mmtune.models.interop.chat_templates import template_of
 
 
 def doubled(begin: str, step: str, end: str) -> str:

@@ -17,7 +17,7 @@ ACTS = ("\x1b", "\x07", "\u202e", "\u3164", "\u2800", "\U000e0041", "pa55word")
 SOURCES = {
     "a warning": "import warnings; warnings.warn(EVIL)",
     "a log record": "import logging; logging.getLogger('x').warning('%s', EVIL)",
-    "of lightning": "import mmtune.torchvision_ops; from lightning.pytorch.utilities import rank_zero; "
+    "of lightning": "import mmtune.common.torchvision_ops; from lightning.pytorch.utilities import rank_zero; "
     "rank_zero.rank_zero_warn(EVIL); rank_zero.rank_zero_info(EVIL)",
     "a log record with its traceback": "import logging\ntry: raise ValueError(EVIL)\n"
     "except ValueError: logging.getLogger('x').exception(EVIL)",
@@ -29,7 +29,7 @@ SOURCES = {
     "print": "import sys; print('a', EVIL, file=sys.stderr)",
     "print of a library": "import builtins, sys, textwrap; exec('print(EVIL); print(EVIL, file=sys.stderr)', "
     "{'EVIL': EVIL, 'sys': sys})",
-    "a line above the evaluator's bar": "from mmtune.evaluation.progress import Reporter; Reporter().say(EVIL)",
+    "a line above the evaluator's bar": "from mmtune.evaluation.run.progress import Reporter; Reporter().say(EVIL)",
     "a child": "import os, warnings\nif os.fork(): os.wait()\nelse: warnings.warn(EVIL)",
 }
 
@@ -37,7 +37,7 @@ SOURCES = {
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_what_is_printed_by_python_s_own_means_is_harmless(source: str) -> None:
     fail = f"EVIL = {EVIL!r}\ndef fail(*_): raise ValueError(EVIL)\n"
-    code = f"from mmtune.cli.terminal import guard; guard()\n{fail}{source}"
+    code = f"from mmtune.cli.shared.terminal import guard; guard()\n{fail}{source}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=False)
     assert "␛[2J␛]0;owned␇⟨U+202E⟩⟨U+3164⟩⟨U+2800⟩⟨U+E0041⟩" in done.stderr
     assert not [sign for sign in ACTS if sign in done.stderr + done.stdout]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmtune.errors import UserError
-from mmtune.models.options import VisionOptions
+from mmtune.common.errors import UserError
+from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import build_tower
 
 SMALL = {"open_clip": "open_clip:ViT-S-32-alt", "timm": "timm:test_vit"}

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.models.interop.weights import State, Weights, compare, read_settings
 from mmtune.models.pretrained import check_counts
 

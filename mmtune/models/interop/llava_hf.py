@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from transformers import LlavaConfig
 
-from mmtune.errors import UserError
-from mmtune.models.fitness import architecture, fitness_of
-from mmtune.models.interop.chat import template_of
+from mmtune.common.errors import UserError
+from mmtune.models.fitness.check import architecture, fitness_of
+from mmtune.models.interop.chat_templates import template_of
 from mmtune.models.interop.clip import block_of_layer, read_vision_config
 from mmtune.models.interop.photos import read_processor
 from mmtune.models.interop.weights import State, Weights
-from mmtune.models.options import ModelSpec, ProjectorKind, VisionOptions
+from mmtune.models.spec import ModelSpec, ProjectorKind, VisionOptions
 
 # published folders, and transformers' own module names since 4.52
 _LANGUAGE = (

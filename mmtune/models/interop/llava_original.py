@@ -11,12 +11,12 @@ from typing import Any, get_args
 
 from transformers import AutoConfig
 
-from mmtune.errors import UserError
-from mmtune.files import locate
-from mmtune.models.interop.chat import template_of
+from mmtune.common.errors import UserError
+from mmtune.common.files import locate
+from mmtune.models.interop.chat_templates import template_of
 from mmtune.models.interop.clip import block_of_layer, read_vision_config
 from mmtune.models.interop.weights import State, Weights, find_file, read_settings, read_tensors
-from mmtune.models.options import LoraOptions, ModelSpec, PhotoFit, ProjectorKind, VisionOptions
+from mmtune.models.spec import LoraOptions, ModelSpec, PhotoFit, ProjectorKind, VisionOptions
 
 _LANGUAGES = {
     "LlavaLlamaForCausalLM": "llama",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmtune.errors import UserError
+from mmtune.common.errors import UserError
 from mmtune.models.interop.weights import read_settings
-from mmtune.models.options import PhotoFit
+from mmtune.models.spec import PhotoFit
 
 _FILE = "preprocessor_config.json"
 _BICUBIC = 3

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from mmtune.errors import UserError
-from mmtune.files import locate
+from mmtune.common.errors import UserError
+from mmtune.common.files import locate
 from mmtune.models.interop.llava_hf import TransformersLlava
 from mmtune.models.interop.llava_original import OriginalLlava
 from mmtune.models.interop.weights import State, read_settings
-from mmtune.models.options import ModelSpec
 from mmtune.models.pretrained import harmless, model_of_state, special_tokens
+from mmtune.models.spec import ModelSpec
 
 _PADDED_TO = 1024  # the largest multiple that vocabularies are padded to
 

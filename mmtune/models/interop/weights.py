@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from mmtune.archives import is_compressed
-from mmtune.errors import UserError, reason
-from mmtune.files import is_file, locate, read_json
-from mmtune.hub import go_offline_if_unreachable
+from mmtune.common.archives import is_compressed
+from mmtune.common.errors import UserError, reason
+from mmtune.common.files import is_file, locate, read_json
+from mmtune.common.hub import go_offline_if_unreachable
 
 State = dict[str, torch.Tensor]
 _INDEX = ".index.json"

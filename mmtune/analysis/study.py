@@ -1,0 +1,259 @@
+"""Scores and costs of arms, averaged over seeds, and how much cheaper one arm is than another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmtune.analysis.arms import Arm, TrainedRun
+from mmtune.analysis.records import MODALITIES, difference
+from mmtune.common.errors import UserError
+from mmtune.common.files import locate
+
+AVERAGES = (*MODALITIES, "overall")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A score from 0 to 1, the mean over seeds, and its standard error."""
+
+    mean: float
+    stderr: float
+    seeds: int = 1
+
+    @classmethod
+    def of_seeds(cls, scores: Sequence[float], stderrs: Sequence[float]) -> Score:
+        """The mean over seeds.
+
+        Its standard error is sqrt(s²/n + mean(e²)): s the standard deviation between the n seeds' scores (n − 1 in the
+        denominator), e each one's sampling standard error. The first part shrinks with more seeds. The second does
+        not, because all seeds answer the same sampled questions, so that what makes this sample easy or hard is common
+        to them. A single run has e alone. The spread between seeds holds a part of the sampling error already (which
+        of the questions a seed gets right), so the sum errs on the large side, by at most that part divided by n.
+        """
+        mean = sum(scores) / len(scores)
+        if len(scores) == 1:
+            return cls(mean, stderrs[0])
+        between = sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
+        within = sum(error**2 for error in stderrs) / len(stderrs)
+        return cls(mean, math.sqrt(between / len(scores) + within), len(scores))
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What training took, the mean over an arm's runs.
+
+    Attributes:
+        samples: rows trained on.
+        seconds: of training.
+        flops: floating-point operations, in all.
+        flops_by_part: of language model, projector and tower.
+        tokens: text, image, pad and supervised; supervised ones are among the text.
+        tower_passes: photos that went through the vision tower.
+    """
+
+    samples: float
+    seconds: float
+    flops: float
+    flops_by_part: Mapping[str, float]
+    tokens: Mapping[str, float]
+    tower_passes: float
+
+    @classmethod
+    def of(cls, arm: Arm) -> Cost | None:
+        """The mean of the runs' ledgers; None where a run has none."""
+        ledgers = [run.ledger for run in arm.runs if run.ledger is not None]
+        if not ledgers or len(ledgers) < len(arm.runs):
+            return None
+
+        def mean(values: Sequence[float]) -> float:
+            return values[0] if len(values) == 1 else sum(values) / len(values)
+
+        def means(kind: str) -> dict[str, float]:
+            return {name: mean([ledger[kind].get(name, 0) for ledger in ledgers]) for name in ledgers[0][kind]}
+
+        return cls(
+            samples=mean([ledger["samples"] for ledger in ledgers]),
+            seconds=mean([ledger["train_s"] for ledger in ledgers]),
+            flops=mean([sum(ledger["flops"].values()) for ledger in ledgers]),
+            flops_by_part=means("flops"),
+            tokens=means("tokens"),
+            tower_passes=mean([ledger["tower_passes"] for ledger in ledgers]),
+        )
+
+
+@dataclass(frozen=True)
+class ScoredArm:
+    """An arm's figures.
+
+    Attributes:
+        arm: whose.
+        tasks: the score of each task of the study.
+        averages: language, vision and overall, as far as there are such tasks.
+        cost: of training; None where it is not known. Of an arm that others begin with, what came before theirs.
+        start: whether other arms begin with its model, or it is only aligned: no tuning, and no cost of one.
+    """
+
+    arm: Arm
+    tasks: dict[str, Score]
+    averages: dict[str, Score]
+    cost: Cost | None
+    start: bool = False
+
+    @property
+    def name(self) -> str:
+        """The arm's name."""
+        return self.arm.name
+
+    @property
+    def tuned(self) -> bool:
+        """Whether tuning made it, at a known cost."""
+        return self.cost is not None and not self.start
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms scored on the same tasks.
+
+    Attributes:
+        arms: those with a finished run.
+        tasks: what all of them were scored on, by name, with the modality.
+        averaged: the tasks that the averages are over: unseen by all, and scored alike.
+        warnings: why something is left out, or does not compare; for people.
+    """
+
+    arms: list[ScoredArm]
+    tasks: dict[str, str]
+    averaged: list[str]
+    warnings: list[str]
+
+    @property
+    def averages(self) -> list[str]:
+        """The averages there are."""
+        return [name for name in AVERAGES if any(name in ("overall", self.tasks[task]) for task in self.averaged)]
+
+    def baseline(self, name: str | None = None) -> ScoredArm | None:
+        """The arm of this name; without one, the most costly tuned arm; None with fewer than two.
+
+        Raises:
+            UserError: no arm has this name.
+        """
+        if name is not None:
+            for arm in self.arms:
+                if arm.name == name:
+                    return arm
+            raise UserError(f"--baseline {name}: no such arm; choose one of: {', '.join(a.name for a in self.arms)}")
+        tuned = [arm for arm in self.arms if arm.tuned]
+        return max(tuned, key=lambda arm: arm.cost.flops if arm.cost else 0.0) if len(tuned) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Cheaper:
+    """How many times fewer operations an arm's training took than a baseline's.
+
+    Attributes:
+        at_equal_samples: per row trained on, so for equally many rows; None where one of the costs is not known.
+        at_same_score: to reach the baseline's score, by average: at least so many times, because the arm may have
+            reached it before its end. None where the arm ends below the baseline, or a cost is not known.
+    """
+
+    at_equal_samples: float | None
+    at_same_score: Mapping[str, float | None]
+
+
+def study(arms: Sequence[Arm]) -> Study:
+    """Score arms on the tasks that all their runs have.
+
+    Averages are unweighted means over the tasks that no arm has seen and that were scored alike for all (same rows,
+    task version, protocol, way of answering). Their sampling error is that of independent tasks, sqrt(Σe²)/k; between
+    seeds it is the averages themselves that are compared, since a seed may move several tasks together.
+
+    Raises:
+        UserError: no run is finished, or the arms have no task in common.
+    """
+    finished = [arm for arm in arms if arm.runs]
+    runs = [run for arm in finished for run in arm.runs]
+    if not runs:
+        raise UserError("none of the runs is finished, so there is nothing to report")
+    tasks = {
+        name: str(task["modality"])
+        for name, task in runs[0].results["tasks"].items()
+        if all(name in run.results["tasks"] for run in runs)
+    }
+    if not tasks:
+        folders = ", ".join(str(run.evaluation) for run in runs)
+        raise UserError(f"{folders}: have no task in common, so there is nothing to report; give them one by one")
+    unlike = {name: why for name in tasks if (why := _unlike(name, runs))}
+    seen = {task: why for arm in arms for task, why in arm.seen.items() if task in tasks}
+    averaged = [name for name in tasks if name not in unlike and name not in seen]
+    left_out = dict.fromkeys(name for run in runs for name in run.results["tasks"] if name not in tasks)
+    warnings = [
+        *(f"{arm.name}: {folder} is not finished and left out." for arm in arms for folder in arm.unfinished),
+        *(f"{name}: left out, because not every run was scored on it." for name in left_out),
+        *(f"{name} does not compare, and is in no average: {why}." for name, why in unlike.items()),
+        *(f"{name} is not unseen, and in no average: {why}." for name, why in seen.items()),
+    ]
+    bases = {place for run in runs if (base := run.config.get("model.base")) for place in _places(str(base))}
+    scored = [_scored(arm, tasks, averaged, bases) for arm in finished]
+    return Study(scored, tasks, averaged, warnings + _different_samples(scored))
+
+
+def cheaper(arm: ScoredArm, baseline: ScoredArm) -> Cheaper:
+    """How many times cheaper the arm's training was than the baseline's, in floating-point operations."""
+    if not (arm.cost and baseline.cost and arm.tuned and baseline.tuned and arm.cost.flops):
+        return Cheaper(None, dict.fromkeys(arm.averages))
+    times = baseline.cost.flops / arm.cost.flops
+    rows = arm.cost.samples and baseline.cost.samples
+    return Cheaper(
+        times * arm.cost.samples / baseline.cost.samples if rows else None,
+        {name: times if score.mean >= baseline.averages[name].mean else None for name, score in arm.averages.items()},
+    )
+
+
+def _scored(arm: Arm, tasks: Mapping[str, str], averaged: Sequence[str], bases: set[Path]) -> ScoredArm:
+    results = [run.results["tasks"] for run in arm.runs]
+    scores = {
+        name: Score.of_seeds([one[name]["score"] for one in results], [one[name]["stderr"] for one in results])
+        for name in tasks
+    }
+    averages = {}
+    for average in AVERAGES:
+        group = [name for name in averaged if average in ("overall", tasks[name])]
+        if group:
+            averages[average] = Score.of_seeds(
+                [sum(one[name]["score"] for name in group) / len(group) for one in results],
+                [math.sqrt(sum(one[name]["stderr"] ** 2 for name in group)) / len(group) for one in results],
+            )
+    start = any(run.aligned_only or (run.run is not None and bases & _places(str(run.run))) for run in arm.runs)
+    return ScoredArm(arm, scores, averages, Cost.of(arm), start)
+
+
+def _places(model: str) -> set[Path]:
+    """The run directory that a reference to a run or to its model stands for; nothing for a name from the hub."""
+    try:
+        place = locate(model)
+    except UserError:
+        return set()
+    place = place.parent if place.name == "model" else place
+    return {place.resolve()} if place.is_dir() else set()
+
+
+def _unlike(name: str, runs: Sequence[TrainedRun]) -> str | None:
+    """Why a task's scores do not compare, or None if they do."""
+    first = runs[0]
+    for run in runs[1:]:
+        if found := difference(first.results["tasks"][name], run.results["tasks"][name]):
+            return f"{first.evaluation} and {run.evaluation} differ in {found[0]}, {found[1]}"
+    return None
+
+
+def _different_samples(arms: Sequence[ScoredArm]) -> list[str]:
+    """A warning where tuned runs were trained on differently many rows."""
+    ledgers = [run.ledger for arm in arms if arm.tuned for run in arm.arm.runs]
+    rows = {ledger["samples"] for ledger in ledgers if ledger is not None}
+    if len(rows) < 2:
+        return []
+    listed = f"{min(rows):,} to {max(rows):,}"
+    return [f"The runs were trained on differently many rows, {listed}; mind that when comparing their scores."]

@@ -1,0 +1,1 @@
+"""Flags, config checks and messages that commands share."""

@@ -1,0 +1,157 @@
+"""The parsers' complaints, in words that name the flag or the config's key and say what to write instead."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmtune.cli.shared.trusted_code import not_trusted
+from mmtune.common.errors import brief, reason
+
+_UNKNOWN_FLAG = re.compile(r"unrecognized arguments: ([^\s=]+)")
+_UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[\w.]+)'|Subcommand '\w+') does not accept option '(?P<key>[^']+)'")
+_WRONG_VALUE = re.compile(r'Parser key "(?P<key>[^"]+)": (?P<why>.*)')
+_INNER_KEY = re.compile(r"Option '([^']+)' is not accepted")
+_GIVEN = re.compile(r"(?:Got|Given) value: (?P<value>.*)")
+_NOT_TRUSTED = re.compile(r"Importing '(?P<path>[\w.]+)' is not allowed")
+_REMOTE = re.compile(r"(?:Expected a path but|Unable to load config) ['\"]?(?P<address>[\w+.-]+:(?://|:)[^\s'\"]+)")
+_CHOICES = re.compile(r"typing\.Literal\[([^\[\]]+)\]")
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def reworded(message: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
+    """What jsonargparse complains of, for someone who knows the command line and not its types.
+
+    Args:
+        message: jsonargparse's.
+        parser: the one that complains.
+        arguments: what it was given; the files after `--config` are looked into for the key.
+    """
+    message = " ".join(message.split())
+    if found := _UNKNOWN_FLAG.match(message):
+        word = found[1]
+        if not word.startswith("-"):
+            return f'{word}: belongs to no flag; quote a value that holds spaces, and write lists as \'["a", "b"]\''
+        flags = [flag for action in _actions(parser) for flag in action.option_strings]
+        return f"{word}: no such flag{_near(word, flags)}"
+    if found := _UNKNOWN_KEY.match(message):
+        key = ".".join(part for part in (found["group"], found["key"]) if part)
+        keys = [action.dest for action in _actions(parser)]
+        parents = [known.removesuffix(f".{key}") for known in keys if known.endswith(f".{key}")]
+        belongs = f"; it belongs to {parents[0]!r}: put it below that, further to the right" if parents else ""
+        return f"{_place(key, arguments)}: no such key{belongs or _near(key, keys)}"
+    if found := _WRONG_VALUE.match(message):
+        return _wrong_value(found["key"], found["why"], parser, arguments)
+    return message
+
+
+def unreadable(arguments: Sequence[str], error: ValueError | OverflowError) -> str:
+    """What jsonargparse lets through: code that is not trusted, and Python's own complaint about very long numbers."""
+    if code := _NOT_TRUSTED.search(str(error)):  # where a group of flags is given as one
+        return str(not_trusted(place_of(_key_of(code["path"], arguments), arguments), code["path"]))
+    culprit = next((argument for argument in arguments if re.search(r"\d{300}", argument)), "--config")
+    return f"{brief(culprit)}: cannot be read ({reason(error)})"
+
+
+def _wrong_value(key: str, why: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
+    if inner := _INNER_KEY.search(why):
+        return f"{_place(f'{key}.{inner[1]}', arguments)}: no such key; --{key}.help lists them"
+    flags = [flag for a in _actions(parser) if a.dest == key for flag in a.option_strings if flag.startswith("--")]
+    flag = flags[0] if flags else f"--{key}"
+    if code := _NOT_TRUSTED.search(why):
+        return str(not_trusted(place_of(key, arguments, flag), code["path"]))
+    if remote := _REMOTE.search(why):
+        where = f"{place_of(key, arguments, flag)} {remote['address']}"
+        return f"{where}: configs are read from local files alone; download it, look at it, and give its path"
+    given = _GIVEN.search(why)
+    if given is None:
+        return f"{flag}: {why}"
+    place, value = _place(key, arguments, flag, given["value"]), brief(given["value"])
+    if choices := _CHOICES.search(why):
+        return f"{place} {value}: choose one of: {choices[1].replace(chr(39), '')}"
+    if why.startswith("Expected a <class 'list'>"):
+        written = f"[{value}]" if place.startswith("--config") else f"'[\"{value}\"]'"
+        return f"{place} {value}: must be a list; write {written}"
+    kinds = [text for name, text in _KINDS.items() if f"<class '{name}'>" in why]
+    return f"{place} {value}: must be {' or '.join(kinds)}" if kinds else f"{place}: {why}"
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """What the parser and those of its subcommands can be given."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                yield from _actions(subparser)
+        else:
+            yield action
+
+
+def _place(key: str, arguments: Sequence[str], flag: str | None = None, value: str | None = None) -> str:
+    """The flag that was given (this value), else the last config that holds the key, with the key."""
+    flag = flag or f"--{key}"
+    pairs = list(zip(arguments, [*arguments[1:], ""], strict=True))
+    given = [after if word == flag else word.partition("=")[2] for word, after in pairs if word.split("=")[0] == flag]
+    if value in given or (value is None and given):
+        return flag
+    for argument, after in reversed(pairs):
+        path = after if argument in ("--config", "-c") else argument.partition("--config=")[2]
+        if path and _holds(yaml.safe_load(Path(path).read_text(encoding="utf-8")), key.split(".")):
+            return f"--config {path}: {key}"
+    return flag
+
+
+def place_of(key: str, arguments: Sequence[str], flag: str | None = None) -> str:
+    """The flag or the config, with the key, that gave a value.
+
+    Args:
+        key: dotted; its last parts may lie within lists, which are given as a whole.
+        arguments: the command line.
+        flag: by which the key is given.
+    """
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        part = ".".join(parts[:length])
+        if (found := _place(part, arguments, flag if part == key else None)).startswith("--config "):
+            return found.removesuffix(part) + key
+        if any(word.split("=")[0].rstrip("+") == found for word in arguments):
+            return found
+    return flag or f"--{key}"
+
+
+def _key_of(path: str, arguments: Sequence[str]) -> str:
+    """The key of the last config that gives this class path."""
+    for word, after in reversed(list(zip(arguments, [*arguments[1:], ""], strict=True))):
+        file = after if word in ("--config", "-c") else word.partition("--config=")[2]
+        found = _keys(yaml.safe_load(Path(file).read_text(encoding="utf-8")), path) if file else None
+        if found:
+            return found.removesuffix(".class_path")
+    return "config"
+
+
+def _keys(value: Any, wanted: str) -> str:
+    """The dotted key of a value, "" where it is nowhere."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        if inner == wanted:
+            return str(key)
+        if found := _keys(inner, wanted):
+            return f"{key}.{found}"
+    return ""
+
+
+def _holds(value: Any, path: list[str]) -> bool:
+    for part in path:
+        if not isinstance(value, dict) or part not in value:
+            return False
+        value = value[part]
+    return True

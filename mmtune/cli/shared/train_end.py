@@ -1,0 +1,82 @@
+"""What `mmtune fit` says at its end: what the run was, or the signal that stopped it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from mmtune.common.files import read_json
+from mmtune.common.signals import NAMES, stopped
+from mmtune.common.text import visible
+from mmtune.training.callbacks.stopping import StopOnSignal
+
+
+def report(cli: LightningCLI) -> None:
+    """Say what the run was and where it lies; the first of several processes does."""
+    trainer, data = cli.trainer, cli.datamodule
+    if not trainer.is_global_zero:
+        return
+    record = data.record
+    run = trainer.default_root_dir
+    sources = record["sources"].values()
+    text, visual = sum(s["text"] for s in sources), sum(s["visual"] for s in sources)
+    drawn = f"drawn from {text:,} text and {visual:,} visual ones; {run}/"
+    ledger = Path(run) / "ledger.json"
+    if ledger.is_file():
+        done = read_json(ledger)
+        learnt = f"{done['samples']:,} rows ({done['tokens']['supervised']:,} tokens learnt from)"
+        _say(f"{done['steps']} steps on {learnt}, {drawn}")
+    else:
+        _say(f"0 steps on no rows, {drawn}")
+    markers = record["rows_spelling_markers"]
+    if markers["count"]:
+        _say(
+            f"Rows with special tokens spelled in their text, which was read as those tokens: {markers['count']} "
+            f"(all in {run}/data.json); the first: {markers['rows'][0]}"
+        )
+    trimmed = record["rows_with_answers_trimmed"]
+    if trimmed["count"]:
+        _say(
+            f"Rows with answers whose first white space (indentation) the chat template does not write: "
+            f"{trimmed['count']} (all in {run}/data.json); the first: {trimmed['rows'][0]}"
+        )
+    left_out = record["rows_with_answers_left_out"]
+    if left_out["count"]:
+        _say(
+            f"Rows with earlier answers that are not learnt: {left_out['count']} (all in {run}/data.json), because "
+            f"{left_out['because']}; the first: {left_out['rows'][0]}"
+        )
+    cut = record["cut_rows"]
+    if cut["count"]:
+        _say(f"Rows cut at --data.max_length: {cut['count']} (all in {run}/data.json); the first: {cut['rows'][0]}")
+    skipped = record["bad_rows"]
+    if skipped["count"]:
+        rows = "1 row" if skipped["count"] == 1 else f"{skipped['count']} rows"
+        _say(f"Left out {rows} that could not be used (all in {run}/data.json):")
+        for message in skipped["messages"][:5]:
+            _say(f"  {message}")
+
+
+def _say(text: str) -> None:
+    """Print what quotes rows and names of files, which must not act on the terminal."""
+    print(visible(text))
+
+
+def stopped_at_the_end(cli: LightningCLI) -> int:
+    """The exit status of a finished run; not 0 where a signal came when no step was left: what follows must know."""
+    received = next(c.received for c in cli.trainer.callbacks if isinstance(c, StopOnSignal))  # type: ignore[attr-defined]
+    if received is None:
+        return 0
+    number = signal.SIGINT if received == signal.SIGINT else signal.SIGTERM
+    rank_zero_only(print)(f"mmtune: {NAMES[number]} came when the run was finished", file=sys.stderr)
+    return 128 + number
+
+
+def stopped_beside_steps(number: int) -> int:
+    """The exit status where a signal came before the first step, or a second one in the middle of one."""
+    rank_zero_only(stopped)(number, begin="the last checkpoint, if there is one")
+    return 128 + number

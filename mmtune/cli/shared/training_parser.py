@@ -1,0 +1,41 @@
+"""The parser of `mmtune fit`, `validate` and `plan`: errors are one line, and secrets are never written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mmtune.common.torchvision_ops  # noqa: F401  # before lightning
+
+import yaml  # isort: skip
+from lightning.pytorch.cli import LightningArgumentParser
+
+from mmtune.cli.shared.flag_errors import reworded
+from mmtune.common.errors import UserError
+from mmtune.common.masking import masked
+from mmtune.common.text import visible
+
+
+class TrainingParser(LightningArgumentParser):
+    """A parser whose complaints are one line, and that takes no beginning of a flag for the flag."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """Raise instead of printing the usage."""
+        arguments = getattr(self, "args", None)
+        if arguments is None:  # of one option's own keys; the parser of the whole line says so, too
+            raise UserError(message) from ex
+        command = self.prog.split()[-1].replace("mmtune", arguments[0] if arguments else "fit")
+        raise UserError(f"{reworded(message, self, arguments)} (mmtune {command} --help lists the flags)") from ex
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """The config as YAML, without secrets: it is printed, kept in runs, and told to loggers.
+
+        What would act or hide on a terminal is written as YAML's escapes.
+        """
+        text: str = super().dump(*args, **kwargs)
+        config = yaml.safe_load(text)
+        if (safe := masked(config)) == config and visible(text) == text:
+            return text
+        return yaml.safe_dump(safe, sort_keys=False, allow_unicode=visible(text) == text)

@@ -1,0 +1,1 @@
+"""Shared helpers without a model or data: errors, files, text, signals."""

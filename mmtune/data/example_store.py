@@ -1,0 +1,158 @@
+"""Examples by the million: what is kept of each in memory is some tens of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+
+from mmtune.common.disk import naming
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
+from mmtune.data.encoding import Example
+from mmtune.data.images import Photo
+
+_IN_MEMORY = 2**26  # bytes of tokens; more go to a file
+
+
+class ExampleStore:
+    """Examples by number, in the order they were added; all are added before the first is read.
+
+    Tokens beyond 64 MiB lie in a file without a name in the system's folder for temporary files ($TMPDIR), which is
+    memory-mapped, and gone when the process is. Photos that rows hold as bytes stay in memory.
+    """
+
+    def __init__(self) -> None:
+        self._sources: dict[str, int] = {}
+        self._source_of, self._rows, self._lengths, self._cut = array("i"), array("q"), array("i"), array("i")
+        self._texts = array("q")
+        self._begins = array("q", [0])  # in words of 4 bytes
+        self._photos: dict[Photo, int] = {}  # numbered as they are met first
+        self._shown, self._shown_until = array("i"), array("q", [0])
+        self._buffer: bytearray = bytearray()
+        self._file: IO[bytes] | None = None
+
+    def add(self, example: Example, conversation: Conversation) -> int:
+        """Keep what was made of a conversation; its number.
+
+        Raises:
+            OSError: the folder for temporary files is full.
+        """
+        number = len(self._rows)
+        self._source_of.append(self._sources.setdefault(conversation.source, len(self._sources)))
+        self._rows.append(conversation.row)
+        self._lengths.append(len(example))
+        self._cut.append(example.cut)
+        self._texts.append(_text_key(conversation))
+        self._shown.extend(self._photos.setdefault(photo, len(self._photos)) for photo in example.images)
+        self._shown_until.append(len(self._shown))
+        self._buffer += example.input_ids.tobytes() + example.supervised.tobytes()
+        self._buffer += bytes(-len(example) % 4)
+        self._begins.append(self._begins[-1] + len(example) + -(-len(example) // 4))
+        if len(self._buffer) > _IN_MEMORY:
+            self._write()
+        return number
+
+    def kind(self, number: int) -> tuple[str, bool]:
+        """The file or hub id that an example comes from, and whether it shows a photo."""
+        return self._names[self._source_of[number]], self._shown_until[number] < self._shown_until[number + 1]
+
+    def images(self, number: int) -> tuple[Photo, ...]:
+        """The photos of an example."""
+        shown = self._shown[self._shown_until[number] : self._shown_until[number + 1]]
+        return tuple(self.photos[photo] for photo in shown)
+
+    def shown(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of every photo that these examples show: the place of the example among them, and its own in `photos`."""
+        until = np.frombuffer(self._shown_until, dtype=np.int64)
+        wanted = np.asarray(numbers, dtype=np.int64)
+        begins, counts = until[wanted], until[wanted + 1] - until[wanted]
+        owners = np.repeat(np.arange(len(wanted)), counts)
+        places = np.arange(counts.sum()) + np.repeat(begins - np.concatenate([[0], np.cumsum(counts)[:-1]]), counts)
+        return owners, np.frombuffer(self._shown, dtype=np.intc)[places.astype(np.int64)]
+
+    def text_keys(self, numbers: Sequence[int]) -> np.ndarray:
+        """What is the same of examples in which the same is said, whatever the system prompt: int64 [examples]."""
+        return np.frombuffer(self._texts, dtype=np.int64)[np.asarray(numbers, dtype=np.int64)]
+
+    def length(self, number: int) -> int:
+        """How many tokens an example has."""
+        return self._lengths[number]
+
+    def example(self, number: int) -> Example:
+        """An example; its tokens are views."""
+        begin, length = self._begins[number], self._lengths[number]
+        words = self._words[begin : self._begins[number + 1]]
+        supervised = words[length:].view(bool)[:length]
+        where = f"{self.kind(number)[0]}, row {self._rows[number]}"
+        return Example(words[:length], supervised, self.images(number), where, self._cut[number])
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(self._sources)
+
+    @cached_property
+    def photos(self) -> list[Photo]:
+        """All photos of all examples, each path once."""
+        return list(self._photos)
+
+    @cached_property
+    def _words(self) -> np.ndarray:
+        """All tokens: int32 [words], of each example its ids and then, a byte each, whether they are learnt."""
+        if self._file is None:
+            return np.frombuffer(memoryview(self._buffer).toreadonly(), dtype=np.int32)
+        self._write().flush()
+        # as a plain array: slices of a memmap take three times as long
+        return np.memmap(self._file, dtype=np.int32, mode="r").view(np.ndarray)
+
+    def _write(self) -> IO[bytes]:
+        with naming(Path(tempfile.gettempdir())):
+            self._file = self._file or tempfile.TemporaryFile()  # noqa: SIM115  # open as long as it is mapped
+            self._file.write(self._buffer)
+        self._buffer.clear()
+        return self._file
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the file, which has no name: a process that is not forked gets the tokens themselves."""
+        return self.__dict__ | {"_words": np.array(self._words), "_buffer": bytearray(), "_file": None}
+
+
+def _text_key(conversation: Conversation) -> int:
+    """8 bytes that stand for what is said, whatever its white space and the places of photos."""
+    said = [" ".join(turn.text.replace(IMAGE_PLACEHOLDER, "").split()) for turn in conversation.dialogue]
+    digest = hashlib.blake2b("\0".join(said).encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+class Examples(Sequence[Example]):
+    """Some examples of a store, in an order."""
+
+    def __init__(self, store: ExampleStore, numbers: Sequence[int] | np.ndarray) -> None:
+        self._store, self._numbers = store, np.asarray(numbers, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Examples: ...
+
+    def __getitem__(self, place: int | slice) -> Example | Examples:
+        if isinstance(place, slice):
+            return Examples(self._store, self._numbers[place])
+        return self._store.example(int(self._numbers[place]))
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self._store.example, self._numbers.tolist())
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens each has."""
+        return [self._store.length(number) for number in self._numbers.tolist()]

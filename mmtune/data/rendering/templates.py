@@ -1,0 +1,371 @@
+"""Chat templates: a conversation becomes text, and what the assistant said is known while rendering.
+
+`vicuna_v1`, `llama_2` and `plain` are LLaVA's (conversation.py and train.py of the released code, checked
+token by token against its own preprocessing in tests/data/test_templates.py); `chatml` is Qwen's and
+SmolLM2's; `tokenizer` renders with the chat template that the tokenizer itself carries, with a thought before
+the answer (Qwen3's `<think>…</think>`) where the answer brings one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jinja2 import TemplateError
+
+from mmtune.common.errors import RowError, UserError, did_you_mean, reason
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
+from mmtune.data.rendering import template_faults as faults
+from mmtune.data.rendering.chat_rendering import render_chat
+from mmtune.data.rendering.template_date import dated, reads_clock
+from mmtune.data.rendering.turn_ends import Messages, TurnEnds, find_turn_ends
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+TOKENIZER_TEMPLATE = "tokenizer"
+THOUGHT_BEGIN, THOUGHT_END = faults.THOUGHT_BEGIN, faults.THOUGHT_END
+Thinking = Literal["never", "optional", "always"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: the whole text, with `<image>` where a photo goes.
+        answers: what is learnt: a (start, end) span of characters per assistant turn, with the end marker. Turns
+            before the last have none where the template writes them otherwise than they were said.
+    """
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+
+
+class _Writer:
+    """Collects text and notes which characters the assistant said.
+
+    `thinking` says whether the answer that is yet to come begins with a thought.
+    """
+
+    def __init__(self, *, thinking: bool = False) -> None:
+        self.thinking = thinking
+        self.text = ""
+        self.answers: list[tuple[int, int]] = []
+        self._last: tuple[int, int] | None = None  # the last answer without its end marker, if it is learnt
+
+    def add(self, text: str) -> None:
+        self.text += text
+
+    def answer(self, text: str, end: str = "", *, supervised: bool = True) -> None:
+        start, said = len(self.text), len(self.text) + len(text)
+        self.text += text + end
+        self._last = (start, said) if supervised else None
+        if supervised:
+            self.answers.append((start, len(self.text)))
+
+    def rewrite(self, text: str, ends: TurnEnds) -> None:
+        """Begin again with a text that tells all so far in another way.
+
+        An answer is still learnt if all up to its last word is the same and an end follows, as where a template ends
+        the last answer otherwise than those before it.
+        """
+        same = faults.common_length(self.text, text)
+        kept = [span for span in (self.answers[:-1] if self._last else self.answers) if span[1] <= same]
+        if self._last is not None:
+            start, said = self._last
+            if said <= same and (end := ends.between(text[said:])):
+                kept.append((start, said + end))
+        self.text, self.answers = text, kept
+
+    def rendered(self) -> Rendered:
+        return Rendered(self.text, tuple(self.answers))
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How a model family writes a conversation down.
+
+    Attributes:
+        name: as given by `--model.template`.
+        write: writes turns (ending with the assistant's, or with the user's for a prompt) to a writer.
+        stops: the markers that end the assistant's turn.
+        default_system: the system prompt of conversations that bring none; None where the template has none.
+        thinking: whether a prompt can ask for a thought before the answer, or always does.
+        source: what else decides the text that is written: the jinja source of a tokenizer's own.
+        reads_clock: whether it may write the date of the day on which it is used.
+        untrainable: why nothing can be learnt with it; "" where it can.
+        left_out: why earlier answers are not learnt, where some are not.
+        trims: whether white space that an answer begins with is not written.
+    """
+
+    name: str
+    write: Callable[[_Writer, str, Sequence[Turn]], None]
+    stops: tuple[str, ...]
+    default_system: str | None = None
+    thinking: Thinking = "never"
+    source: str = ""
+    reads_clock: bool = False
+    untrainable: str = ""
+    left_out: str = faults.REWRITES
+    trims: bool = False
+
+    def check_trainable(self, where: str) -> None:
+        """Refuse a template with which a model could not learn where an answer ends.
+
+        Raises:
+            UserError: it is one; the message begins with `where`.
+        """
+        if self.untrainable:
+            raise UserError(f"{where}: {self.untrainable}")
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """Render a conversation for training.
+
+        Raises:
+            RowError: the template has no place for what the conversation holds.
+        """
+        writer = _Writer()
+        if self.thinking == "never" and any(turn.thought for turn in conversation.turns):
+            raise RowError(
+                f"{conversation.where}: template {self.name!r} knows no thoughts, and the row has one apart from its "
+                "answer; write it into the answer to have it learned as text"
+            )
+        try:
+            self.write(writer, self._system(conversation.system), photo_first(conversation.dialogue))
+        except _NoPlaceError as error:
+            raise RowError(f"{conversation.where}: {error}") from None
+        return writer.rendered()
+
+    def prompt(self, turns: Sequence[Turn], *, primer: str = "", thinking: bool = False) -> str:
+        """Render turns that end with the user's, up to where the assistant begins to answer with `primer`.
+
+        With `thinking` it begins with a thought, in a template that knows both ways.
+
+        Raises:
+            UserError: the template has no place for what the turns hold, or no way to think.
+        """
+        if thinking and self.thinking == "never":
+            raise UserError(f"template {self.name!r} knows no thoughts before an answer; leave out thinking_tokens")
+        system = turns[0].text if turns[0].role == "system" else None
+        writer = _Writer(thinking=thinking)
+        self.write(writer, self._system(system), photo_first([t for t in turns if t.role != "system"]))
+        return join_primer(writer.text, primer)
+
+    def _system(self, given: str | None) -> str:
+        return given if given is not None else self.default_system or ""
+
+
+class _NoPlaceError(UserError):
+    """The template has no place for what is to be written; the row is named by who knows it."""
+
+
+def join_primer(prompt: str, primer: str) -> str:
+    """Begin the assistant's turn with `primer`, after a space unless the prompt ends in white space."""
+    if not primer or prompt[-1:].isspace():
+        return prompt + primer
+    return f"{prompt} {primer}"
+
+
+def photo_first(turns: Sequence[Turn]) -> list[Turn]:
+    """Move the photo of a one-photo turn to its start, on a line of its own, as LLaVA does.
+
+    Turns with several photos keep them where they are: their order may be what the question is about.
+    """
+    return [
+        Turn(turn.role, f"{IMAGE_PLACEHOLDER}\n{turn.text.replace(IMAGE_PLACEHOLDER, '').strip()}".strip())
+        if turn.text.count(IMAGE_PLACEHOLDER) == 1
+        else turn
+        for turn in turns
+    ]
+
+
+def _write_vicuna_v1(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+    out.add(f"{system} ")
+    for turn in turns:
+        if turn.role == "user":
+            out.add(f"USER: {turn.text} ASSISTANT:")
+        else:
+            out.answer(f" {turn.text}</s>", supervised=turn.supervised)
+
+
+def _write_llama_2(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+    for position, turn in enumerate(turns):
+        if turn.role == "user":
+            start = "" if position == 0 else "<s>"
+            wrapped = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if position == 0 and system else ""
+            out.add(f"{start}[INST] {wrapped}{turn.text} [/INST]")
+        else:
+            out.answer(f" {turn.text} </s>", supervised=turn.supervised)
+
+
+def _write_plain(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+    for turn in turns:
+        if turn.role == "user":
+            photos = turn.text.count(IMAGE_PLACEHOLDER)
+            if not photos:
+                raise _NoPlaceError(
+                    "template 'plain' is for photo and caption; this turn has no photo (use a chat template)"
+                )
+            out.add(IMAGE_PLACEHOLDER * photos)
+        else:
+            out.answer(f"{turn.text}\n", supervised=turn.supervised)
+
+
+def _write_chatml(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+    if system:
+        out.add(f"<|im_start|>system\n{system}<|im_end|>\n")
+    for turn in turns:
+        if turn.role == "user":
+            out.add(f"<|im_start|>user\n{turn.text}<|im_end|>\n<|im_start|>assistant\n")
+        else:
+            out.answer(f"{turn.text}<|im_end|>", supervised=turn.supervised)
+            out.add("\n")
+
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        Template("vicuna_v1", _write_vicuna_v1, ("</s>",), VICUNA_SYSTEM),
+        Template("llama_2", _write_llama_2, ("</s>",), LLAMA_2_SYSTEM),
+        Template("plain", _write_plain, ("\n",)),
+        Template("chatml", _write_chatml, ("<|im_end|>",)),
+    )
+}
+
+
+def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
+    """The template that the tokenizer carries (`tokenizer.chat_template`).
+
+    Args:
+        tokenizer: carries it.
+        date: what it writes for the day's date; None leaves it to ask the clock.
+
+    Raises:
+        UserError: it carries none.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"template 'tokenizer': the tokenizer of {tokenizer.name_or_path} carries no chat template; "
+            f"choose one of {', '.join(TEMPLATES)}"
+        )
+
+    in_parts, source = takes_parts(tokenizer), dated(tokenizer.get_chat_template(), date)
+
+    def render(turns: Messages, *, prompt: bool, thinking: bool = False) -> str:
+        messages = [turn | {"content": content_parts(turn["content"])} for turn in turns] if in_parts else turns
+        try:
+            text = render_chat(tokenizer, messages, source=source, prompt=prompt, enable_thinking=thinking)
+        except TemplateError as error:  # templates refuse what they cannot write as they like, say a system prompt
+            said = faults.refused(reason(error), turns, lambda others: rendered(others, prompt) is not None)
+            raise _NoPlaceError(said) from None
+        # the tokenizer adds its own start marker when the text is tokenised
+        return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token and adds_bos(tokenizer) else text
+
+    def rendered(turns: Messages, prompt: bool) -> str | None:
+        try:
+            return render(turns, prompt=prompt)
+        except _NoPlaceError:
+            return None
+
+    ends = find_turn_ends(rendered, map(str, tokenizer.added_tokens_decoder.values()))
+
+    def write(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+        messages = [{"role": "system", "content": system}] if system else []
+        for place, turn in enumerate(turns):
+            messages.append({"role": turn.role, "content": turn.text})
+            if turn.role == "user":
+                given = turns[place + 1].text if place + 1 < len(turns) else None
+                thinking = out.thinking if given is None else THOUGHT_END in given
+                text = render(messages, prompt=True, thinking=thinking)
+                _refuse(faults.system_fault(system, text))
+                if text.startswith(out.text):
+                    out.add(text[len(out.text) :])
+                else:  # Qwen3's drops earlier thoughts; what it then writes is not what those answers followed
+                    out.rewrite(text, ends)
+            else:
+                text = render(messages, prompt=False, thinking=thinking)
+                if not text.startswith(out.text):
+                    _refuse(faults.continuation_fault(out.text, text, system))
+                answer, end, after = ends.split(text[len(out.text) :])
+                _refuse(faults.answer_fault(turn.text, out.text, answer))
+                out.answer(answer, end, supervised=turn.supervised)
+                out.add(after)
+
+    def modes() -> Thinking:
+        asked = [{"role": "user", "content": "a"}]
+        try:
+            at_once, thinking = (render(asked, prompt=True, thinking=mode) for mode in (False, True))
+        except _NoPlaceError:
+            return "never"
+        if at_once != thinking:
+            return "optional"
+        return "always" if thinking.rstrip().endswith(THOUGHT_BEGIN) else "never"
+
+    return Template(
+        TOKENIZER_TEMPLATE,
+        write,
+        ends.markers or tuple(filter(None, [ends.next_turn])),
+        thinking=modes(),
+        source=source,
+        reads_clock=reads_clock(source),
+        untrainable=faults.NO_END if ends.missing else "",
+        left_out=faults.NO_END_BETWEEN if ends.missing_between else faults.REWRITES,
+        trims=_trims(rendered),
+    )
+
+
+def _trims(rendered: Callable[[Messages, bool], str | None]) -> bool:
+    """Whether a chat template takes white space off the beginning of an answer."""
+    indented = "    a"
+    text = rendered([{"role": "user", "content": "a"}, {"role": "assistant", "content": indented}], False)
+    return text is not None and indented not in text
+
+
+def _refuse(fault: str) -> None:
+    if fault:
+        raise _NoPlaceError(fault)
+
+
+def content_parts(text: str) -> list[dict[str, str]]:
+    """A turn's text as transformers' multimodal templates take it: photos, and what is said between them."""
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        parts += [{"type": "image"}] if number else []
+        parts += [{"type": "text", "text": piece.strip("\n")}] if piece.strip() else []
+    return parts
+
+
+def takes_parts(tokenizer: Any) -> bool:
+    """Whether the chat template wants each turn as a list of parts: then it writes nothing of a plain string."""
+    try:
+        text = render_chat(tokenizer, [{"role": "user", "content": "said"}])
+    except TemplateError:  # a template raises as it likes at what it does not know
+        return True
+    return "said" not in text
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts its start marker before every text."""
+    ids = tokenizer("a", add_special_tokens=True)["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def get_template(name: str, tokenizer: Any, date: str | None = None) -> Template:
+    """The template of that name; `tokenizer` takes the tokenizer's own, which may be told the day's date.
+
+    Raises:
+        UserError: no such template.
+    """
+    if name == TOKENIZER_TEMPLATE:
+        return tokenizer_template(tokenizer, date)
+    if name not in TEMPLATES:
+        raise UserError(f"--model.template {name}: {did_you_mean(name, [*TEMPLATES, TOKENIZER_TEMPLATE])}")
+    return TEMPLATES[name]

@@ -1,0 +1,1 @@
+"""Readers of training rows: files, formats and columns to conversations."""

@@ -1,0 +1,247 @@
+"""Read files and hub data sets into conversations, naming file and row in every complaint."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from mmtune.common.errors import RowError, UserError, brief
+from mmtune.common.files import is_file, lies_in, locate
+from mmtune.common.hub import go_offline_if_unreachable, kept_files, undecoded_rows
+from mmtune.data.conversation import Conversation, check
+from mmtune.data.images import Photo
+from mmtune.data.sources.formats import Format, parse_row, unread
+from mmtune.data.sources.json_files import NumberedRows, json_lines, json_list
+from mmtune.data.sources.tables import LONGEST_ROW, batches
+
+OnBadRow = Literal["error", "skip"]
+_NAMED = 20  # columns in one line
+_FILE_SUFFIXES = {".csv", ".json", ".jsonl", ".ndjson", ".parquet"}
+# owner/name[:config[:split]]; a name without an owner could be one of the library's own loaders ("json",
+# "csv"), which read the working folder
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^:]*){0,2}")
+
+
+@dataclass
+class BadRows:
+    """What happens to rows that cannot be used, and which they were.
+
+    Attributes:
+        policy: `error` stops at the first, `skip` leaves them out.
+        skipped: the message of each row left out.
+        unread: of each source, in how many rows a column or key holds something that is not read.
+    """
+
+    policy: OnBadRow = "error"
+    skipped: list[str] = field(default_factory=list)
+    unread: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def handle(self, error: RowError) -> None:
+        """Note the row, or raise.
+
+        Raises:
+            RowError: the policy is `error`.
+        """
+        if self.policy == "error":
+            raise RowError(f"{error} (--data.on_bad_row skip leaves such rows out)")
+        self.skipped.append(str(error))
+
+    def not_read(self) -> list[str]:
+        """A line for each source with columns or keys that are not read."""
+        return [f"{source}: not read: {count_columns(columns)}" for source, columns in self.unread.items()]
+
+
+def count_columns(columns: Mapping[str, int]) -> str:
+    """Columns with the number of rows that fill them, the most frequent first."""
+    ordered = sorted(columns.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{brief(repr(name))} ({rows:,} row{'s' * (rows > 1)})" for name, rows in ordered[:_NAMED]]
+    more = [f"{len(ordered) - _NAMED} more"] if len(ordered) > _NAMED else []
+    return ", ".join(shown + more)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One row as read: the format it was recognised as, and the conversation it holds."""
+
+    format: str
+    conversation: Conversation
+
+
+def read_conversations(
+    source: str, *, image_root: str | None = None, bad_rows: BadRows | None = None
+) -> Iterator[Conversation]:
+    """Stream the conversations of a file or hub data set.
+
+    Args:
+        source: a `.json`, `.jsonl`, `.csv` or `.parquet` file, `package:NAME/file`, or a hub id (`owner/name`,
+            `owner/name:config`, `owner/name:config:split`; the split is `train` unless given).
+        image_root: the folder photo paths are relative to, and that none may leave; without it, the file's own folder
+            (or its `images`).
+        bad_rows: what to do with rows that cannot be used (default: stop at the first).
+
+    Raises:
+        UserError: the source cannot be read at all.
+        RowError: a row cannot be used, under the policy `error`.
+    """
+    for reading in read_rows(source, image_root=image_root, bad_rows=bad_rows):
+        yield reading.conversation
+
+
+def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows | None = None) -> Iterator[Reading]:
+    """Like `read_conversations`, with the format each row was recognised as."""
+    bad_rows = bad_rows or BadRows()
+    rows, own = _open(source)
+    root = own if image_root is None else locate(image_root)
+    if root is not None and not root.is_dir():
+        raise UserError(f"--data.train.image_root {image_root}: no such folder")
+    folders = ([] if root is None else [root]) + ([] if own else [*kept_files()])
+    number = 0
+    for number, row in rows:
+        where = f"{source}, row {number}"
+        try:
+            known, drafts = _parse(row, where)
+        except RowError as error:
+            bad_rows.handle(error)
+            continue
+        if columns := unread(row, known):
+            bad_rows.unread.setdefault(source, Counter()).update(columns)
+        for turns, photos in drafts:  # one that cannot be used does not take the row's others with it
+            try:
+                images = tuple(_found(photo, folders, where) for photo in photos)
+                conversation = check(Conversation(tuple(turns), images, source, number))
+            except RowError as error:
+                bad_rows.handle(error)
+            else:
+                yield Reading(known.name, conversation)
+    if not number:
+        raise UserError(f"{source}: holds no rows")
+
+
+def _parse(row: Any, where: str) -> tuple[Format, list[Any]]:
+    if isinstance(row, ValueError):
+        raise RowError(f"{where}: {row}")
+    if not isinstance(row, dict):
+        hint = " (a file that is one JSON list must be named .json)" if isinstance(row, list) else ""
+        raise RowError(f"{where}: is {type(row).__name__}, not an object{hint}")
+    return parse_row(row, where)
+
+
+def _found(photo: Photo, folders: Sequence[Path], where: str) -> Photo:
+    """Find a photo's file, so that a missing one is known before training starts.
+
+    Files come from anywhere: a row must not choose which pictures of this machine are learnt.
+    """
+    if isinstance(photo, bytes):
+        return photo
+    named = brief(str(photo), 200)
+    for folder in folders:
+        for file in (folder / photo, folder / "images" / photo):
+            if not is_file(file):
+                continue
+            if any(lies_in(file, allowed) for allowed in folders):
+                return file
+            linked = lies_in(file, folder, by_name=True)
+            leads = f" (by a link, at {file.resolve()})" if linked else ""
+            links = ", or set MMTUNE_FOLLOW_LINKS=1 if the links in there are yours" if linked else ""
+            raise RowError(
+                f"{where}: the photo {named} lies outside {folder}{leads}; give --data.train.image_root a folder that "
+                f"holds it{links}"
+            )
+    raise RowError(f"{where}: the photo {named} does not exist; --data.train.image_root names the folder of the photos")
+
+
+def _open(source: str) -> tuple[NumberedRows, Path | None]:
+    """The numbered rows of a source, and the folder its photos are relative to; a hub data set has none."""
+    path = locate(source)
+    suffix = path.suffix.lower()
+    if path.is_file():
+        if suffix not in _FILE_SUFFIXES:
+            raise UserError(f"{source}: unknown kind of file; expected {', '.join(sorted(_FILE_SUFFIXES))}")
+        read = {".parquet": _parquet_rows, ".json": json_list, ".csv": _csv_rows}.get(suffix, json_lines)
+        return read(path), path.parent
+    if path.is_dir():
+        raise UserError(f"{source}: is a folder; give the file in it")
+    if suffix in _FILE_SUFFIXES or not _HUB_ID.fullmatch(source):
+        raise UserError(f"{source}: no such file (and no hub id, which reads owner/name)")
+    return _hub_rows(source), None
+
+
+def _csv_rows(path: Path) -> NumberedRows:
+    """The rows below the header, whose cells name the columns; every cell is text."""
+    csv.field_size_limit(LONGEST_ROW)  # for the whole process; Python's own is 131,072 characters
+    try:
+        with path.open("rb") as raw:
+            wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        # spreadsheets begin a file with a byte order mark
+        with path.open(encoding="utf-16" if wide else "utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(_bounded(stream), strict=True)
+            names = list(reader.fieldnames or [])
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(f"{path}: two columns are named {brief(repr(twice))}; rename one of them")
+            for number, row in enumerate(reader, 1):
+                if None in row:
+                    problem = "more cells than the header; put a text that holds commas in double quotes"
+                    raise UserError(f"{path}, row {number}: {problem}")
+                yield number, row
+    except (csv.Error, ValueError) as error:  # ValueError: no UTF-8, or a line that is longer than any
+        raise UserError(f"{path}: not valid CSV: {error}; save it as UTF-8, with commas between the cells") from None
+
+
+def _bounded(stream: IO[str]) -> Iterator[str]:
+    """The lines of a text, ends included.
+
+    Raises:
+        ValueError: one is longer than any row.
+    """
+    while line := stream.readline(LONGEST_ROW + 1):
+        if len(line) > LONGEST_ROW:
+            raise ValueError(f"a line of more than {LONGEST_ROW:,} characters, longer than any row")
+        yield line
+
+
+def _parquet_rows(path: Path) -> NumberedRows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            number = 0
+            for batch in batches(file):
+                for row in _batch_rows(batch):
+                    number += 1
+                    yield number, row
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: the name of a column is not UTF-8
+        raise UserError(f"{path}: not a readable parquet file: {error}") from None
+
+
+def _batch_rows(batch: Any) -> list[Any]:
+    try:
+        rows: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a date that Python has not
+        if len(batch) > 1:  # its neighbours are sound
+            return [row for number in range(len(batch)) for row in _batch_rows(batch.slice(number, 1))]
+        return [ValueError(f"cannot be read: {error}")]
+    return rows
+
+
+def _hub_rows(source: str) -> NumberedRows:
+    go_offline_if_unreachable()
+    from datasets import load_dataset
+
+    name, _, rest = source.partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        dataset = load_dataset(name, config or None, split=split or "train")
+    except Exception as error:  # the library raises a different one for every way this can fail
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{source}: no such file, and the hub data set cannot be loaded ({reason}); "
+            "check the path or the id, or download the data and give the file"
+        ) from None
+    yield from enumerate(undecoded_rows(dataset), 1)

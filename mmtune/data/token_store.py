@@ -1,0 +1,251 @@
+"""Rows are tokenised once: their tokens are kept on disk and memory-mapped by every later run.
+
+Below `cache_dir()/tokens` every way of making tokens (tokenizer, template, tokens per photo, this code) has a folder.
+A run that meets new rows leaves Arrow IPC files there, with the columns of `_schema`. The name of a file is the
+SHA-256 of its bytes: processes that write the same rows at once write the same file, and what is damaged gives itself
+away. The folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+
+from mmtune.common.disk import scratch_folder
+from mmtune.common.errors import RowError
+from mmtune.common.files import cache_dir, sha256_file, sha256_json
+from mmtune.data import conversation as conversation_module
+from mmtune.data import encoding
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
+from mmtune.data.encoding import ModelInputs, Tokens, tokenise
+from mmtune.data.rendering import template_faults, templates, turn_ends
+
+_FILE = 2**16  # rows that are kept in memory until they are written; none is lost but by a kill
+_CODE = (
+    conversation_module,
+    encoding,
+    templates,
+    template_faults,
+    turn_ends,
+    sys.modules[__name__],
+)  # makes the tokens
+_BATCH = 2**12  # rows laid out at a time, so that writing needs little memory
+
+
+@contextmanager
+def cached_tokens(inputs: ModelInputs, *, use: bool = True) -> Iterator[Callable[[Conversation], Tokens]]:
+    """A function from a conversation to its tokens, the same as `tokenise` gives; new ones are kept on leaving.
+
+    Args:
+        inputs: tokenizer, template and tokens per photo.
+        use: False makes all tokens afresh and keeps none.
+    """
+    # a template that is not of this package is code whose changes go unseen here
+    if not use or inputs.template.write.__module__ != templates.__name__:
+        yield functools.partial(tokenise, inputs=inputs)
+        return
+    cache = TokenCache(inputs)
+    try:
+        yield cache.tokens
+    finally:  # also when a row stops the run: the rows before it need not be tokenised again
+        cache.save()
+
+
+class TokenCache:
+    """The tokens of one way of making them.
+
+    A folder that cannot be written to is no error; `save` says so on stderr.
+    """
+
+    def __init__(self, inputs: ModelInputs) -> None:
+        self.inputs = inputs
+        self.new: dict[bytes, Tokens] = {}
+        self._keeps = True
+        self.folder: Path | None = None
+        with suppress(RuntimeError):  # there is no home folder
+            self.folder = cache_dir() / "tokens" / fingerprint(inputs)
+        self._batches = list(_batches(self.folder)) if self.folder else []
+        # sorted, for 16 bytes a row where a dict would take 150
+        starts = [batch.key_starts for batch in self._batches] or [np.empty(0, dtype=np.int64)]
+        places = [(n << 32) + np.arange(len(one), dtype=np.int64) for n, one in enumerate(starts)]
+        order = np.argsort(np.concatenate(starts), kind="stable")
+        self._key_starts, self._places = np.concatenate(starts)[order], np.concatenate(places)[order]
+
+    def tokens(self, conversation: Conversation) -> Tokens:
+        """The conversation's tokens: read-only views of a memory-mapped file, or made now.
+
+        Raises:
+            RowError: see `tokenise`.
+        """
+        key = row_key(conversation)
+        found = self.new.get(key) or self._stored(key)
+        if found is None:
+            found = tokenise(conversation, self.inputs)
+            if self._keeps:
+                self.new[key] = found
+            if len(self.new) == _FILE:
+                self.save()
+        return found
+
+    def save(self) -> None:
+        """Write the new rows to one file, whole or not at all, and forget them."""
+        if not self.new:
+            return
+        try:
+            if self.folder is None:
+                raise OSError("there is no home folder")
+            _write(self.folder, self.new)
+        except OSError as error:
+            self._keeps = False
+            print(
+                f"The tokens are not kept for later runs: {self.folder or 'cache'}: {error.strerror or error}; "
+                "MMTUNE_CACHE names another folder, --data.cache_tokens false does without.",
+                file=sys.stderr,
+            )
+        self.new.clear()
+
+    def _stored(self, key: bytes) -> Tokens | None:
+        start = np.frombuffer(key, dtype="<i8", count=1)[0]
+        for at in range(int(self._key_starts.searchsorted(start)), len(self._key_starts)):
+            if self._key_starts[at] != start:
+                break
+            batch, row = divmod(int(self._places[at]), 1 << 32)
+            if (found := self._batches[batch].row(row, key)) is not None:
+                return found
+        return None
+
+
+def fingerprint(inputs: ModelInputs) -> str:
+    """A name for all that decides a conversation's tokens but the conversation."""
+    # what a template writes may depend on more than its text: some write today's date
+    probe = Conversation((Turn("user", f"{IMAGE_PLACEHOLDER}\na"), Turn("assistant", "b")), (b"",), "probe", 1)
+    try:
+        rendered = inputs.template.render(probe).text
+    except RowError as error:
+        rendered = str(error)
+    tokenizer, template = inputs.tokenizer, inputs.template
+    # made before the backend is written down, for it rids the backend of what a caller's padding left there
+    probed = tokenizer(rendered)["input_ids"]
+    return sha256_json(
+        [
+            [inspect.getsource(module) for module in _CODE],
+            [tokenizers.__version__, transformers.__version__],
+            [type(tokenizer).__name__, *encoding.tokenizer_content(tokenizer)],
+            [template.source, template.default_system],
+            [template.name, inputs.tokens_per_photo, rendered, probed],
+        ]
+    )[:32]
+
+
+def row_key(conversation: Conversation) -> bytes:
+    """16 bytes that stand for what is said. Photos do not count: their marks in the text take their places."""
+    digest = hashlib.blake2b(digest_size=16)
+    for turn in conversation.turns:
+        text = turn.text.encode()
+        digest.update(f"{turn.role} {turn.supervised:d}{turn.thought:d} {len(text)} ".encode())
+        digest.update(text)
+    return digest.digest()
+
+
+class _File:
+    """A memory-mapped file, which is checked when its first row is wanted."""
+
+    def __init__(self, path: Path, content: Any) -> None:
+        self.path, self.content = path, content
+
+    @functools.cached_property
+    def sound(self) -> bool:
+        """Whether the content is what was written; a damaged file is deleted, for its rows will be written again."""
+        if hashlib.sha256(self.content).hexdigest() == self.path.stem:
+            return True
+        with suppress(OSError):
+            self.path.unlink()
+        return False
+
+
+class _Batch:
+    """Some rows of a file."""
+
+    def __init__(self, file: _File, batch: Any) -> None:
+        batch.validate()  # that no column reaches beyond its file; what it says is known when the file is sound
+        keys, self._ids, self._learnt = batch.columns
+        self._file, self._offsets = file, self._ids.offsets.to_numpy()
+        self._keys = np.frombuffer(keys.buffers()[1], dtype="<i8", count=2 * len(keys)).reshape(-1, 2)
+        self.key_starts: np.ndarray = self._keys[:, 0]
+
+    @functools.cached_property
+    def _values(self) -> Tokens:
+        ids: np.ndarray = self._ids.values.to_numpy()
+        return ids, self._learnt.values.to_numpy().view(bool)
+
+    def row(self, number: int, key: bytes) -> Tokens | None:
+        """The tokens of a row, if it is this key's and its file is sound."""
+        if not self._file.sound or self._keys[number].tobytes() != key:
+            return None
+        ids, learnt = self._values
+        span = slice(self._offsets[number], self._offsets[number + 1])
+        return ids[span], learnt[span]
+
+
+def _batches(folder: Path) -> Iterator[_Batch]:
+    """What lies in the folder, but for files that are none of ours."""
+    import pyarrow as pa
+
+    for path in sorted(folder.glob("*.arrow")):
+        try:
+            content = pa.memory_map(str(path)).read_buffer()
+            file, reader = _File(path, content), pa.ipc.open_file(content)
+            if reader.schema == _schema():
+                batches = [_Batch(file, reader.get_batch(i)) for i in range(reader.num_record_batches)]
+            else:
+                batches = []
+        except (pa.ArrowException, OSError, ValueError):
+            with suppress(OSError):
+                path.unlink()
+        else:
+            yield from batches
+
+
+def _write(folder: Path, rows: dict[bytes, Tokens]) -> None:
+    import pyarrow as pa
+
+    items = iter(rows.items())
+    with scratch_folder(folder, "rows") as scratch:
+        path = scratch / "rows"
+        with pa.ipc.new_file(str(path), _schema()) as writer:
+            while some := list(islice(items, _BATCH)):
+                writer.write_batch(_columns(some))
+        path.replace(folder / f"{sha256_file(path)}.arrow")
+
+
+def _columns(items: Sequence[tuple[bytes, Tokens]]) -> Any:
+    import pyarrow as pa
+
+    ids, learnt = zip(*(tokens for _, tokens in items), strict=True)
+    offsets = pa.array(np.cumsum([0, *map(len, ids)]), pa.int64())
+    columns = [
+        pa.array([key for key, _ in items], pa.binary(16)),
+        pa.LargeListArray.from_arrays(offsets, np.concatenate(ids)),
+        pa.LargeListArray.from_arrays(offsets, np.concatenate(learnt).view(np.uint8)),
+    ]
+    return pa.record_batch(columns, schema=_schema())
+
+
+def _schema() -> Any:
+    """The columns; what is learnt takes a byte a token, since Arrow's booleans are bits, which numpy cannot view."""
+    import pyarrow as pa
+
+    return pa.schema(
+        {"key": pa.binary(16), "input_ids": pa.large_list(pa.int32()), "supervised": pa.large_list(pa.uint8())}
+    )

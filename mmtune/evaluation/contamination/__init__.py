@@ -1,0 +1,1 @@
+"""Overlap of evaluation sets with training rows."""

@@ -1,0 +1,69 @@
+"""Which rows are longer than a model can read, found before anything is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mmtune.common.errors import UserError, did_you_mean
+from mmtune.evaluation.run.load_model import AnsweringModel
+from mmtune.evaluation.tasks.render import Question
+from mmtune.evaluation.tasks.task import Task
+
+PAST_WINDOW = ("refuse", "shorten")
+_LISTED = 5
+
+
+def check_past_window(rule: str) -> None:
+    """Look whether there is such a rule.
+
+    Raises:
+        UserError: there is none.
+    """
+    if rule not in PAST_WINDOW:
+        raise UserError(f"--past-window: unknown {rule!r}; {did_you_mean(rule, PAST_WINDOW)}")
+
+
+def has_window(model: AnsweringModel) -> bool:
+    """Whether a model tells how much it can read, and so takes `past_window`."""
+    return getattr(model, "window", None) is not None and hasattr(model, "too_long")
+
+
+def rows_past_window(model: AnsweringModel, task: Task, questions: Sequence[Question], rule: str) -> dict[int, int]:
+    """The rows whose prompt, with what must follow it, is longer than the model reads, with its tokens.
+
+    What must follow is the longest choice; of an answer its first token, or where prompts are shortened all that it may
+    have, at most half of the window.
+    """
+    if not has_window(model):
+        return {}
+    generated = task.answering == "generate"
+    found: dict[int, int] = model.too_long(  # type: ignore[attr-defined]  # which a model with a window has
+        [question.prompt for question in questions],
+        [len(question.photos) for question in questions],
+        choices=None if generated else [question.choices for question in questions],
+        primer="" if task.thinking_tokens else task.primer,
+        thinking=task.thinking_tokens > 0,
+        room=task.max_new_tokens + task.thinking_tokens if rule == "shorten" else 1,
+    )
+    return {questions[number].row: tokens for number, tokens in found.items()}
+
+
+def described(model: AnsweringModel, task: str, rows: Mapping[int, int], rule: str) -> str:
+    """One line on the rows of a task that are past the window."""
+    listed = ", ".join(f"row {row} ({tokens:,} tokens)" for row, tokens in list(rows.items())[:_LISTED])
+    listed += ", …" if len(rows) > _LISTED else ""
+    count = "1 row leaves" if len(rows) == 1 else f"{len(rows)} rows leave"
+    done = "; shortened by the beginning" if rule == "shorten" else ""
+    window = getattr(model, "window", 0)
+    return f"task {task}: {count} no room in the {window:,} tokens that {model.name} reads: {listed}{done}"
+
+
+def refuse_rows(model: AnsweringModel, past: Mapping[str, Mapping[int, int]]) -> None:
+    """Refuse rows that are past the window, by task.
+
+    Raises:
+        UserError: there are such.
+    """
+    lines = [described(model, task, rows, "refuse") for task, rows in past.items() if rows]
+    if lines:
+        raise UserError(f"{'; '.join(lines)}; give --past-window shorten, or leave them out with the task's `filter`")

@@ -1,0 +1,1 @@
+"""Task files, rows and rendered questions."""

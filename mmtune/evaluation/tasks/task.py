@@ -1,0 +1,356 @@
+"""A task: one dataset, how it is asked, and how the answers are scored. Read from one YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from mmtune.common.errors import UserError, did_you_mean
+from mmtune.common.files import resource_folder, sha256_file, sha256_json, user_path
+from mmtune.common.schema import Fields, load_yaml
+from mmtune.evaluation.score.external import FORMS, Form, OutsideMetric
+from mmtune.evaluation.score.metrics import METRICS, MetricSpec, metric_arguments
+from mmtune.evaluation.tasks.jinja import LETTER_CHOICES, template_names
+from mmtune.verify.extraction import KINDS, MARKS, STEPS
+
+Modality = Literal["language", "vision"]
+Answering = Literal["generate", "likelihood", "likelihood_norm"]
+ANSWERING: tuple[str, ...] = get_args(Answering)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # it becomes a file name
+_PROVIDED = frozenset({"asks_yes_no"})  # names that templates get besides the columns
+
+
+@dataclass(frozen=True, slots=True)
+class ImageJoin:
+    """Photos that stand in another config of the same dataset.
+
+    Attributes:
+        config: that config; its split is the dataset's.
+        key: the column there that identifies a photo.
+        column: the column there that holds it, and the name it gets here.
+        on: the column here that names the photo.
+    """
+
+    config: str
+    key: str
+    column: str
+    on: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSpec:
+    """Where the rows are.
+
+    Attributes:
+        path: the hub id.
+        config: the config; None for the only one.
+        split: the split.
+        revision: the hub's commit, branch or tag; None for the newest.
+        images: photos to join, if they stand apart.
+    """
+
+    path: str
+    config: str | None
+    split: str
+    revision: str | None
+    images: ImageJoin | None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One set and its protocol. `docs/add-a-task.md` explains every key.
+
+    Attributes:
+        name: what it is called in tables and file names.
+        where: the file it came from, for complaints.
+        version: raised whenever a change makes scores incomparable.
+        modality: which average it counts in.
+        dataset: where the rows are.
+        prompt: template of what the user says.
+        target: template of the gold answer.
+        references: expression that gives all gold answers that count, or None for the target alone.
+        answer: the kind of answer, or a template that gives it.
+        images: the columns that hold photos.
+        options: expression that gives the options' texts, or None.
+        answering: `generate` an answer and extract it, or take the choice that the model finds likeliest, by its
+            summed log-probability (`likelihood`) or by that per character (`likelihood_norm`).
+        choices: what is compared by likelihood: `letters`, or an expression that gives one text per valid answer;
+            None for the options' texts, or yes and no.
+        filter: expression that says which rows are used, or None for all.
+        primer: how the assistant's turn begins.
+        max_new_tokens: the most tokens an answer may have.
+        thinking_tokens: the most tokens of a thought before the answer; 0 for an answer at once.
+        stop: strings that end an answer.
+        extract: names of extraction steps, in order.
+        metrics: the first is the task's score.
+        group_by: expression that names a row's group, or None.
+        limit: use the first so many rows; None for all.
+    """
+
+    name: str
+    where: str
+    version: int
+    modality: Modality
+    dataset: DatasetSpec
+    prompt: str
+    target: str
+    references: str | None
+    answer: str
+    images: tuple[str, ...]
+    options: str | None
+    answering: Answering
+    choices: str | None
+    filter: str | None
+    primer: str
+    max_new_tokens: int
+    thinking_tokens: int
+    stop: tuple[str, ...]
+    extract: tuple[str, ...]
+    metrics: tuple[MetricSpec | OutsideMetric, ...]
+    group_by: str | None
+    limit: int | None
+
+    @property
+    def marking(self) -> str:
+        """How an answer is marked, one of `MARKS`: as the metric says that is the mean of the marks."""
+        return next((metric.name for metric in self.metrics if metric.name in MARKS), "accuracy")
+
+    def definition_hash(self) -> str:
+        """Changes with anything in the definition, but not with where the file lies."""
+        return sha256_json({**dataclasses.asdict(self), "where": None})
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether every answer is one of a few that can be compared by likelihood; free answers are not."""
+        return not any(kind in self.answer for kind in KINDS if kind not in ("letter", "yes_no"))
+
+    def columns_by_key(self) -> dict[str, frozenset[str]]:
+        """The dataset's columns that each key of the task file uses; joined photos are not among them."""
+        computed = frozenset() if self.options is None else frozenset({"options"})
+        joined = frozenset() if self.dataset.images is None else frozenset({self.dataset.images.column})
+        templates = {"prompt": self.prompt, "target": self.target, "answer": self.answer}
+        expressions = {"group_by": self.group_by, "filter": self.filter, "options": self.options}
+        expressions["references"] = self.references
+        expressions["choices"] = None if self.choices == LETTER_CHOICES else self.choices
+        used = {key: template_names(source, self.where) - computed for key, source in templates.items()}
+        for key, expression in expressions.items():
+            if expression is not None:
+                names = template_names(expression, self.where, expression=True)
+                used[key] = names - computed if key not in ("filter", "options") else names
+        used["images"] = frozenset(self.images)
+        if self.dataset.images is not None:
+            used["dataset.images.on"] = frozenset({self.dataset.images.on})
+        return {key: names - joined - _PROVIDED for key, names in used.items()}
+
+
+def load_task(
+    name: str,
+    *,
+    relative_to: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    overridden_by: str = "",
+) -> Task:
+    """Read a task file.
+
+    Args:
+        name: a shipped task's name, or the path of a YAML file.
+        relative_to: the folder that such a path starts from.
+        overrides: keys to replace; `path`, `config`, `split`, `revision` replace those of `dataset`.
+        overridden_by: the file that the overrides stand in, for complaints.
+
+    Raises:
+        UserError: there is no such task, or its file is wrong; file and key are named.
+    """
+    path = find_task(name, relative_to)
+    raw = load_yaml(path)
+    if isinstance(raw, dict) and overrides:
+        dataset_keys = {"path", "config", "split", "revision"}
+        raw = {**raw, **{k: v for k, v in overrides.items() if k not in dataset_keys}}
+        if isinstance(raw.get("dataset"), dict):
+            raw["dataset"] = {**raw["dataset"], **{k: v for k, v in overrides.items() if k in dataset_keys}}
+    return task_from(raw, f"{overridden_by}: {path}" if overrides else str(path), path.parent)
+
+
+def find_task(name: str, relative_to: Path | None = None) -> Path:
+    """The file of a task: a path if it looks like one, else a shipped task."""
+    if name.endswith((".yaml", ".yml")):
+        path = (relative_to or Path()) / user_path(name)
+        if not path.is_file():
+            raise UserError(f"{path}: no such task file")
+        return path
+    folder = resource_folder("eval_suites") / "tasks"
+    path = folder / f"{name}.yaml"
+    known = [p.stem for p in folder.glob("*.yaml")]
+    if name not in known:
+        raise UserError(f"unknown task {name!r}; {did_you_mean(name, known)}; a task file of your own ends in .yaml")
+    return path
+
+
+def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
+    """A task from the value of its YAML file.
+
+    Args:
+        raw: the value.
+        where: the file, for complaints.
+        folder: where the paths in it start from.
+
+    Raises:
+        UserError: a key is missing, unknown or wrong.
+    """
+    fields = Fields(raw, where)
+    name = fields.take("name", str)
+    if not _NAME.fullmatch(name):
+        raise fields.complaint("name", f"{name!r} may hold only letters, digits, '_', '-' and '.'")
+    task = Task(
+        name=name,
+        where=where,
+        version=fields.positive("version"),
+        modality=cast(Modality, fields.choice("modality", ("language", "vision"))),
+        dataset=_dataset(fields),
+        prompt=fields.take("prompt", str),
+        target=fields.take("target", str),
+        references=fields.optional("references", str),
+        answer=fields.take("answer", str),
+        images=fields.texts("images"),
+        options=_options(fields),
+        answering=cast(Answering, fields.choice("answering", ANSWERING, "generate")),
+        choices=fields.optional("choices", str),
+        filter=fields.optional("filter", str),
+        primer=fields.take("primer", str, ""),
+        max_new_tokens=fields.positive("max_new_tokens"),
+        thinking_tokens=fields.take("thinking_tokens", int, 0),
+        stop=fields.texts("stop"),
+        extract=fields.texts("extract", STEPS),
+        metrics=_metrics(fields, folder),
+        group_by=fields.optional("group_by", str),
+        limit=_limit(fields),
+    )
+    fields.finish()
+    for key, source, expression in (
+        ("prompt", task.prompt, False),
+        ("target", task.target, False),
+        ("answer", task.answer, False),
+        ("options", task.options, True),
+        ("references", task.references, True),
+        ("choices", task.choices, True),
+        ("filter", task.filter, True),
+        ("group_by", task.group_by, True),
+    ):
+        if source is not None:
+            template_names(source, f"{where}: {key}", expression=expression)
+    if "{" not in task.answer and task.answer not in KINDS:
+        raise fields.complaint("answer", f"unknown {task.answer!r}; {did_you_mean(task.answer, KINDS)}")
+    if task.answer == "letter" and task.options is None:
+        raise fields.complaint(
+            "options", "missing, and `answer: letter` needs them; say which column lists the options"
+        )
+    if task.modality == "vision" and not task.images:
+        raise fields.complaint("images", "missing, and `modality: vision` needs them; name the column of the photo")
+    if task.answering != "generate" and not task.has_choices:
+        raise fields.complaint("answering", f"{task.answering} needs `answer: letter` or `yes_no`; use generate")
+    if task.thinking_tokens < 0:
+        raise fields.complaint("thinking_tokens", f"must be at least 0, not {task.thinking_tokens}")
+    if task.thinking_tokens and task.answering != "generate":
+        raise fields.complaint("thinking_tokens", f"{task.answering} compares choices, before any thought; remove one")
+    if task.marking == "vqa_accuracy" and task.references is None:
+        raise fields.complaint("references", "missing, and vqa_accuracy needs them; say which column lists the answers")
+    if "" in task.stop:
+        raise fields.complaint("stop", "an empty text would end every answer at once; remove it")
+    return task
+
+
+def _dataset(fields: Fields) -> DatasetSpec:
+    inner = Fields(fields.take("dataset", dict), f"{fields.where}: dataset")
+    join = inner.raw("images")
+    images = None
+    if join is not None:
+        columns = Fields(join, f"{inner.where}: images")
+        images = ImageJoin(*(columns.take(key, str) for key in ("config", "key", "column", "on")))
+        columns.finish()
+    path = inner.take("path", str)
+    spec = DatasetSpec(
+        path, inner.optional("config", str), inner.take("split", str), inner.optional("revision", str), images
+    )
+    inner.finish()
+    for key, part in (("path", path), ("config", spec.config), ("split", spec.split)):
+        if part is not None and (not part or ".." in part or part.startswith("/")):
+            raise inner.complaint(key, f"{part!r} is no hub id or name")
+    return spec
+
+
+def _options(fields: Fields) -> str | None:
+    """An expression; a list of column names is short for the expression that lists them."""
+    raw = fields.raw("options")
+    if raw is None or isinstance(raw, str):
+        return raw
+    if isinstance(raw, list) and raw and all(isinstance(name, str) for name in raw):
+        return "[" + ", ".join(raw) + "]"
+    raise fields.complaint("options", f"must be an expression or a list of columns, not {raw!r}")
+
+
+def _metrics(fields: Fields, folder: Path) -> tuple[MetricSpec | OutsideMetric, ...]:
+    found: list[MetricSpec | OutsideMetric] = []
+    for entry in fields.take("metrics", list):
+        name: Any = entry
+        arguments: Any = {}
+        if isinstance(entry, dict) and len(entry) == 1:
+            name, arguments = next(iter(entry.items()))
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise fields.complaint("metrics", f"every entry must be a name, or a name with arguments, not {entry!r}")
+        outside = name == "evaluate"
+        found.append(_outside_metric(fields, arguments, folder) if outside else _metric(fields, name, arguments))
+    names = [metric.name for metric in found]
+    if not found or isinstance(found[0], OutsideMetric):
+        reason = "is empty" if not found else "begins with one that cannot be resampled for a standard error"
+        raise fields.complaint("metrics", f"{reason}; the first metric is the task's score, e.g. [accuracy]")
+    for name in names:
+        if names.count(name) > 1:
+            raise fields.complaint("metrics", f"{name!r} is named twice")
+    marks = [name for name in names if name in MARKS]
+    if len(marks) > 1:
+        raise fields.complaint("metrics", f"{' and '.join(marks)} mark one answer in two ways; name one of them")
+    return tuple(found)
+
+
+def _metric(fields: Fields, name: str, arguments: Mapping[str, Any]) -> MetricSpec:
+    if name not in METRICS:
+        raise fields.complaint("metrics", f"unknown {name!r}; {did_you_mean(name, [*METRICS, 'evaluate'])}")
+    for key, value in arguments.items():
+        if key not in metric_arguments(name):
+            hint = did_you_mean(str(key), metric_arguments(name))
+            raise fields.complaint("metrics", f"{name} has no argument {key!r}; {hint}")
+        if not isinstance(value, str):
+            raise fields.complaint("metrics", f"{name}: {key} must be text, not {value!r}; put it in quotes")
+    return MetricSpec(name, arguments)
+
+
+def _outside_metric(fields: Fields, raw: Mapping[str, Any], folder: Path) -> OutsideMetric:
+    inner = Fields(raw, f"{fields.where}: metrics: evaluate")
+    path, code = inner.take("path", str), None
+    if path.endswith(".py"):
+        file = folder / user_path(path)
+        if not file.is_file():
+            raise inner.complaint("path", f"{file}: no such file")
+        path, code = str(file), sha256_file(file)
+    metric = OutsideMetric(
+        path=path,
+        revision=inner.optional("revision", str),
+        result=inner.take("result", str, Path(path).stem),
+        answers=cast(Form, inner.choice("answers", FORMS, "text")),
+        arguments=inner.take("arguments", dict, {}),
+        code=code,
+    )
+    inner.finish()
+    return metric
+
+
+def _limit(fields: Fields) -> int | None:
+    limit = fields.optional("limit", int)
+    if limit is not None and limit < 1:
+        raise fields.complaint("limit", f"must be at least 1, not {limit}")
+    return limit

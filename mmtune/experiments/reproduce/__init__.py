@@ -1,0 +1,1 @@
+"""Presets and steps of the reproduction."""

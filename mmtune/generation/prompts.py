@@ -1,0 +1,125 @@
+"""Prompts as text, as keys and as embeddings.
+
+Keys say which tokens and photos are the same, embeddings what they are to the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mmtune.common.errors import UserError, brief
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Turn
+from mmtune.data.encoding import IMAGE_TOKEN, encode_text, missing_row
+from mmtune.data.images import to_rgb
+from mmtune.data.rendering.templates import Rendered
+from mmtune.generation.calls import one_text
+from mmtune.models.composed import ComposedModel
+from mmtune.models.decoding.prefixes import Keys
+
+_PHOTOS_AT_ONCE = 16  # through the tower
+
+
+def prompt_texts(
+    model: ComposedModel,
+    prompts: Sequence[str],
+    images: Sequence[Sequence[Any]],
+    system: str | None = None,
+    primer: str = "",
+    *,
+    thinking: bool = False,
+) -> list[str]:
+    """Prompts in the model's template, up to where the answer begins, or the thought before it.
+
+    An `<image>` in the system prompt or the primer is text.
+
+    Raises:
+        UserError: photos and `<image>` marks of a prompt differ in number, the model cannot see, or not think.
+    """
+    system = None if system is None else one_text(system, "system").replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
+    primer = one_text(primer, "primer").replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
+    texts = []
+    for number, (prompt, photos) in enumerate(zip(prompts, images, strict=True)):
+        marks = prompt.count(IMAGE_PLACEHOLDER)
+        if marks != len(photos):
+            raise UserError(f"prompt {number + 1}: {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(photos)} photo(s)")
+        if photos and model.tower is None:
+            raise UserError(f"prompt {number + 1} has a photo, but {model.name} has no vision tower")
+        turns = ([Turn("system", system)] if system is not None else []) + [Turn("user", prompt)]
+        texts.append(model.template.prompt(turns, primer=primer, thinking=thinking))
+    return texts
+
+
+class PromptEncoder:
+    """The prompts of one call. A photo that several of them show (the same object) goes through the tower once.
+
+    Attributes:
+        tokens_per_photo: how many tokens a photo is.
+    """
+
+    def __init__(self, model: ComposedModel) -> None:
+        self._model = model
+        self.tokens_per_photo = model.tower.shape.num_tokens if model.tower else 0
+        self._numbers: dict[int, int] = {}  # of photos, by the id of the object
+        self._photos: list[Image.Image] = []
+        self._features: dict[int, torch.Tensor] = {}
+
+    def keys(self, text: str, photos: Sequence[Image.Image] = ()) -> Keys:
+        """A rendered prompt with its photos as keys: token ids, and places of photos below 0.
+
+        Raises:
+            UserError: the model's embedding lacks a token of it.
+        """
+        tokenizer = self._model.tokenizer
+        ids, _ = encode_text(Rendered(text, ()), tokenizer, tokens_per_photo=self.tokens_per_photo)
+        self.check(ids, text)
+        keys = ids.astype(np.int64)
+        if photos:
+            firsts = np.array([self._number(photo) * self.tokens_per_photo for photo in photos])
+            places = firsts[:, None] + np.arange(self.tokens_per_photo)
+            keys[keys == IMAGE_TOKEN] = -1 - places.ravel()
+        return keys
+
+    def check(self, ids: np.ndarray, text: str) -> None:
+        """Make sure that the embedding has a row for each token of a text.
+
+        Raises:
+            UserError: it has not.
+        """
+        rows = len(self._model.base_language.get_input_embeddings().weight)
+        if fault := missing_row(ids, rows, self._model.tokenizer):
+            raise UserError(f"{brief(text)!r}: {fault}")
+
+    def embed(self, keys: Keys) -> torch.Tensor:
+        """The embeddings [tokens, hidden]; the tower runs for photos that were not asked for before."""
+        words = self._model.base_language.get_input_embeddings()
+        embeddings: torch.Tensor = words(torch.from_numpy(keys.clip(0)).to(self._model.device))
+        shown = np.flatnonzero(keys < 0)
+        if len(shown):
+            numbers, places = np.divmod(-1 - keys[shown], self.tokens_per_photo)
+            self._see(dict.fromkeys(numbers.tolist()))
+            features = torch.stack([self._features[n][p] for n, p in zip(numbers.tolist(), places, strict=True)])
+            embeddings[torch.from_numpy(shown).to(embeddings.device)] = features.to(embeddings.dtype)
+        return embeddings
+
+    def _number(self, photo: Image.Image) -> int:
+        if id(photo) not in self._numbers:
+            self._numbers[id(photo)] = len(self._photos)
+            self._photos.append(photo)
+        return self._numbers[id(photo)]
+
+    def _see(self, numbers: Sequence[int] | dict[int, None]) -> None:
+        """Compute the features of photos that have none yet."""
+        tower, projector = self._model.tower, self._model.projector
+        assert tower is not None
+        assert projector is not None
+        new = [number for number in numbers if number not in self._features]
+        for start in range(0, len(new), _PHOTOS_AT_ONCE):
+            some = new[start : start + _PHOTOS_AT_ONCE]
+            pixels = torch.stack([tower.preprocess(to_rgb(self._photos[number])) for number in some])
+            features = projector(tower(pixels.to(self._model.device)).to(next(projector.parameters()).dtype))
+            self._features.update(zip(some, features, strict=True))

@@ -1,0 +1,1 @@
+"""Attention of packed documents and of trees of prefixes."""

@@ -1,0 +1,1 @@
+"""Operations and memory of a training step, counted without weights."""

@@ -1,0 +1,286 @@
+"""Floating-point operations of a training step, from the shapes that were computed.
+
+A multiplication and an addition count as two operations. The blocks are counted by torch's own counter, in passes
+through the same architecture without weights (`mmtune.models.cost.weightless`): whatever a model is made of (linear
+layers, transformers' Conv1D, experts and their router, adapters, DoRA, recomputed activations), and with what of it is
+frozen.
+A linear layer of n weights so costs 2n a token forward, 2n backward for its input's gradient and 2n for its weights'
+(arXiv 2001.08361, section 2.1, split by what is needed). Attention over a document of T tokens costs 4·T²·(heads x head
+size) a layer forward and twice that backward (kernels that compute the scores again in the backward pass, as
+FlashAttention does, spend half as much on top; it is not counted). tests/models/test_flops.py holds this against what
+torch counts in real steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmtune.common.errors import UserError, reason
+from mmtune.models.cost.weightless import (
+    FEW_BLOCKS,
+    blocks_alike,
+    copy_with_blocks,
+    decoder_pass,
+    language_without_weights,
+    without_values,
+)
+from mmtune.models.fitness.result import Fitness
+from mmtune.models.language import decoder_blocks
+from mmtune.models.vision import build_tower
+
+if TYPE_CHECKING:
+    from mmtune.models.vlm import TunableModel
+
+_SOME = 8  # tokens; what a document costs is a polynomial of the second degree, which three lengths determine
+_CHUNKS = (32, 64, 128, 256, 512)  # tokens of a chunk, where the config does not say; kernels take powers of two
+_IN_CHUNKS = re.compile(r"chunk_size|block_size")
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Operations by part of the model."""
+
+    language: int
+    projector: int
+    tower: int
+
+
+class FlopsCounter:
+    """Counts the operations of training steps of one model, under the stage it is set to."""
+
+    def __init__(self, model: TunableModel) -> None:
+        head = model.base_language.get_output_embeddings()
+        self._head, self._head_trained = _size(head), bool(head.weight.requires_grad)
+        self._projector = [m for m in model.projector.modules() if isinstance(m, nn.Linear)] if model.projector else []
+        self._projector_trained = any(layer.weight.requires_grad for layer in self._projector)
+        self._tower_per_photo = tower_flops(model) if model.tower else 0
+        self._costs = {learn: _cost_of(model, learn) for learn in {False, self._projector_trained}}
+
+    def step(
+        self, *, documents: Sequence[int], supervised: int, image_tokens: int, photos: int, head_twice: bool = False
+    ) -> StepFlops:
+        """Operations of one forward and backward pass over a pack.
+
+        Args:
+            documents: tokens of each document of the pack.
+            supervised: tokens learnt from.
+            image_tokens: tokens that are photo features.
+            photos: encoded by the tower.
+            head_twice: the logits are computed again in the backward pass (a loss in chunks).
+        """
+        cost = self._costs[image_tokens > 0 and self._projector_trained]
+        language = cost.of(documents)
+        again = head_twice and (cost.learns or self._head_trained)
+        language += 2 * supervised * self._head * (1 + cost.learns + self._head_trained + again)
+        projector = sum(
+            2
+            * image_tokens
+            * _size(layer)
+            * (1 + layer.weight.requires_grad + (self._projector_trained and position > 0))
+            for position, layer in enumerate(self._projector)
+        )
+        return StepFlops(language, projector, photos * self._tower_per_photo)
+
+
+@dataclass(frozen=True)
+class BlocksCost:
+    """Operations by what they grow with; and whether a gradient comes through at all.
+
+    Attributes:
+        per_token: operations a token.
+        per_square: operations a squared token of a document.
+        fixed: operations a pass, which is one of all documents, or of each.
+        per_square_in_chunk: operations a squared token of a chunk (MiniMax's, within 1 % of torch's count).
+        per_chunk: operations of each chunk of a document behind its first; layers of states fill chunks up.
+        per_square_of_chunks: the same of the squared number of chunks.
+        chunk: tokens of a chunk, 0 where there are none.
+        apart: each document is a pass of its own.
+        learns: whether a gradient comes through.
+    """
+
+    per_token: int
+    per_square: int
+    fixed: int
+    per_square_in_chunk: int
+    per_chunk: int
+    per_square_of_chunks: int
+    chunk: int
+    apart: bool
+    learns: bool
+
+    def of(self, documents: Sequence[int]) -> int:
+        """Operations for documents of so many tokens."""
+        passes = len(documents) if self.apart else 1
+        total = self.per_token * sum(documents) + self.per_square * sum(n**2 for n in documents) + self.fixed * passes
+        if self.chunk:
+            chunks = [-(-tokens // self.chunk) for tokens in documents]
+            last = [(tokens - 1) % self.chunk + 1 for tokens in documents]
+            squares = sum((n - 1) * self.chunk**2 + rest**2 for n, rest in zip(chunks, last, strict=True))
+            total += self.per_square_in_chunk * squares + self.per_chunk * sum(n - 1 for n in chunks)
+            total += self.per_square_of_chunks * sum(n**2 - 1 for n in chunks)
+        return total
+
+    def with_more(self, fewer: BlocksCost, others: int) -> BlocksCost:
+        """The cost with so many more blocks than this one has, which has one more than `fewer`."""
+        names = ("per_token", "per_square", "fixed", "per_square_in_chunk", "per_chunk", "per_square_of_chunks")
+        grown = {name: getattr(self, name) + others * (getattr(self, name) - getattr(fewer, name)) for name in names}
+        return dataclasses.replace(self, **grown)
+
+
+def blocks_cost(language: Any, *, photos_learn: bool = False) -> BlocksCost:
+    """What a pass through the blocks costs, forward and backward.
+
+    Args:
+        language: a causal language model without weights, its parameters marked that are trained.
+        photos_learn: the gradient must reach the embeddings, though words' are frozen.
+
+    Raises:
+        UserError: what the model computes depends on the values.
+    """
+    base = _base(language)
+    count = len(decoder_blocks(base))
+    if not blocks_alike(base):
+        return _with_blocks(language, count, photos_learn)
+    fewer, more = (_with_blocks(language, blocks, photos_learn) for blocks in (FEW_BLOCKS - 1, FEW_BLOCKS))
+    return more.with_more(fewer, count - FEW_BLOCKS)
+
+
+_KNOWN: dict[tuple[Any, ...], BlocksCost] = {}  # counting takes seconds, and a plan or a sweep asks for the same again
+
+
+def _cost_of(model: TunableModel, photos_learn: bool) -> BlocksCost:
+    trained = tuple(name for name, parameter in model.language.named_parameters() if parameter.requires_grad)
+    checkpointed = bool(getattr(model.base_language, "is_gradient_checkpointing", False))
+    key = (model.base_language.config.to_json_string(), repr(model.spec.lora), trained, checkpointed, photos_learn)
+    if key not in _KNOWN:
+        _KNOWN[key] = blocks_cost(language_without_weights(model), photos_learn=photos_learn)
+    return _KNOWN[key]
+
+
+def _with_blocks(language: Any, blocks: int, photos_learn: bool) -> BlocksCost:
+    """The cost with the first so many of the blocks."""
+    language = copy_with_blocks(language, _base(language), blocks)
+    base = _base(language)
+    # what is known of the whole model is asked for before it has fewer blocks, and where tensors have values
+    with without_values(base) as fitness, FakeTensorMode():
+        base.config.get_text_config(decoder=True).num_hidden_layers = blocks
+        language._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        learns = _blocks_pass(base, fitness, _SOME, photos_learn)[1]
+        cost = _by_length(lambda tokens: _blocks_pass(base, fitness, tokens, photos_learn)[0], _chunks(base, fitness))
+    return dataclasses.replace(cost, apart=not fitness.packed, learns=learns)
+
+
+def _chunks(base: Any, fitness: Fitness) -> list[int]:
+    """Of how many tokens the chunks may be in which a model computes its states; nothing where it has none."""
+    if fitness.packed or not _IN_CHUNKS.search(inspect.getsource(sys.modules[type(base).__module__])):
+        return []
+    settings = base.config.get_text_config(decoder=True).to_dict()
+    told = {value for name, value in settings.items() if _IN_CHUNKS.search(name) and isinstance(value, int)}
+    return sorted({size for size in told if size > 3 * _SOME} or _CHUNKS)
+
+
+def _by_length(count: Callable[[int], int], chunks: Sequence[int]) -> BlocksCost:
+    """The cost of a document from counts at some lengths, in chunks of one of these sizes or in none."""
+    once, twice, thrice = (count(times * _SOME) for times in (1, 2, 3))
+    per_square = (thrice - 2 * twice + once) // (2 * _SOME**2)
+    per_token = (twice - once) // _SOME - 3 * _SOME * per_square
+    fixed = once - _SOME * per_token - _SOME**2 * per_square
+    smooth = BlocksCost(per_token, per_square, fixed, 0, 0, 0, 0, apart=False, learns=False)
+    for size in chunks:
+        beyond, full, next_beyond = size + 1, 2 * size, 2 * size + 1
+        if second := count(beyond) - smooth.of([beyond]):
+            # some kernels fill the last chunk up, others compute the square of what it holds
+            inside = (second - count(full) + smooth.of([full])) // (2 * size * (size - 1))
+            second += 2 * size * inside
+            third = count(next_beyond) - smooth.of([next_beyond]) + (2 * size**2 + 4 * size) * inside
+            squared = (third - 2 * second) // 2
+            return dataclasses.replace(
+                smooth,
+                per_square=per_square - inside,
+                per_square_in_chunk=inside,
+                per_chunk=second - 3 * squared,
+                per_square_of_chunks=squared,
+                chunk=size,
+            )
+    return smooth
+
+
+def _blocks_pass(base: Any, fitness: Fitness, tokens: int, photos_learn: bool) -> tuple[int, bool]:
+    """Operations of a pass with one document, forward and backward, and whether there was a way back."""
+    words = base.get_input_embeddings().weight
+    embeddings = torch.empty(tokens, words.shape[1], dtype=words.dtype)
+    embeddings.requires_grad_(photos_learn or words.requires_grad)
+    try:
+        # the plain kernel: it computes 4 products backward, where fused ones compute the scores again
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            hidden = decoder_pass(base, fitness, embeddings, [tokens])
+            if hidden.requires_grad:
+                hidden.sum().backward()
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"{type(base).__name__}: what it computes for a token cannot be told from its shape ({reason(error)}), so "
+            "a run's operations cannot be counted; take another language model"
+        ) from error
+    return int(counter.get_total_flops()), hidden.requires_grad
+
+
+def _base(language: Any) -> Any:
+    """The transformers model, out of peft's wrapper."""
+    return language.get_base_model() if hasattr(language, "peft_config") else language
+
+
+def tower_flops(model: TunableModel) -> int:
+    """Operations to encode one photo, counted on a copy without weights."""
+    assert model.spec.vision is not None
+    tower = build_tower(model.spec.vision, meta=True)
+    size = tower.shape.size
+    with FlopCounterMode(display=False) as counter:
+        tower(torch.empty(1, 3, size, size, device="meta"))
+    return int(counter.get_total_flops())
+
+
+def matrix_product_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+    """Operations per second of the fastest of several large matrix products: what a device can do at best.
+
+    Takes about half a second; a machine that is busy with other work gives less.
+    """
+    on_cuda = torch.device(device).type == "cuda"
+    size = 8192 if on_cuda else 1024
+    generator = torch.Generator(device).manual_seed(0)  # of its own: measuring must not change what training draws
+    a, b = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))
+    seconds: list[float] = []
+    begun = time.perf_counter()
+    while len(seconds) < 3 or time.perf_counter() - begun < 0.5:
+        start = time.perf_counter()
+        a @ b
+        if torch.device(device).type != "cpu":
+            torch.accelerator.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Parameters that are trained, and all; a weight packed into 4 bits counts as what it stands for."""
+    sizes: dict[nn.Parameter, int] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = name == "weight" and hasattr(parameter, "quant_state") and hasattr(module, "in_features")
+            sizes[parameter] = _size(module) if packed else parameter.numel()
+    return sum(size for parameter, size in sizes.items() if parameter.requires_grad), sum(sizes.values())
+
+
+def _size(layer: Any) -> int:
+    return int(layer.in_features * layer.out_features)  # not numel(): quantised weights are packed

@@ -1,0 +1,1 @@
+"""Greedy decoding of packed prefix trees."""

@@ -1,0 +1,1 @@
+"""Check of a language model against transformers' own figures."""

@@ -1,0 +1,399 @@
+"""Try, on a small copy, whether a language model can be computed as mmtune computes it.
+
+The truth is the model's own forward on one document at a time. Held against it are the logits, the loss and its
+gradients of several documents in a pack, and the logits of prompts that share a beginning and grow side by side.
+Random weights hide faults (norms of 1, biases of 0, gates that are shut), so every weight gets a value that is felt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import _disable_current_modes
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from mmtune.common.errors import brief
+from mmtune.models.attention.packed import PACKED, packed_hidden, use_attention
+from mmtune.models.decoding.alone import Alone, forget_lengths
+from mmtune.models.decoding.answers import PLAIN, Ending
+from mmtune.models.decoding.batches import is_out_of_memory
+from mmtune.models.decoding.engine import PrefixSharing
+from mmtune.models.decoding.prefixes import in_tree_order
+from mmtune.models.fitness.result import Fitness, UnfitError
+from mmtune.models.fitness.shrinking import LONGEST, shrunk
+from mmtune.models.head import Head
+from mmtune.models.pretrained import build_causal_model
+
+_SMALL = 3_000_000  # parameters that are tried as they are
+_MOST = 60_000_000  # parameters of a copy that is tried
+_LENGTHS = (9, LONGEST, 17)  # of the documents: short, beyond every threshold, and shorter again
+_TOLERANCE = 2e-3  # of the logits' deviation, or of a tensor's largest gradient; what leaks is hundreds of times that
+_INSIDE = ("", ".decoder", ".transformer", ".language_model", ".encoder")  # where the body may be below the base model
+
+
+def examine(config: Any) -> Fitness:
+    """Find out how a language model of this config can be computed.
+
+    Raises:
+        UnfitError: nothing that mmtune can do gives its own figures.
+    """
+    with (
+        _disable_current_modes(),
+        _quiet(),
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        torch.manual_seed(0)
+        return _Trial(_small_model(config)).outcome()
+
+
+# ---------------------------------------------------------------- the small copy
+
+
+def _small_model(config: Any) -> Any:
+    with torch.device("meta"):
+        whole = build_causal_model(config)
+    small = sum(parameter.numel() for parameter in whole.parameters()) <= _SMALL
+    kinds = {type(module) for module in whole.modules()}
+    del whole
+    cuts = (1, 2, None)  # in turns of layers; weights of one turn may be tied to those of the next
+    attempts = [(None, None)] if small else [(heads, turns) for turns in cuts for heads in (2, 4, 8)]
+    problem = ""
+    for heads, turns in [*attempts, (None, 1)]:
+        try:
+            smaller = shrunk(config, heads=heads, turns=turns)
+            if not small and _size(smaller) > _MOST:
+                raise ValueError("it is too large")
+            model = build_causal_model(smaller, dtype=torch.float32)
+            if not kinds <= {type(module) for module in model.modules()}:
+                raise ValueError("a kind of layer is lost")
+            _spread(model.eval())
+            with torch.no_grad():
+                if not bool(model(input_ids=_ids(3)[None], use_cache=False).logits.isfinite().all()):
+                    raise ValueError("its logits are not finite")
+        except Exception as error:  # transformers' code with sizes that nobody has tried
+            _pass_on(error)
+            problem = problem or _said(error)
+        else:
+            return model
+    raise UnfitError(f"no small copy of it can be tried ({problem})")
+
+
+def _size(config: Any) -> int:
+    """Parameters of a model of this config."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_causal_model(config).parameters())
+
+
+def _spread(model: nn.Module) -> None:
+    """Give every weight a value with which nothing in the model is without effect."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            drawn = torch.empty_like(parameter).normal_(generator=generator)
+            inputs = _inputs(module, name, parameter)
+            with torch.no_grad():
+                parameter.copy_(drawn * inputs**-0.5) if inputs else parameter.add_(0.2 * drawn)
+
+
+def _inputs(module: nn.Module, name: str, parameter: torch.Tensor) -> int:
+    """How many values a weight's product sums up, 0 where it is none that can be redrawn."""
+    if isinstance(module, nn.Embedding):
+        return 1
+    if isinstance(module, nn.Linear) and name == "weight":
+        return parameter.shape[1]
+    if type(module).__name__ == "Conv1D" and name == "weight":
+        return parameter.shape[0]
+    return max(parameter.shape[1:]) if parameter.ndim == 3 and min(parameter.shape[1:]) > 4 else 0  # experts
+
+
+def _ids(length: int, seed: int = 0) -> torch.Tensor:
+    """Token ids, none of them special."""
+    return torch.randint(10, 100, (length,), generator=torch.Generator().manual_seed(1000 * seed + length))
+
+
+# ---------------------------------------------------------------- the trial
+
+
+class _Trial:
+    """A small model, its documents, and what its own forward says of them."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.documents = [_ids(length) for length in _LENGTHS]
+        self.own = [self._own_logits(ids) for ids in self.documents]
+        self.deviation = float(torch.cat(self.own).std())
+
+    def outcome(self) -> Fitness:
+        """See `examine`."""
+        self._check_next_tokens()
+        self._check_loss()
+        self.body = self._find_body()
+        self.head = Head(self.model, self.body, plain=self._plain_head())
+        by_embeddings = self._takes_embeddings()
+        self.alone = Alone(self.model, self.body, by_embeddings=by_embeddings)
+        try:
+            self._generate(input_ids=self.documents[0][None])
+        except Exception as error:
+            _pass_on(error)
+            raise UnfitError(f"transformers cannot generate with it ({_said(error)})") from None
+        reason = self._why_not_packed() if by_embeddings else "it is given token ids, not embeddings"
+        sees = by_embeddings and (not reason or self._generates_from_embeddings())
+        return Fitness("one by one" if reason else "packed", reason, self.body, self.head.plain, by_embeddings, sees)
+
+    def _own_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """The truth: [tokens, vocabulary], by a model that has seen nothing before."""
+        forget_lengths(self.model)
+        with torch.no_grad():
+            logits: torch.Tensor = self.model(input_ids=ids[None], use_cache=False).logits[0]
+        return logits
+
+    def _differ(self, found: torch.Tensor, own: torch.Tensor) -> bool:
+        # what is no number differs
+        return not float((found.detach() - own).abs().max()) < _TOLERANCE * self.deviation
+
+    def _check_next_tokens(self) -> None:
+        """Make sure that a token is told from all those before it, and from no other."""
+        ids, own = self.documents[1], self.own[1]
+        for place, told, problem in (
+            (-1, slice(0, -1), "what it says of a token depends on the tokens after it"),
+            # the neighbour, for a chunk of attention may begin anywhere before
+            (-2, slice(-1, None), "what it says of a token does not depend on the tokens before it"),
+        ):
+            other = ids.clone()
+            other[place] = 10 + (other[place] - 9) % 90
+            if self._differ(self._own_logits(other)[told], own[told]) == (place == -1):
+                raise UnfitError(problem)
+
+    def _check_loss(self) -> None:
+        """Hold its own loss against the cross entropy; what routers of experts add to it is left out."""
+        ids = self.documents[1]
+        forget_lengths(self.model)
+        with _without_router_loss(self.model), torch.no_grad():
+            own = self.model(input_ids=ids[None], labels=ids[None], use_cache=False).loss
+        expected = cross_entropy(self.own[1][:-1], ids[1:])
+        if own is None or not abs(float(own - expected)) < _TOLERANCE * max(1.0, float(expected)):
+            raise UnfitError("its own loss is not the cross entropy of the next tokens")
+
+    def _find_body(self) -> str:
+        problem, prefix = "no module gives the hidden states", self.model.base_model_prefix
+        base = prefix if hasattr(self.model, prefix) else "model"  # Llama 4's code gives another prefix
+        for inside in _INSIDE:
+            body = base + inside
+            try:
+                logits = Head(self.model, body, plain=False)(self._hidden(body)[self._some()])
+            except Exception as error:
+                _pass_on(error)
+                problem = problem if inside else _said(error)
+                continue
+            if not self._differ(logits, self.own[1][self._some()]):
+                return body
+        raise UnfitError(f"its step from hidden states to logits cannot be taken alone ({problem})")
+
+    def _hidden(self, body: str) -> torch.Tensor:
+        forget_lengths(self.model)
+        with torch.no_grad():
+            out = self.model.get_submodule(body)(input_ids=self.documents[1][None], use_cache=False)
+        hidden: torch.Tensor = out[0][0]
+        return hidden
+
+    def _some(self) -> torch.Tensor:
+        """Places in no order, as those of a loss or a likelihood may be anywhere."""
+        return torch.tensor([7, 3, 11])
+
+    def _plain_head(self) -> bool:
+        output, hidden = self.model.get_output_embeddings(), self._hidden(self.body)[self._some()]
+        with contextlib.suppress(RuntimeError, TypeError), torch.no_grad():
+            return output is not None and torch.equal(output(hidden), Head(self.model, self.body, plain=False)(hidden))
+        return False
+
+    def _takes_embeddings(self) -> bool:
+        ids = self.documents[1]
+        try:
+            with torch.no_grad():
+                alone = Alone(self.model, self.body, by_embeddings=True)
+                logits = self.head(alone.hidden(ids, self.model.get_input_embeddings()(ids)))
+        except Exception as error:
+            _pass_on(error)
+            return False
+        return not self._differ(logits, self.own[1])
+
+    def _generates_from_embeddings(self) -> bool:
+        try:
+            self._generate(inputs_embeds=self.model.get_input_embeddings()(self.documents[0])[None])
+        except Exception as error:
+            _pass_on(error)
+            return False
+        return True
+
+    def _generate(self, **inputs: torch.Tensor) -> None:
+        forget_lengths(self.model)
+        mask = torch.ones(1, len(self.documents[0]), dtype=torch.long)
+        with torch.no_grad():
+            self.model.generate(
+                **inputs,
+                attention_mask=mask,
+                logits_processor=LogitsProcessorList([_Certain()]),
+                max_new_tokens=2,
+                eos_token_id=None,
+                pad_token_id=0,
+                **PLAIN,
+            )
+
+    # ---------------------------------------------------------------- packed
+
+    def _why_not_packed(self) -> str:
+        """What goes wrong in a pack; nothing where all is well."""
+        for check, problem in (
+            (self._pack_is_right, "documents of a pack depend on each other"),
+            (self._masked_pack_is_right, "documents behind a mask depend on each other"),
+            (self._gradients_are_right, "gradients of a pack are not the sum of its documents'"),
+            (self._tree_is_right, "prompts that are computed together depend on each other"),
+        ):
+            try:
+                if not check():
+                    return problem
+            except Exception as error:
+                _pass_on(error)
+                return f"{problem}, or cannot be computed so ({_said(error)})"
+        return ""
+
+    def _pack(self, *, masked: bool = False) -> torch.Tensor:
+        """The hidden states of all documents in a pack; with a mask as GPUs without FlashAttention are given it."""
+        numbers = torch.repeat_interleave(torch.arange(len(_LENGTHS)), torch.tensor(_LENGTHS))
+        places = torch.cat([torch.arange(length) for length in _LENGTHS])
+        embeddings = self.model.get_input_embeddings()(torch.cat(self.documents))
+        mask = (numbers[:, None] == numbers[None]).tril()[None, None] if masked else None
+        forget_lengths(self.model)
+        with use_attention(self.model, PACKED):
+            body = self.model.get_submodule(self.body)
+            return packed_hidden(body, embeddings, numbers, places, list(_LENGTHS), mask=mask)
+
+    def _pack_is_right(self) -> bool:
+        with torch.no_grad():
+            return not self._differ(self.head(self._pack()), torch.cat(self.own))
+
+    def _masked_pack_is_right(self) -> bool:
+        with torch.no_grad():
+            return not self._differ(self.head(self._pack(masked=True)), torch.cat(self.own))
+
+    def _gradients_are_right(self) -> bool:
+        words = self.model.get_input_embeddings()
+        own = self._gradients(lambda: torch.cat([self.alone.hidden(ids, words(ids)) for ids in self.documents]))
+        packed = self._gradients(self._pack)
+        if own.keys() != packed.keys():
+            return False
+        least = 1e-3 * max(float(gradient.abs().max()) for gradient in own.values())
+        return all(
+            float((packed[name] - gradient).abs().max()) < _TOLERANCE * (least + float(gradient.abs().max()))
+            for name, gradient in own.items()
+        )
+
+    def _gradients(self, hidden: Callable[[], torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.model.zero_grad()
+        wanted = torch.cat([torch.cat([ids[1:], ids.new_tensor([-100])]) for ids in self.documents])
+        cross_entropy(self.head(hidden()), wanted).backward()
+        return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+
+    def _tree_is_right(self) -> bool:
+        """Answer prompts that share a beginning, and hold the logits of every step against the truth."""
+        begin, steps, found = _ids(7, 1).numpy(), 4, list[torch.Tensor]()
+        prompts = [np.concatenate([begin, _ids(length, 2).numpy()]) for length in (3, LONGEST - 10, 8)]
+
+        def head(hidden: torch.Tensor) -> torch.Tensor:
+            found.append(self.head(hidden))
+            return _certain(len(hidden), found[-1].shape[-1])
+
+        words = self.model.get_input_embeddings()
+        engine = PrefixSharing(
+            self.model,
+            _Characters(),
+            lambda keys: words(torch.from_numpy(keys)),
+            body=self.model.get_submodule(self.body),
+            head=head,
+            batch_tokens=1024,
+        )
+        forget_lengths(self.model)
+        with torch.no_grad():
+            said = engine.generate(prompts, Ending(steps, (), ()))
+        own = [
+            self._own_logits(torch.tensor([*prompts[i], *map(ord, said[i][:-1])]))[-steps:]
+            for i in in_tree_order(prompts)
+        ]
+        return not self._differ(torch.cat(found), torch.stack(own, 1).flatten(0, 1))
+
+
+def _certain(rows: int, vocabulary: int) -> torch.Tensor:
+    """Logits [rows, vocabulary] that leave no doubt which token follows, another in each row."""
+    logits = torch.zeros(rows, vocabulary)
+    logits[range(rows), range(50, 50 + rows)] = 1.0
+    return logits
+
+
+class _Certain(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
+    """Leaves no doubt which token follows."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return _certain(*scores.shape)
+
+
+class _Characters:
+    """A tokenizer whose tokens are characters."""
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        """The characters of these numbers."""
+        return "".join(map(chr, ids))
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        """The character of this number."""
+        return chr(token)
+
+
+@contextlib.contextmanager
+def _without_router_loss(model: Any) -> Iterator[None]:
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
+    asked = [config for config in configs if getattr(config, "output_router_logits", False)]
+    for config in asked:
+        config.output_router_logits = False
+    try:
+        yield
+    finally:
+        for config in asked:
+            config.output_router_logits = True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what transformers says of a model to itself, which is not the user's."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {brief(' '.join(str(error).split()), 120)}"
+
+
+def _pass_on(error: Exception) -> None:
+    """Raise a lack of memory, which says nothing of the model.
+
+    Raises:
+        MemoryError: it was one.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+        raise MemoryError(_said(error))
