@@ -121,7 +121,7 @@ def harness(data_root: Path, name: str, answering: str, rows: str, batch_size: s
 
     ours = _load(name)
     task, questions = _questions(data_root, name, rows)
-    texts = prompt_texts(ours, [q.prompt for q in questions], primer=task.primer)
+    texts = prompt_texts(ours, [q.prompt for q in questions], response_prefix=task.response_prefix)
     choices = [list(q.options) or ["yes", "no"] for q in questions]
     answers = [_letters(q).index(q.target) for q in questions]
     lm = HFLM(pretrained=ours.base_language, tokenizer=ours.tokenizer, batch_size=int(batch_size), device="cpu")
@@ -154,7 +154,7 @@ def harness(data_root: Path, name: str, answering: str, rows: str, batch_size: s
                 "doc_to_target": "{{choices[gold]}}",
                 "generation_kwargs": {
                     "until": list(task.stop),
-                    "max_gen_toks": task.max_new_tokens,
+                    "max_gen_toks": task.max_tokens,
                     "do_sample": False,
                 },
                 "metric_list": [{"metric": "exact_match"}],
@@ -189,8 +189,8 @@ def one_by_one(data_root: Path, name: str, rows: str) -> dict[str, Any]:
         (answer,) = model.generate(
             [question.prompt],
             [[photo.open() for photo in question.photos]],
-            primer=task.primer,
-            max_new_tokens=task.max_new_tokens,
+            response_prefix=task.response_prefix,
+            max_tokens=task.max_tokens,
             stop=task.stop,
             do_sample=False,
         )
@@ -212,7 +212,7 @@ def operations(model: Any, task: Any, questions: Sequence[Any], answering: str, 
     encoder = PromptEncoder(model)
     opened: dict[str, Any] = {photo.sha256: photo.open() for q in questions for photo in q.photos}
     photos = [[opened[photo.sha256] for photo in q.photos] for q in questions]
-    texts = prompt_texts(model, [q.prompt for q in questions], photos, primer=task.primer)
+    texts = prompt_texts(model, [q.prompt for q in questions], photos, response_prefix=task.response_prefix)
     sequences, asked = [], 0
     for text, seen, question in zip(texts, photos, questions, strict=True):
         prompt = encoder.keys(text, seen)

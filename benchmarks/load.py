@@ -180,11 +180,11 @@ def answers(data: Path, folder: Path, count: int) -> dict[str, Any]:
     del said
     (folder / "p3.yaml").write_text(
         "name: p3\nversion: 1\nmodality: language\ndataset: {path: p3/questions, split: test}\n"
-        'prompt: "{{ question }}"\ntarget: "{{ answer }} ."\nanswer: short\nmax_new_tokens: 8\nmetrics: [accuracy]\n'
+        'prompt: "{{ question }}"\ntarget: "{{ answer }} ."\nanswer: short\nmax_tokens: 8\nmetrics: [accuracy]\n'
     )
     save_byte_llama(folder / "model")
     model = mmtune.VisionLanguageModel.from_pretrained(folder / "model", template="chatml")
-    model.generate(["a question"], max_new_tokens=8)
+    model.generate(["a question"], max_tokens=8)
     stages = Stages()
 
     def run() -> None:

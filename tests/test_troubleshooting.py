@@ -30,7 +30,7 @@ dataset: {path: me/colours, config: null, split: test}
 prompt: "{{ question }}"
 target: "{{ answer }}"
 answer: short
-max_new_tokens: 2
+max_tokens: 2
 extract: [first_clause]
 metrics: [accuracy]
 """

@@ -19,7 +19,7 @@ _COMPARABLE = {
     "version": "the task file was changed between them",
     "protocol": "their questions were worded by different rules",
     "answering": "their answers were found in different ways",
-    "thinking_tokens": "one thought before it answered, or longer",
+    "thinking_budget": "one thought before it answered, or longer",
     "metric": "their scores are different measures",
     "n": "one was scored on more rows",
 }
@@ -275,7 +275,7 @@ def _look_up(task: dict[str, Any], field: str) -> Any:
     if field == "dataset.fingerprint":
         return task["dataset"].get("fingerprint")
     # evaluations from before there was a choice generated their answers, at once
-    return task.get(field, {"answering": "generate", "thinking_tokens": 0}.get(field))
+    return task.get(field, {"answering": "generate", "thinking_budget": 0}.get(field))
 
 
 def _short(value: Any) -> str:

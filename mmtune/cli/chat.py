@@ -47,8 +47,8 @@ class ChatOptions:
         system: a system prompt in place of the template's own.
         temperature: 0 answers with the likeliest token each time; above, tokens are drawn, the more evenly the higher.
         top_p: draw only from the likeliest tokens that together have this probability.
-        max_new_tokens: the most tokens an answer may have.
-        thinking_tokens: let the model think before it answers, at most so many tokens, and show the thought; 0 has it
+        max_tokens: the most tokens an answer may have.
+        thinking_budget: let the model think before it answers, at most so many tokens, and show the thought; 0 has it
             answer at once. For models whose template can ask for it, as Qwen3's.
         past_window: what becomes of a conversation longer than the model reads: refuse what is said, or shorten it by
             the oldest questions, with their answers and photos.
@@ -69,8 +69,8 @@ class ChatOptions:
     system: str | None = None
     temperature: float = 0.0
     top_p: float = 1.0
-    max_new_tokens: int = 256
-    thinking_tokens: int = 0
+    max_tokens: int = 256
+    thinking_budget: int = 0
     past_window: Literal["refuse", "shorten"] = "refuse"
     seed: int | None = None
     device: str = "auto"
@@ -103,9 +103,9 @@ def main(argv: list[str]) -> int:
     sampling = Sampling(
         options.temperature,
         options.top_p,
-        options.max_new_tokens,
+        options.max_tokens,
         options.seed,
-        options.thinking_tokens,
+        options.thinking_budget,
         options.past_window,
     )
     photos = [open_photo(Path(options.image), "--image")] if options.image is not None else []

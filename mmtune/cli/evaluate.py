@@ -45,7 +45,7 @@ class EvaluateOptions:
             do. The suite's own where not given.
         answering: generate an answer and extract it, or compare how likely the choices are, by their summed
             log-probability (likelihood) or by that per character (likelihood_norm). The tasks' own where not given.
-        thinking_tokens: let the model think before it answers, at most so many tokens (4096, say), and read what it
+        thinking_budget: let the model think before it answers, at most so many tokens (4096, say), and read what it
             says after </think>; 0 has it answer at once, as tasks do unless their file says otherwise. For models
             whose template can ask for it, as Qwen3's.
         past_window: what becomes of rows whose prompt leaves no room in the window of the model: refuse the evaluation
@@ -71,7 +71,7 @@ class EvaluateOptions:
     resume: bool = True
     protocol: Literal["blind", "mlan"] | None = None
     answering: Literal["generate", "likelihood", "likelihood_norm"] | None = None
-    thinking_tokens: int | None = None
+    thinking_budget: int | None = None
     past_window: Literal["refuse", "shorten"] = "refuse"
     share_prefixes: bool = True
     strict: bool = False
@@ -113,7 +113,7 @@ def _evaluate(options: EvaluateOptions) -> Results:
         batch_tokens=options.batch_tokens,
         protocol=options.protocol,
         answering=options.answering,
-        thinking_tokens=options.thinking_tokens,
+        thinking_budget=options.thinking_budget,
         past_window=options.past_window,
         share_prefixes=options.share_prefixes,
         seed=options.seed,

@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from mmtune.common.errors import RowError
 from mmtune.data.images import Photo, open_photo
+from mmtune.interfaces import Turn
 
 IMAGE_PLACEHOLDER = "<image>"
 MARK_AS_TEXT = (
     "\ufdd0image\ufdd1"  # in a rendered prompt: an `<image>` that is text, between characters that no text has
 )
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one speaker says.
-
-    Attributes:
-        role: who speaks.
-        text: what is said.
-        supervised: whether an answer is learned; one that is not is context for those that follow.
-        thought: whether the text begins with a thought that the row gives apart from the answer.
-    """
-
-    role: Role
-    text: str
-    supervised: bool = True
-    thought: bool = False
 
 
 @dataclass(frozen=True, slots=True)

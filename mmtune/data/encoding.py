@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from mmtune.common.errors import RowError
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Conversation, Turn
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Conversation
 from mmtune.data.images import Photo
 from mmtune.data.rendering.templates import Rendered, Template, adds_bos
+from mmtune.interfaces import Turn
 
 IMAGE_TOKEN = -200  # stands in `input_ids` wherever a photo's feature goes; LLaVA's number
 IGNORED = -100  # a target that is not learnt from; torch's cross entropy skips it

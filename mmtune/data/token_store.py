@@ -27,9 +27,10 @@ from mmtune.common.errors import RowError
 from mmtune.common.files import cache_dir, sha256_file, sha256_json
 from mmtune.data import conversation as conversation_module
 from mmtune.data import encoding
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.data.encoding import ModelInputs, Tokens, tokenise
 from mmtune.data.rendering import template_faults, templates, turn_ends
+from mmtune.interfaces import Turn
 
 _FILE = 2**16  # rows that are kept in memory until they are written; none is lost but by a kill
 _CODE = (

@@ -80,7 +80,7 @@ class Answering:
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
 
-        lengths = [len(keys) + ending.max_new_tokens for keys in prompts]
+        lengths = [len(keys) + ending.max_tokens for keys in prompts]
         sizes = [len(keys) for keys in prompts]
         in_batches(longest_first(lengths), sizes, self._batch_tokens, padded_batch(lengths), answer)
         return answers

@@ -13,13 +13,14 @@ from PIL import Image
 from transformers import DynamicCache, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from mmtune.common.errors import UserError
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Turn, is_unicode
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, is_unicode
 from mmtune.data.rendering.templates import THOUGHT_END
 from mmtune.generation.calls import Photos, check_sampling, one_text, photos_of_turn, stop_strings
 from mmtune.generation.prompts import PromptEncoder
 from mmtune.generation.token_stream import spoken
+from mmtune.interfaces import FinishReason, Turn
 from mmtune.models.attention.packed import use_attention
-from mmtune.models.decoding.answers import Answer, Ending, FinishReason, Response
+from mmtune.models.decoding.answers import Answer, Ending, Response
 from mmtune.models.decoding.engine import Counts
 from mmtune.models.decoding.prefixes import Keys, common_prefix
 from mmtune.models.window import PastWindow, answer_room, by_room, checked_past_window
@@ -35,9 +36,9 @@ class Sampling:
     Attributes:
         temperature: 0 takes the likeliest token each time; above, tokens are drawn, the more evenly the higher.
         top_p: draw only from the likeliest tokens that together have this probability.
-        max_new_tokens: the most tokens an answer may have.
+        max_tokens: the most tokens an answer may have.
         seed: the same one draws the same answer; None draws another each time.
-        thinking_tokens: let the model think before it answers, at most so many tokens; 0 has it answer at once.
+        thinking_budget: let the model think before it answers, at most so many tokens; 0 has it answer at once.
         past_window: what becomes of a conversation longer than the model reads: `refuse` the turn, or `shorten` it by
             the oldest questions, with their answers and photos.
 
@@ -47,20 +48,20 @@ class Sampling:
 
     temperature: float = 0.0
     top_p: float = 1.0
-    max_new_tokens: int = 256
+    max_tokens: int = 256
     seed: int | None = None
-    thinking_tokens: int = 0
+    thinking_budget: int = 0
     past_window: PastWindow = "refuse"
 
     def __post_init__(self) -> None:
         checked_past_window(self.past_window)
         check_sampling({"temperature": self.temperature, "top_p": self.top_p})
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {self.max_new_tokens}: give at least 1")
+        if self.max_tokens < 1:
+            raise UserError(f"max_tokens {self.max_tokens}: give at least 1")
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UserError(f"seed {self.seed}: give a number from 0 to 2^63 - 1")
-        if self.thinking_tokens < 0:
-            raise UserError(f"thinking_tokens {self.thinking_tokens}: give a number from 0 (answer at once)")
+        if self.thinking_budget < 0:
+            raise UserError(f"thinking_budget {self.thinking_budget}: give a number from 0 (answer at once)")
 
     def chooser(self) -> Callable[[torch.Tensor], int]:
         """Gives a token for the logits [1, vocabulary]; those drawn are what transformers' `generate` draws."""
@@ -139,7 +140,7 @@ class Chat:
         """Say something, and hear the answer piece by piece.
 
         An answer that is not heard to its end counts as far as it was heard; if that is nothing, the turn was not said.
-        With `sampling.thinking_tokens` the thought comes first. One that is longer is broken off with `</think>`.
+        With `sampling.thinking_budget` the thought comes first. One that is longer is broken off with `</think>`.
 
         Args:
             text: what the user says, `<image>` where a photo goes; without such marks the photos go first.
@@ -158,16 +159,16 @@ class Chat:
         shown, stops = photos_of_turn(images), stop_strings(stop)
         turn = Turn("user", self._marked(text, len(shown)))
         photos = [*self.photos, *shown]
-        thinking, self.finish_reason = sampling.thinking_tokens > 0, None
+        thinking, self.finish_reason = sampling.thinking_budget > 0, None
         prompt, seen = self._prompt(turn, photos, sampling)
         choose, answer, over = sampling.chooser(), "", False
         try:
             if thinking:
-                for piece in self._thought(prompt, seen, sampling.thinking_tokens, choose):
+                for piece in self._thought(prompt, seen, sampling.thinking_budget, choose):
                     answer += piece
                     yield piece
                 prompt += answer.replace(IMAGE_PLACEHOLDER, "image")
-            for piece in self._answer(prompt, seen, sampling.max_new_tokens, stops, choose):
+            for piece in self._answer(prompt, seen, sampling.max_tokens, stops, choose):
                 answer += piece
                 yield piece
             over = True
@@ -195,11 +196,11 @@ class Chat:
         self, turn: Turn, photos: Sequence[Image.Image], sampling: Sampling
     ) -> tuple[str, Sequence[Image.Image]]:
         """The conversation as the model is shown it, with its photos; without the oldest turns if that is the rule."""
-        window, room = self.model.window, sampling.max_new_tokens + sampling.thinking_tokens
+        window, room = self.model.window, sampling.max_tokens + sampling.thinking_budget
         forgotten = self.forgotten
         while True:
             turns = self.turns[forgotten:]
-            prompt = self.model.template.prompt([*self._system, *turns, turn], thinking=sampling.thinking_tokens > 0)
+            prompt = self.model.template.prompt([*self._system, *turns, turn], thinking=sampling.thinking_budget > 0)
             seen = photos[sum(said.text.count(IMAGE_PLACEHOLDER) for said in self.turns[:forgotten]) :]
             if window is None:
                 break
@@ -244,7 +245,7 @@ class Chat:
         answer = Answer(ending, self.model.tokenizer)
         said = ""
         follow = self._following if self.model.fitness.packed else self._following_alone
-        with contextlib.closing(follow(keys, ending.max_new_tokens, choose)) as tokens:
+        with contextlib.closing(follow(keys, ending.max_tokens, choose)) as tokens:
             for token in tokens:
                 self.counts.generated += 1
                 answer.add(token)
@@ -305,9 +306,9 @@ def check_thinking(model: VisionLanguageModel, sampling: Sampling) -> None:
     Raises:
         UserError: it is to think, and its template knows no thoughts.
     """
-    if sampling.thinking_tokens and model.thinking == "never":
+    if sampling.thinking_budget and model.thinking == "never":
         raise UserError(
-            f"thinking_tokens {sampling.thinking_tokens}: {model.name} writes conversations with the template "
+            f"thinking_budget {sampling.thinking_budget}: {model.name} writes conversations with the template "
             f"{model.spec.template}, which knows no thoughts before an answer; leave it out"
         )
 

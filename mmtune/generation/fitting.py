@@ -24,7 +24,7 @@ class PromptWriter:
         encoder: PromptEncoder,
         asked: Prompts,
         system: str | None,
-        primer: str,
+        response_prefix: str,
         *,
         thinking: bool = False,
         past_window: PastWindow = "refuse",
@@ -35,7 +35,7 @@ class PromptWriter:
             encoder: of the call.
             asked: the prompts with their photos.
             system: a system prompt in place of the template's own.
-            primer: how the assistant's turn begins.
+            response_prefix: how the assistant's turn begins.
             thinking: whether a thought comes first.
             past_window: what becomes of a prompt that is too long.
 
@@ -43,9 +43,9 @@ class PromptWriter:
             UserError: see `prompt_texts`, or there is no such rule.
         """
         self._model, self._encoder, self._asked = model, encoder, asked
-        self._system, self._primer, self._thinking = system, primer, thinking
+        self._system, self._primer, self._thinking = system, response_prefix, thinking
         self._past_window = checked_past_window(past_window)
-        self._texts = prompt_texts(model, asked.texts, asked.photos, system, primer, thinking=thinking)
+        self._texts = prompt_texts(model, asked.texts, asked.photos, system, response_prefix, thinking=thinking)
 
     def with_room(self, number: int, tokens: int) -> str:
         """A prompt behind which there is room for an answer of so many tokens; where longer ones are refused, for one.
@@ -101,7 +101,7 @@ def too_long(
     photos: Sequence[int],
     *,
     choices: Sequence[Sequence[str]] | None = None,
-    primer: str = "",
+    response_prefix: str = "",
     thinking: bool = False,
     room: int = 1,
 ) -> dict[int, int]:
@@ -110,7 +110,7 @@ def too_long(
     if window is None:
         return found
     tokens_per_photo = model.tower.shape.num_tokens if model.tower else 0
-    texts = prompt_texts(model, prompts, [[None] * count for count in photos], None, primer, thinking=thinking)
+    texts = prompt_texts(model, prompts, [[None] * count for count in photos], None, response_prefix, thinking=thinking)
     for number, text in enumerate(texts):
         given = choices[number] if choices is not None else ()
         free = answer_room(window, room) if choices is None else 0

@@ -25,12 +25,14 @@ class VisionLanguageModel(TunableModel):
         photos: Sequence[int],
         *,
         choices: Sequence[Sequence[str]] | None = None,
-        primer: str = "",
+        response_prefix: str = "",
         thinking: bool = False,
         room: int = 1,
     ) -> dict[int, int]:
         """Which prompts have no room for what follows them in the window; see `mmtune.generation.fitting.too_long`."""
-        return too_long(self, prompts, photos, choices=choices, primer=primer, thinking=thinking, room=room)
+        return too_long(
+            self, prompts, photos, choices=choices, response_prefix=response_prefix, thinking=thinking, room=room
+        )
 
     @overload
     def generate(self, prompts: str, images: Photos = None, **options: Any) -> str: ...  # type: ignore[overload-overlap]
@@ -45,10 +47,10 @@ class VisionLanguageModel(TunableModel):
         images: Photos | Sequence[Photos] = None,
         *,
         system: str | None = None,
-        primer: str = "",
-        max_new_tokens: int = 64,
+        response_prefix: str = "",
+        max_tokens: int = 64,
         stop: str | Sequence[str] = (),
-        thinking_tokens: int = 0,
+        thinking_budget: int = 0,
         past_window: PastWindow = "refuse",
         batch_tokens: int = BATCH_TOKENS,
         **options: Any,
@@ -61,10 +63,10 @@ class VisionLanguageModel(TunableModel):
             prompts: what the user says, `<image>` where a photo goes: one string, or a list of them.
             images: the photos of the one prompt, or of each: one, a list or None; see `mmtune.generation.calls.Photo`.
             system: a system prompt in place of the template's own.
-            primer: how the assistant's turn begins; not part of the answer.
-            max_new_tokens: the most tokens an answer may have.
+            response_prefix: how the assistant's turn begins; not part of the answer.
+            max_tokens: the most tokens an answer may have.
             stop: string or strings that end an answer; the answer includes the first.
-            thinking_tokens: let the model think first, at most so many tokens; 0 has it answer at once.
+            thinking_budget: let the model think first, at most so many tokens; 0 has it answer at once.
             past_window: what becomes of a prompt that is too long, `refuse` or `shorten`; see
                 `mmtune.models.window.fitted`.
             batch_tokens: tokens in memory at once; halved when it runs out.
@@ -79,11 +81,18 @@ class VisionLanguageModel(TunableModel):
                 is longer than the model reads, or something given is of another kind.
         """
         asked, stops = Prompts(prompts, images), stop_strings(stop)
-        whole_number(max_new_tokens, "max_new_tokens", 1)
-        whole_number(thinking_tokens, "thinking_tokens", 0)
+        whole_number(max_tokens, "max_tokens", 1)
+        whole_number(thinking_budget, "thinking_budget", 0)
         check_sampling(options)
-        request = Request(self, asked, system=system, primer=primer, past_window=past_window, batch_tokens=batch_tokens)
-        return asked.returned(request.generate(max_new_tokens, stops, thinking_tokens, options))
+        request = Request(
+            self,
+            asked,
+            system=system,
+            response_prefix=response_prefix,
+            past_window=past_window,
+            batch_tokens=batch_tokens,
+        )
+        return asked.returned(request.generate(max_tokens, stops, thinking_budget, options))
 
     @overload
     def loglikelihood(  # type: ignore[overload-overlap]
@@ -107,7 +116,7 @@ class VisionLanguageModel(TunableModel):
         images: Photos | Sequence[Photos] = None,
         *,
         system: str | None = None,
-        primer: str = "",
+        response_prefix: str = "",
         past_window: PastWindow = "refuse",
         batch_tokens: int = BATCH_TOKENS,
     ) -> list[float] | list[list[float]]:
@@ -115,10 +124,10 @@ class VisionLanguageModel(TunableModel):
 
         Args:
             prompts: what the user says, `<image>` where a photo goes: one string, or a list of them.
-            choices: what the assistant may say after the primer, for the one prompt or for each.
+            choices: what the assistant may say after the response_prefix, for the one prompt or for each.
             images: the photos of the one prompt, or of each; as `generate` takes them.
             system: a system prompt in place of the template's own.
-            primer: how the assistant's turn begins.
+            response_prefix: how the assistant's turn begins.
             past_window: what becomes of a prompt that is too long with its longest choice; see
                 `mmtune.models.window.fitted`.
             batch_tokens: tokens in memory at once; halved when it runs out.
@@ -133,5 +142,12 @@ class VisionLanguageModel(TunableModel):
                 than the model reads.
         """
         asked = Prompts(prompts, images)
-        request = Request(self, asked, system=system, primer=primer, past_window=past_window, batch_tokens=batch_tokens)
+        request = Request(
+            self,
+            asked,
+            system=system,
+            response_prefix=response_prefix,
+            past_window=past_window,
+            batch_tokens=batch_tokens,
+        )
         return asked.returned(request.loglikelihood(choices_of_each(choices, asked)))

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from mmtune.common.errors import UserError, brief
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Turn
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT
 from mmtune.data.encoding import IMAGE_TOKEN, encode_text, missing_row
 from mmtune.data.images import to_rgb
 from mmtune.data.rendering.templates import Rendered
 from mmtune.generation.calls import one_text
+from mmtune.interfaces import Turn
 from mmtune.models.composed import ComposedModel
 from mmtune.models.decoding.prefixes import Keys
 
@@ -29,19 +30,19 @@ def prompt_texts(
     prompts: Sequence[str],
     images: Sequence[Sequence[Any]],
     system: str | None = None,
-    primer: str = "",
+    response_prefix: str = "",
     *,
     thinking: bool = False,
 ) -> list[str]:
     """Prompts in the model's template, up to where the answer begins, or the thought before it.
 
-    An `<image>` in the system prompt or the primer is text.
+    An `<image>` in the system prompt or the response_prefix is text.
 
     Raises:
         UserError: photos and `<image>` marks of a prompt differ in number, the model cannot see, or not think.
     """
     system = None if system is None else one_text(system, "system").replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
-    primer = one_text(primer, "primer").replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
+    response_prefix = one_text(response_prefix, "response_prefix").replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
     texts = []
     for number, (prompt, photos) in enumerate(zip(prompts, images, strict=True)):
         marks = prompt.count(IMAGE_PLACEHOLDER)
@@ -50,7 +51,7 @@ def prompt_texts(
         if photos and model.tower is None:
             raise UserError(f"prompt {number + 1} has a photo, but {model.name} has no vision tower")
         turns = ([Turn("system", system)] if system is not None else []) + [Turn("user", prompt)]
-        texts.append(model.template.prompt(turns, primer=primer, thinking=thinking))
+        texts.append(model.template.prompt(turns, response_prefix=response_prefix, thinking=thinking))
     return texts
 
 

@@ -33,7 +33,7 @@ class Request:
         asked: Prompts,
         *,
         system: str | None,
-        primer: str,
+        response_prefix: str,
         past_window: PastWindow,
         batch_tokens: int,
     ) -> None:
@@ -42,23 +42,23 @@ class Request:
             model: answers.
             asked: the prompts with their photos.
             system: a system prompt in place of the template's own.
-            primer: how the assistant's turn begins.
+            response_prefix: how the assistant's turn begins.
             past_window: what becomes of a prompt that is too long.
             batch_tokens: tokens in memory at once; halved when it runs out.
         """
-        self._model, self._asked, self._system, self._primer = model, asked, system, primer
+        self._model, self._asked, self._system, self._primer = model, asked, system, response_prefix
         self._past_window, self._batch_tokens = past_window, batch_tokens
         self._encoder = PromptEncoder(model)
 
     def generate(
-        self, max_new_tokens: int, stops: Sequence[str], thinking_tokens: int, options: dict[str, Any]
+        self, max_tokens: int, stops: Sequence[str], thinking_budget: int, options: dict[str, Any]
     ) -> list[str]:
         """The answer to each prompt, or its thought and answer where it may think.
 
         Args:
-            max_new_tokens: the most tokens an answer may have.
+            max_tokens: the most tokens an answer may have.
             stops: strings that end an answer.
-            thinking_tokens: the most tokens of a thought; 0 for none.
+            thinking_budget: the most tokens of a thought; 0 for none.
             options: of transformers' `generate`, which then answers.
 
         Raises:
@@ -66,15 +66,15 @@ class Request:
         """
 
         def answer(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
-            return self._follow(numbers, texts, max_new_tokens, stops, options)
+            return self._follow(numbers, texts, max_tokens, stops, options)
 
         def think(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
-            return self._follow(numbers, texts, thinking_tokens, [THOUGHT_END], options)
+            return self._follow(numbers, texts, thinking_budget, [THOUGHT_END], options)
 
-        writer = self._writer("" if thinking_tokens else self._primer, thinking=bool(thinking_tokens))
-        room = max_new_tokens + thinking_tokens
+        writer = self._writer("" if thinking_budget else self._primer, thinking=bool(thinking_budget))
+        room = max_tokens + thinking_budget
         texts = [writer.with_room(number, room) for number in range(len(self._asked.texts))]
-        if not thinking_tokens:
+        if not thinking_budget:
             return answer(range(len(texts)), texts)
         return think_first(texts, self._primer.replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT), think=think, answer=answer)
 
@@ -97,13 +97,13 @@ class Request:
         values = iter([total if tokens else math.nan for total, tokens in zip(sums, scored, strict=True)])
         return [[next(values) for _ in given] for given in choices_of]
 
-    def _writer(self, primer: str, *, thinking: bool) -> PromptWriter:
+    def _writer(self, response_prefix: str, *, thinking: bool) -> PromptWriter:
         return PromptWriter(
             self._model,
             self._encoder,
             self._asked,
             self._system,
-            primer,
+            response_prefix,
             thinking=thinking,
             past_window=self._past_window,
         )

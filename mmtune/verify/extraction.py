@@ -111,7 +111,7 @@ def parse(response: str, steps: Sequence[str], kind: Kind, options: Sequence[str
     """The answer in a response.
 
     Args:
-        response: the raw text after the primer.
+        response: the raw text after the response_prefix.
         steps: names of extraction steps, applied in order.
         kind: what counts as an answer: a letter of the options, yes or no, or any words.
         options: the options' texts; needed for letters.

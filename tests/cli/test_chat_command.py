@@ -29,7 +29,7 @@ ENVIRONMENT = {"TERM": "dumb", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 def piped(monkeypatch: pytest.MonkeyPatch, lines: str, *flags: str) -> int:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
-    return main(["chat", "--device", "cpu", "--max-new-tokens", "8", *flags])
+    return main(["chat", "--device", "cpu", "--max-tokens", "8", *flags])
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said(model: VisionLanguageModel, *turns: tuple[str, list[Path]], **options: float) -> list[str]:
     chat = Chat(model)
-    sampling = Sampling(max_new_tokens=8, **options)
+    sampling = Sampling(max_tokens=8, **options)
     return [
         visible("".join(chat.say(text, [Image.open(file) for file in files], sampling=sampling)))
         for text, files in turns
@@ -187,7 +187,7 @@ class Terminal:
 
 
 def test_in_a_terminal(saved: Path, tiny: VisionLanguageModel, photo: Path) -> None:
-    terminal = Terminal("chat", "--model", str(saved), "--device", "cpu", "--max-new-tokens", "3500")
+    terminal = Terminal("chat", "--model", str(saved), "--device", "cpu", "--max-tokens", "3500")
     try:
         assert "/help lists" in terminal.until("> ")
         terminal.type("/nonsense\n")
@@ -197,7 +197,7 @@ def test_in_a_terminal(saved: Path, tiny: VisionLanguageModel, photo: Path) -> N
         terminal.until("a photo.png, 256 × 256: it goes with what you say next.")
         terminal.until("> ")
         terminal.type("Look\n")
-        first = "".join(Chat(tiny).say("Look", [Image.open(photo)], sampling=Sampling(max_new_tokens=10)))
+        first = "".join(Chat(tiny).say("Look", [Image.open(photo)], sampling=Sampling(max_tokens=10)))
         terminal.until(visible(first).splitlines()[0][:4])  # the answer comes while it is made
         terminal.type("\x03")
         terminal.until(" (stopped)")

@@ -122,14 +122,14 @@ def spoken(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_conversation_is_that_of_the_package(tiny: VisionLanguageModel) -> None:
-    with serving(tiny, system="Be brief.", sampling=Sampling(max_new_tokens=9)) as client:
+    with serving(tiny, system="Be brief.", sampling=Sampling(max_tokens=9)) as client:
         path = client.begin()
-        events = [client.say(path, "Hello"), client.say(path, "And this?", png(30, 20), max_new_tokens=5)]
+        events = [client.say(path, "Hello"), client.say(path, "And this?", png(30, 20), max_tokens=5)]
         drawn = [client.say(client.begin(), "Hello", temperature=2, seed=4) for _ in range(2)]
     chat = Chat(tiny, system="Be brief.")
     photo = Image.open(io.BytesIO(png(30, 20)))
-    expected = ["".join(chat.say("Hello", sampling=Sampling(max_new_tokens=9)))]
-    expected.append("".join(chat.say("And this?", [photo], sampling=Sampling(max_new_tokens=5))))
+    expected = ["".join(chat.say("Hello", sampling=Sampling(max_tokens=9)))]
+    expected.append("".join(chat.say("And this?", [photo], sampling=Sampling(max_tokens=5))))
     assert ["".join(e.get("text", "") for e in one) for one in events] == [visible(text) for text in expected]
     assert [set(one[-1]["done"]) for one in events] == [{"tokens", "seconds"}] * 2
     assert sum("text" in event for event in events[0]) > 1  # it was streamed
@@ -185,7 +185,7 @@ def test_names_and_addresses() -> None:
 
 def test_what_is_too_much_is_refused(tiny: VisionLanguageModel) -> None:
     limits = replace(FEW, per_minute=1000)
-    with serving(tiny, limits=limits, sampling=Sampling(max_new_tokens=2)) as client:
+    with serving(tiny, limits=limits, sampling=Sampling(max_tokens=2)) as client:
         path = client.begin()
         refused = [
             (message("x" * 201), 413, "at most 200 characters"),
@@ -202,8 +202,8 @@ def test_what_is_too_much_is_refused(tiny: VisionLanguageModel) -> None:
             ([], 400, "no text"),
             (b"{", 400, "not JSON"),
             (b"[" * 1500, 400, "not JSON"),
-            (message("x", max_new_tokens=5000), 400, "at most 2,048"),
-            (message("x", max_new_tokens=1.5), 400, "max_new_tokens"),
+            (message("x", max_tokens=5000), 400, "at most 2,048"),
+            (message("x", max_tokens=1.5), 400, "max_tokens"),
             (message("x", temperature="hot"), 400, "temperature"),
             (message("x", temperature=True), 400, "temperature"),
             (b'{"text": "x", "sampling": {"temperature": NaN}}', 400, "temperature"),

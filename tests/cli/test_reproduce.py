@@ -36,7 +36,7 @@ TASKS = {
         "dataset": {"path": "own/sights", "split": "test"},
     },
 }
-COMMON = {"version": 1, "target": "yes", "answer": "yes_no", "max_new_tokens": 2, "metrics": ["accuracy"]}
+COMMON = {"version": 1, "target": "yes", "answer": "yes_no", "max_tokens": 2, "metrics": ["accuracy"]}
 
 
 def object_file(folder: Path, photos: list[list[str]]) -> Path:

@@ -17,7 +17,7 @@ WORDS = [f"word{n}" for n in range(40)]
 QUESTIONS = [" ".join(WORDS[:20]) + "?", " ".join(WORDS[20:]) + "\x1b[31m [bold]?"]
 TASK = {
     "version": 1, "modality": "language", "prompt": "{{ question }}", "target": "{{ answer }}", "answer": "short",
-    "max_new_tokens": 4, "metrics": ["accuracy"],
+    "max_tokens": 4, "metrics": ["accuracy"],
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import pytest
 import qwen
 from data_builders import encoded_photo, make_byte_tokenizer
 
-from mmtune.data.conversation import Conversation, RowError, Turn
+from mmtune.data.conversation import Conversation, RowError
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.encoding import ModelInputs, encode
 from mmtune.data.mixture import Mixture
@@ -26,6 +26,7 @@ from mmtune.data.sources.formats import FORMATS
 from mmtune.data.sources.image_cells import MOST_BYTES
 from mmtune.data.sources.readers import BadRows, read_conversations
 from mmtune.data.survey import survey
+from mmtune.interfaces import Turn
 
 WriteLines = Callable[..., str]
 ASKED, SAID = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}

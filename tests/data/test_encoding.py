@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.common.errors import RowError
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs, as_example, encode, encode_text, tokenise
 from mmtune.data.rendering.templates import TEMPLATES, Rendered
+from mmtune.interfaces import Turn
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: "<" not in text)
 

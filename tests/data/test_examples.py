@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from mmtune.common import disk
 from mmtune.data import example_store as examples_module
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import Example
 from mmtune.data.example_store import Examples, ExampleStore
+from mmtune.interfaces import Turn
 
 ROWS = st.lists(
     st.tuples(

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmtune.common.errors import RowError, UserError
-from mmtune.data.conversation import Turn
 from mmtune.data.images import open_photo
 from mmtune.data.sources import json_files
 from mmtune.data.sources.json_files import json_list
 from mmtune.data.sources.readers import BadRows, read_conversations, read_rows
+from mmtune.interfaces import Turn
 
 WriteLines = Callable[..., str]
 SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]

@@ -8,9 +8,9 @@ import pytest
 from chat_templates import FAMILIES, carrying
 
 from mmtune.common.errors import UserError
-from mmtune.data.conversation import Turn
 from mmtune.data.rendering.template_date import check_date, dated, reads_clock, split_date
 from mmtune.data.rendering.templates import get_template
+from mmtune.interfaces import Turn
 from mmtune.models.interop.chat_templates import jinja_template
 
 CHATML = FAMILIES["chatml, other eos"].jinja

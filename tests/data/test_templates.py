@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.common.errors import RowError, UserError
-from mmtune.data.conversation import Conversation, Turn, check
+from mmtune.data.conversation import Conversation, check
 from mmtune.data.encoding import IGNORED, ModelInputs, encode, encode_text
 from mmtune.data.rendering.sentencepiece import build_tokenizer
 from mmtune.data.rendering.templates import TEMPLATES, Rendered, get_template, tokenizer_template
 from mmtune.data.sources.formats import FORMATS
+from mmtune.interfaces import Turn
 
 GOLDENS = json.loads((Path(__file__).parent / "llava_goldens.json").read_text(encoding="utf-8"))
 MODES = {"v1": "vicuna_v1", "llava_llama_2": "llama_2", "plain": "plain"}
@@ -147,8 +148,8 @@ def test_chatml_in_full() -> None:
 
 def test_primers_begin_the_answer() -> None:
     user = [Turn("user", "Hi")]
-    assert TEMPLATES["vicuna_v1"].prompt(user, primer="The").endswith("USER: Hi ASSISTANT: The")
-    assert TEMPLATES["chatml"].prompt(user, primer="The").endswith("<|im_start|>assistant\nThe")
+    assert TEMPLATES["vicuna_v1"].prompt(user, response_prefix="The").endswith("USER: Hi ASSISTANT: The")
+    assert TEMPLATES["chatml"].prompt(user, response_prefix="The").endswith("<|im_start|>assistant\nThe")
     assert TEMPLATES["vicuna_v1"].prompt(user).endswith("ASSISTANT:")
 
 

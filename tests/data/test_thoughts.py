@@ -9,10 +9,11 @@ import qwen
 from data_builders import make_byte_tokenizer
 
 from mmtune.common.errors import UserError
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import ModelInputs, encode, encode_text
 from mmtune.data.rendering.templates import TEMPLATES, Rendered, get_template
 from mmtune.data.survey import survey
+from mmtune.interfaces import Turn
 
 NO_THOUGHT = "<think>\n\n</think>\n\n"
 THOUGHT = "<think>\nTwo and two.\n</think>\n\n"

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 
 from mmtune.common.errors import RowError
 from mmtune.data import token_store as token_cache
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.encoding import ModelInputs, tokenise
 from mmtune.data.mixture import Mixture
 from mmtune.data.rendering.templates import TEMPLATES, Template, tokenizer_template
 from mmtune.data.token_store import cached_tokens, fingerprint, row_key
+from mmtune.interfaces import Turn
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30) | st.sampled_from(
     ["<image>", "a <image> b", "\x00", "user 1 a", "<|im_end|>"]

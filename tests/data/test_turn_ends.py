@@ -17,9 +17,10 @@ from chat_templates import (
 )
 
 from mmtune.common.errors import RowError, UserError
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import ModelInputs, Remarks, encode
 from mmtune.data.rendering.templates import Rendered, Template, tokenizer_template
+from mmtune.interfaces import Turn
 
 EACH = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
 

@@ -51,13 +51,13 @@ class Scripted:
         prompts: Sequence[str],
         images: Sequence[Sequence[Image.Image]] | None = None,
         *,
-        primer: str = "",
-        max_new_tokens: int = 16,
+        response_prefix: str = "",
+        max_tokens: int = 16,
         stop: Sequence[str] = (),
         batch_tokens: int = 4096,
     ) -> list[str]:
         self._asked(prompts, images)
-        self.options = {"primer": primer, "max_new_tokens": max_new_tokens, "stop": list(stop)}
+        self.options = {"response_prefix": response_prefix, "max_tokens": max_tokens, "stop": list(stop)}
         self.usage["generated_tokens"] += len(prompts)
         return [self.reply(prompt) for prompt in prompts]
 
@@ -67,11 +67,11 @@ class Scripted:
         choices: Sequence[Sequence[str]],
         images: Sequence[Sequence[Image.Image]] | None = None,
         *,
-        primer: str = "",
+        response_prefix: str = "",
         batch_tokens: int = 4096,
     ) -> list[list[float]]:
         self._asked(prompts, images)
-        self.options = {"primer": primer}
+        self.options = {"response_prefix": response_prefix}
         self.compared = [list(texts) for texts in choices]
         return [[self.like(prompt, text) for text in texts] for prompt, texts in zip(prompts, choices, strict=True)]
 

@@ -24,10 +24,10 @@ class Thinker(Scripted):
         self.thinking, self.finishes, self.limits = thinking, finishes, []
         self.limits: list[int]
 
-    def generate(self, prompts: Sequence[str], *args: Any, thinking_tokens: int = 0, **options: Any) -> list[str]:
-        self.limits.append(thinking_tokens)
+    def generate(self, prompts: Sequence[str], *args: Any, thinking_budget: int = 0, **options: Any) -> list[str]:
+        self.limits.append(thinking_budget)
         said = super().generate(prompts, *args, **options)
-        if not thinking_tokens:
+        if not thinking_budget:
             return said
         thought = "<think>\nNo? Then the best answer is no."
         return [
@@ -48,9 +48,9 @@ def run(model: Any, data: Path, **options: Any) -> Any:
 
 def test_what_follows_the_thought_is_read(data: Path) -> None:
     model = Thinker("optional", finishes=lambda prompt: "number is 3." not in prompt)
-    results = run(model, data, thinking_tokens=64, out=data / "out")
+    results = run(model, data, thinking_budget=64, out=data / "out")
     assert set(model.limits) == {64}
-    assert model.options["primer"]  # the model puts it before its answer
+    assert model.options["response_prefix"]  # the model puts it before its answer
     samples = results.samples["boolq"]
     assert {s.prediction for s in samples} == {"yes", None}
     (unfinished,) = [s for s in samples if s.prediction is None]
@@ -59,34 +59,34 @@ def test_what_follows_the_thought_is_read(data: Path) -> None:
     assert results.tasks["boolq"].unparsed == 1 / len(samples)
     kept = [json.loads(line)["response"] for line in (data / "out/samples/boolq.jsonl").read_text().splitlines()]
     assert kept == [s.response for s in samples]
-    assert json.loads((data / "out/results.json").read_text())["tasks"]["boolq"]["thinking_tokens"] == 64
+    assert json.loads((data / "out/results.json").read_text())["tasks"]["boolq"]["thinking_budget"] == 64
 
 
 def test_answers_with_and_without_thoughts_are_not_mixed_up(data: Path) -> None:
     model = Thinker("optional")
     for limit in (None, 64, 32, 64):
-        run(model, data, thinking_tokens=limit, out=data / "out")
+        run(model, data, thinking_budget=limit, out=data / "out")
     assert list(dict.fromkeys(model.limits)) == [0, 64, 32]
     before = len(model.limits)
-    run(model, data, thinking_tokens=32, out=data / "out")
+    run(model, data, thinking_budget=32, out=data / "out")
     assert len(model.limits) == before  # stored
 
 
 def test_a_task_file_may_ask_for_thoughts(data: Path) -> None:
-    (data / "small.yaml").write_text("name: small\ntasks:\n  - {task: boolq, thinking_tokens: 128}\n")
+    (data / "small.yaml").write_text("name: small\ntasks:\n  - {task: boolq, thinking_budget: 128}\n")
     model = Thinker("always")
     run(model, data)
     assert set(model.limits) == {128}
     with pytest.raises(UserError, match="thinks before every answer"):
-        run(model, data, thinking_tokens=0)
+        run(model, data, thinking_budget=0)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("thinking_tokens: -1", "thinking_tokens: must be at least 0, not -1"),
-        ("thinking_tokens: yes", "thinking_tokens: must be a whole number"),
-        ("thinking_tokens: 9, answering: likelihood", "likelihood compares choices, before any thought"),
+        ("thinking_budget: -1", "thinking_budget: must be at least 0, not -1"),
+        ("thinking_budget: yes", "thinking_budget: must be a whole number"),
+        ("thinking_budget: 9, answering: likelihood", "likelihood compares choices, before any thought"),
     ],
 )
 def test_wrong_task_files(data: Path, overrides: str, message: str) -> None:
@@ -98,12 +98,12 @@ def test_wrong_task_files(data: Path, overrides: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (Scripted(lambda _: "yes"), {"thinking_tokens": 9}, "scripted has no way to think before it answers"),
-        (Thinker("always"), {}, "say how long it may, with --thinking-tokens 4096"),
-        (Thinker("optional"), {"thinking_tokens": -1}, "--thinking-tokens -1: must be at least 0"),
+        (Scripted(lambda _: "yes"), {"thinking_budget": 9}, "scripted has no way to think before it answers"),
+        (Thinker("always"), {}, "say how long it may, with --thinking-budget 4096"),
+        (Thinker("optional"), {"thinking_budget": -1}, "--thinking-budget -1: must be at least 0"),
         (
             Thinker("optional"),
-            {"thinking_tokens": 9, "answering": "likelihood"},
+            {"thinking_budget": 9, "answering": "likelihood"},
             "the choices of boolq are compared as they are, before any thought; use --answering generate",
         ),
     ],

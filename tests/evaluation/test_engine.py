@@ -74,8 +74,8 @@ def test_always_yes(suite: Path, data: Path) -> None:
     assert results.tasks["openbookqa"].unparsed == 1
     assert results.tasks["openbookqa"].score == 0
     assert results.averages["language"] == (0.5 + 0) / 2
-    assert model.options["max_new_tokens"] == 4
-    assert model.options["primer"] == 'The best answer is "'
+    assert model.options["max_tokens"] == 4
+    assert model.options["response_prefix"] == 'The best answer is "'
     assert "\n" in model.options["stop"]
 
 

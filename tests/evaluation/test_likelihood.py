@@ -28,7 +28,7 @@ prompt: "{{ question }}"
 options: options
 target: "{{ answer }}"
 answer: letter
-max_new_tokens: 4
+max_tokens: 4
 metrics: [accuracy]
 """
 ROWS = [
@@ -94,7 +94,7 @@ def test_the_flag_goes_before_the_task_file(data: Path) -> None:
     assert score(data, model, "answering: likelihood\n", answering="generate").samples["toy"][0].loglikelihoods is None
     results = score(data, model, answering="likelihood")
     assert results.samples["toy"][0].loglikelihoods is not None
-    assert model.options == {"primer": ""}
+    assert model.options == {"response_prefix": ""}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_letters_yes_and_no_and_photos(data: Path) -> None:
         ("boolq", "openbookqa", "pope"), 1
     )
     assert results.tasks["pope"].cost["tower_passes"] == len(POPE)
-    assert model.options == {"primer": 'The best answer is "'}
+    assert model.options == {"response_prefix": 'The best answer is "'}
     assert results.tasks["pope"].metrics["yes_ratio"] == sum(row["answer"] == "yes" for row in POPE) / len(POPE)
 
 

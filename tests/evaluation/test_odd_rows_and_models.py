@@ -23,7 +23,7 @@ dataset: {path: toy/toy, config: null, split: test}
 prompt: "{{ question }}"
 target: "{{ answer }}"
 answer: short
-max_new_tokens: 4
+max_tokens: 4
 metrics: [accuracy]
 """
 LETTERS = TASK.replace("answer: short", "answer: letter\noptions: options\nanswering: likelihood").replace(

@@ -33,7 +33,7 @@ def test_likelihoods_are_those_of_the_model(data: Path, tuned_model: Path) -> No
     model = VisionLanguageModel.from_pretrained(tuned_model)
     with torch.inference_mode():
         sample = results.samples["boolq"][0]
-        alone = model.loglikelihood([sample.prompt], [["yes", "no"]], primer='The best answer is "')[0]
+        alone = model.loglikelihood([sample.prompt], [["yes", "no"]], response_prefix='The best answer is "')[0]
     assert sample.loglikelihoods == pytest.approx(alone, abs=1e-4)
     assert sample.prediction == ("yes" if alone[0] >= alone[1] else "no")
     assert all(math.isfinite(f) for s in results.samples["openbookqa"] for f in s.loglikelihoods or () if f is not None)

@@ -23,7 +23,7 @@ dataset: {{path: toy/{name}, config: null, split: test}}
 prompt: "{{{{ passage }}}} Say yes or no."
 target: "{{{{ answer }}}}"
 answer: yes_no
-max_new_tokens: 30
+max_tokens: 30
 metrics: [accuracy]
 """
 FRAME = 19 + len(" Say yes or no.")  # tokens of template and question
@@ -78,8 +78,8 @@ def test_rows_are_shortened_where_that_is_asked_for(
     samples = results.samples["long"]
     for sample in samples[1:]:
         kept = sample.prompt[-(WINDOW - 30 - 19) :]
-        assert sample.response == model.generate(kept, max_new_tokens=30)
-    assert samples[0].response == model.generate(samples[0].prompt, max_new_tokens=30)
+        assert sample.response == model.generate(kept, max_tokens=30)
+    assert samples[0].response == model.generate(samples[0].prompt, max_tokens=30)
     asked = model.usage["prompt_tokens"]
     assert score(data, model, past_window="shorten", out=out).samples["long"] == samples
     score(data, model, "short", out=out)  # of which no row is shortened

@@ -208,7 +208,7 @@ def test_prompts(task: str, row: dict[str, Any], prompt: str, target: str) -> No
 
 def test_every_task_of_the_nine_has_its_primer_and_limits() -> None:
     tasks = {task.name: task for task in load_suite("mlan9").tasks}
-    limits = {name: task.max_new_tokens for name, task in tasks.items()}
+    limits = {name: task.max_tokens for name, task in tasks.items()}
     assert limits == {
         "race": 20,
         "openbookqa": 20,
@@ -220,8 +220,8 @@ def test_every_task_of_the_nine_has_its_primer_and_limits() -> None:
         "gqa": 8,
         "scienceqa": 8,
     }
-    assert {task.primer for name, task in tasks.items() if name != "scienceqa"} == {'The best answer is "'}
-    assert tasks["scienceqa"].primer == 'The answer is "'
+    assert {task.response_prefix for name, task in tasks.items() if name != "scienceqa"} == {'The best answer is "'}
+    assert tasks["scienceqa"].response_prefix == 'The answer is "'
     assert [task.modality for task in tasks.values()] == ["language"] * 4 + ["vision"] * 5
 
 

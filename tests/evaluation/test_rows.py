@@ -155,7 +155,7 @@ def test_templates_cannot_reach_python() -> None:
         "prompt": "{{ question.__class__.__mro__ }}",
         "target": "x",
         "answer": "short",
-        "max_new_tokens": 1,
+        "max_tokens": 1,
         "metrics": ["accuracy"],
     }
     with pytest.raises(UserError, match=r"mine.yaml: prompt: row 3: .*unsafe|undefined"):

@@ -22,7 +22,7 @@ TASK: dict[str, Any] = {
     "options": "choices",
     "target": "{{ answer | letter }}",
     "answer": "letter",
-    "max_new_tokens": 4,
+    "max_tokens": 4,
     "metrics": ["accuracy"],
 }
 
@@ -31,7 +31,7 @@ def test_the_smallest_task() -> None:
     task = task_from(TASK, "mine.yaml")
     assert task.columns_by_key()["prompt"] == {"question"}
     assert task.columns_by_key()["options"] == {"choices"}
-    assert (task.primer, task.stop, task.extract, task.limit) == ("", (), (), None)
+    assert (task.response_prefix, task.stop, task.extract, task.limit) == ("", (), (), None)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_the_smallest_task() -> None:
         ({"name": "../x"}, r"mine.yaml: name: '../x' may hold only"),
         ({"version": "1"}, r"mine.yaml: version: must be a whole number"),
         ({"version": True}, r"mine.yaml: version: must be a whole number"),
-        ({"max_new_tokens": 0}, r"mine.yaml: max_new_tokens: must be at least 1"),
+        ({"max_tokens": 0}, r"mine.yaml: max_tokens: must be at least 1"),
         ({"limit": 0}, r"mine.yaml: limit: must be at least 1"),
         ({"modality": "visual"}, r"mine.yaml: modality: unknown 'visual'"),
         ({"modality": "vision"}, r"mine.yaml: images: missing"),
@@ -133,13 +133,13 @@ def test_a_suite_may_rename_override_and_bring_tasks_of_its_own(tmp_path: Path) 
     (tmp_path / "own" / "mine.yaml").write_text(yaml.safe_dump(TASK))
     (tmp_path / "suite.yaml").write_text(
         "name: s\nprotocol: mlan\ntasks:\n- own/mine.yaml\n- boolq\n"
-        "- {task: openbookqa, as: openbookqa_dev, split: validation, limit: 7, primer: ''}\n"
+        "- {task: openbookqa, as: openbookqa_dev, split: validation, limit: 7, response_prefix: ''}\n"
     )
     suite = load_suite(tmp_path / "suite.yaml")
     own, _, changed = suite.tasks
     assert (suite.protocol, own.name, changed.name) == ("mlan", "mine", "openbookqa_dev")
     assert (changed.dataset.split, changed.dataset.config, changed.limit) == ("validation", "main", 7)
-    assert changed.primer == ""
+    assert changed.response_prefix == ""
     assert [task.name for task in suite.select(["openbookqa_dev", "mine"])] == ["mine", "openbookqa_dev"]
     with pytest.raises(UserError, match=r"--tasks: 'min' is not in suite s; did you mean 'mine'"):
         suite.select(["min"])
@@ -156,7 +156,7 @@ def test_a_task_is_a_suite_of_one(tmp_path: Path) -> None:
 def test_the_hash_of_a_definition() -> None:
     task = task_from(TASK, "a.yaml")
     assert task.definition_hash() == task_from(TASK, "b.yaml").definition_hash()
-    assert task.definition_hash() != task_from({**TASK, "primer": "x"}, "a.yaml").definition_hash()
+    assert task.definition_hash() != task_from({**TASK, "response_prefix": "x"}, "a.yaml").definition_hash()
 
 
 def test_all_shipped_files_load_and_say_what_they_are() -> None:

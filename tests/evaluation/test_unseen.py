@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 
 from mmtune.common.errors import UserError
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.sources.readers import read_conversations
 from mmtune.evaluation.contamination.check import Hit, UnseenReport, check_unseen
 from mmtune.evaluation.tasks.render import Renderer
 from mmtune.evaluation.tasks.rows import load_rows
 from mmtune.evaluation.tasks.suite import load_suite
 from mmtune.evaluation.tasks.task import load_task
+from mmtune.interfaces import Turn
 
 STORIES = [
     f"The {animal} of the {place} sleeps {n} hours a day and hunts {prey} at night near the old stone {mark}."
@@ -59,7 +60,7 @@ def photo_row(data: bytes) -> dict[str, Any]:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A suite of two sets, and one more whose data is not there."""
     folder = tmp_path_factory.mktemp("evaluation")
-    common = {"version": 1, "target": "{{ answer }}", "answer": "short", "max_new_tokens": 4, "metrics": ["accuracy"]}
+    common = {"version": 1, "target": "{{ answer }}", "answer": "short", "max_tokens": 4, "metrics": ["accuracy"]}
     texts = {
         **common,
         "prompt": f"Context: {{{{ passage }}}}\n{INSTRUCTION} {{{{ question }}}}",

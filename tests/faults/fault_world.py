@@ -79,7 +79,7 @@ def _save_sets(folder: Path) -> None:
         "prompt": "{{ question }}",
         "target": "yes",
         "answer": "yes_no",
-        "max_new_tokens": 4,
+        "max_tokens": 4,
         "metrics": ["accuracy"],
     }
     sets = {"tales": (tales, {"modality": "language"}), "sights": (sights, {"modality": "vision", "images": ["image"]})}

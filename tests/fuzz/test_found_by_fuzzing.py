@@ -164,7 +164,7 @@ def task_file(folder: Path, **changes: Any) -> Path:
     pq.write_table(pa.table(columns), rows)
     task = {"name": "mine", "version": 1, "modality": "language", "dataset": {"path": "me/mine", "split": "test"},
             "prompt": "{{ question }}", "target": "{{ label | letter }}", "answer": "letter", "options": "choices",
-            "max_new_tokens": 8, "metrics": ["accuracy"]}  # fmt: skip
+            "max_tokens": 8, "metrics": ["accuracy"]}  # fmt: skip
     (folder / "mine.yaml").write_text(yaml.safe_dump(task | changes))
     return folder / "mine.yaml"
 

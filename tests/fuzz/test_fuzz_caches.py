@@ -13,10 +13,11 @@ from fuzz_cases import Cases, numbered
 from mutations import damaged
 from transformers import PreTrainedTokenizerFast
 
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import ModelInputs, tokenise
 from mmtune.data.rendering.templates import TEMPLATES
 from mmtune.data.token_store import TokenCache, cached_tokens
+from mmtune.interfaces import Turn
 from mmtune.models.features import FeatureStore
 from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import build_tower

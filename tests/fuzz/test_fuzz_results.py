@@ -35,7 +35,7 @@ SHA = "ab" * 32
 def results(model: str, score: float) -> dict[str, Any]:
     task = {"version": 1, "n": 4, "metric": "accuracy", "score": score, "stderr": 0.1, "unparsed": 0.0, "failed": 0,
             "metrics": {"accuracy": score, "by_group": {"a": 0.5}}, "protocol": "blind", "answering": "generate",
-            "thinking_tokens": 0, "seconds": 2.5, "cost": dict.fromkeys(COSTS, 1.0), "key": "k",
+            "thinking_budget": 0, "seconds": 2.5, "cost": dict.fromkeys(COSTS, 1.0), "key": "k",
             "dataset": {"path": "a/b", "config": None, "split": "test", "fingerprint": "f"}}  # fmt: skip
     tasks = {"read": {"modality": "language", **task}, "see": {"modality": "vision", **task}}
     averages = {"language": score, "vision": score, "overall": score}

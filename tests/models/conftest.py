@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from mmtune.data.collate import PackedBatch, pack
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import Example, encode
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import Turn
 from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
 
 Build = Callable[..., VisionLanguageModel]

@@ -42,12 +42,12 @@ def test_one_string_with_one_photo_has_one_answer(
     seeing_model: VisionLanguageModel, photos: list[Image.Image], shown: dict[str, Any], way: str
 ) -> None:
     model, photo = seeing_model, shown[way]
-    (expected,) = model.generate([ASK], [[photos[0]]], max_new_tokens=6)
-    assert expected != model.generate([ASK], [[photos[1]]], max_new_tokens=6)[0]  # it depends on what is seen
-    assert model.generate(ASK, photo, max_new_tokens=6) == expected
-    assert model.generate(ASK, [photo], max_new_tokens=6) == expected
-    assert model.generate([ASK], [photo], max_new_tokens=6) == [expected]
-    assert model.generate([ASK], [[photo]], max_new_tokens=6) == [expected]
+    (expected,) = model.generate([ASK], [[photos[0]]], max_tokens=6)
+    assert expected != model.generate([ASK], [[photos[1]]], max_tokens=6)[0]  # it depends on what is seen
+    assert model.generate(ASK, photo, max_tokens=6) == expected
+    assert model.generate(ASK, [photo], max_tokens=6) == expected
+    assert model.generate([ASK], [photo], max_tokens=6) == [expected]
+    assert model.generate([ASK], [[photo]], max_tokens=6) == [expected]
     (likely,) = model.loglikelihood([ASK], [["a", "b"]], [[photos[0]]])
     assert model.loglikelihood(ASK, ["a", "b"], photo) == likely
     assert model.loglikelihood([ASK], [["a", "b"]], [(photo,)]) == [likely]
@@ -57,22 +57,22 @@ def test_one_string_with_one_photo_has_one_answer(
 
 
 def test_one_string_alone(text_model: VisionLanguageModel) -> None:
-    (expected,) = text_model.generate(["hi"], max_new_tokens=5)
+    (expected,) = text_model.generate(["hi"], max_tokens=5)
     for given in ("hi", np.str_("hi")):
-        assert text_model.generate(given, max_new_tokens=5) == expected
-        assert text_model.generate(given, [], max_new_tokens=5) == expected
+        assert text_model.generate(given, max_tokens=5) == expected
+        assert text_model.generate(given, [], max_tokens=5) == expected
     for several in (("hi", "hi"), np.array(["hi", "hi"]), iter(["hi", "hi"])):
-        assert text_model.generate(several, max_new_tokens=5) == [expected, expected]  # type: ignore[call-overload]
-    assert text_model.generate("hi", max_new_tokens=5, do_sample=True, top_k=1) == expected
+        assert text_model.generate(several, max_tokens=5) == [expected, expected]  # type: ignore[call-overload]
+    assert text_model.generate("hi", max_tokens=5, do_sample=True, top_k=1) == expected
     assert text_model.loglikelihood("hi", ["a"]) == text_model.loglikelihood(["hi"], [["a"]])[0]
-    assert text_model.generate(["hi"], [None], max_new_tokens=5) == [expected]
+    assert text_model.generate(["hi"], [None], max_tokens=5) == [expected]
 
 
 def test_one_stop_string_is_not_its_characters(text_model: VisionLanguageModel) -> None:
-    (whole,) = text_model.generate(["tell me"], max_new_tokens=20)
+    (whole,) = text_model.generate(["tell me"], max_tokens=20)
     stop = whole[4:6]
     cut = whole[: whole.index(stop) + 2]
-    assert text_model.generate("tell me", max_new_tokens=20, stop=stop) == cut
+    assert text_model.generate("tell me", max_tokens=20, stop=stop) == cut
     assert "".join(Chat(text_model).say("tell me", stop=stop)) == cut
 
 
@@ -80,7 +80,7 @@ def test_a_path_that_several_prompts_show_is_opened_and_seen_once(
     seeing_model: VisionLanguageModel, shown: dict[str, Any]
 ) -> None:
     before = seeing_model.usage["tower_passes"]
-    seeing_model.generate([ASK, f"{ASK} again"], [shown["string"], [shown["string"]]], max_new_tokens=2)
+    seeing_model.generate([ASK, f"{ASK} again"], [shown["string"], [shown["string"]]], max_tokens=2)
     assert seeing_model.usage["tower_passes"] == before + 1
 
 
@@ -156,10 +156,10 @@ def test_lists_of_another_shape_are_refused(seeing_model: VisionLanguageModel, p
         model.loglikelihood("a", [["yes"]])
     with pytest.raises(UserError, match="2 prompts but choices for 1"):
         model.loglikelihood(["a", "b"], [["yes"]])
-    for name, value in (("system", 3), ("primer", ["a"]), ("stop", {"a": 1}), ("max_new_tokens", "9")):
+    for name, value in (("system", 3), ("response_prefix", ["a"]), ("stop", {"a": 1}), ("max_tokens", "9")):
         with pytest.raises(UserError, match=name):
             model.generate("a", **{name: value})
-    with pytest.raises(UserError, match="max_new_tokens 0: give a whole number of at least 1"):
-        model.generate("a", max_new_tokens=0)
+    with pytest.raises(UserError, match="max_tokens 0: give a whole number of at least 1"):
+        model.generate("a", max_tokens=0)
     with pytest.raises(UserError, match="the system prompt is a list"):
         Chat(model, system=[CHAT])  # type: ignore[arg-type]

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 
 from mmtune.common.errors import UserError
-from mmtune.data.conversation import Turn
 from mmtune.generation.answering import Answering
 from mmtune.generation.chat import Chat, Sampling
 from mmtune.generation.generator import VisionLanguageModel
 from mmtune.generation.prompts import PromptEncoder
+from mmtune.interfaces import Turn
 from mmtune.models.decoding.answers import Answer, Ending
 from mmtune.models.spec import ModelSpec
 
-SHORT = Sampling(max_new_tokens=12)
+SHORT = Sampling(max_tokens=12)
 
 
 def heard(chat: Chat, text: str, *images: Image.Image, sampling: Sampling = SHORT) -> str:
@@ -59,7 +59,7 @@ def test_every_answer_is_that_of_the_whole_conversation_anew(
         shown += images
         assert answer == anew(model, turns, shown)
         if number == 0:
-            assert [answer] == model.generate([text], system="Be brief.", max_new_tokens=12)
+            assert [answer] == model.generate([text], system="Be brief.", max_tokens=12)
         turns.append(Turn("assistant", answer.replace("<image>", "image")))
     assert chat.turns == turns[1:]
     assert chat.photos == photos[:3]
@@ -69,7 +69,7 @@ def test_a_first_answer_about_a_photo_is_that_of_generate(
     seeing_model: VisionLanguageModel, photos: list[Image.Image]
 ) -> None:
     for photo in photos:
-        given = seeing_model.generate(["What is it? <image>"], [[photo]], max_new_tokens=12)
+        given = seeing_model.generate(["What is it? <image>"], [[photo]], max_tokens=12)
         assert [heard(Chat(seeing_model), "What is it? <image>", photo)] == given
 
 
@@ -77,7 +77,7 @@ def test_adapters_speak_too(build: Callable[..., VisionLanguageModel]) -> None:
     from mmtune.models.spec import LoraOptions
 
     model = build(lora=LoraOptions(r=2))
-    assert [heard(Chat(model), "Hello")] == model.generate(["Hello"], max_new_tokens=12)
+    assert [heard(Chat(model), "Hello")] == model.generate(["Hello"], max_tokens=12)
 
 
 def test_a_turn_costs_its_own_tokens_and_a_photo_one_pass(
@@ -131,7 +131,7 @@ def test_a_turn_that_is_interrupted_counts_as_far_as_it_was_heard(
 ) -> None:
     chat = Chat(text_model)
     heard(chat, "Hi")
-    pieces = chat.say("Tell me more", sampling=Sampling(max_new_tokens=40))
+    pieces = chat.say("Tell me more", sampling=Sampling(max_tokens=40))
     part = next(pieces)
     pieces.close()
     assert [turn.text for turn in chat.turns[2:]] == ["Tell me more", part]
@@ -162,10 +162,10 @@ def test_nothing_is_left_after_a_reset(seeing_model: VisionLanguageModel, photos
 
 def test_drawn_answers_are_those_of_transformers(text_model: VisionLanguageModel) -> None:
     for seed, top_p in ((0, 1.0), (1, 0.7), (2, 0.2)):
-        sampling = Sampling(temperature=1.3, top_p=top_p, max_new_tokens=20, seed=seed)
+        sampling = Sampling(temperature=1.3, top_p=top_p, max_tokens=20, seed=seed)
         torch.manual_seed(seed)
         narrowed = {"top_p": top_p} if top_p < 1 else {}
-        drawn = text_model.generate(["Hello"], max_new_tokens=20, do_sample=True, temperature=1.3, **narrowed)
+        drawn = text_model.generate(["Hello"], max_tokens=20, do_sample=True, temperature=1.3, **narrowed)
         assert [heard(Chat(text_model), "Hello", sampling=sampling)] == drawn
     whole = [heard(Chat(text_model), "Hello", sampling=Sampling(number, seed=1)) for number in (2, 2.0)]
     assert whole[0] == whole[1]
@@ -201,7 +201,7 @@ def test_the_stop_string_ends_the_answer(text_model: VisionLanguageModel) -> Non
     stop = whole[2:4]
     chat = Chat(text_model)
     assert ["".join(chat.say("Hello", sampling=SHORT, stop=[stop]))] == text_model.generate(
-        ["Hello"], max_new_tokens=12, stop=[stop]
+        ["Hello"], max_tokens=12, stop=[stop]
     )
 
 
@@ -210,7 +210,7 @@ def test_a_mark_that_the_model_writes_is_no_photo(
 ) -> None:
     chat = Chat(text_model)
     monkeypatch.setattr(text_model.tokenizer, "decode", lambda ids, **_: "an <image> here" if ids else "")
-    assert heard(chat, "Hi", sampling=Sampling(max_new_tokens=1)) == "an <image> here"
+    assert heard(chat, "Hi", sampling=Sampling(max_tokens=1)) == "an <image> here"
     monkeypatch.undo()
     assert chat.turns[1].text == "an image here"
     heard(chat, "More")
@@ -232,7 +232,7 @@ def test_mistakes_are_named_and_nothing_was_said(
     assert chat.turns == []
     with pytest.raises(UserError, match="system prompt holds <image>"):
         Chat(seeing_model, system="<image>")
-    for wrong in ({"temperature": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}, {"seed": -1}, {"temperature": np.nan}):
+    for wrong in ({"temperature": -1}, {"top_p": 0.0}, {"max_tokens": 0}, {"seed": -1}, {"temperature": np.nan}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             Sampling(**wrong)
 
@@ -243,17 +243,17 @@ def test_numbers_to_draw_with_are_numbers(name: str, value: Any, text_model: Vis
     with pytest.raises(UserError, match=f"^{name} "):
         Sampling(**{name: value})
     with pytest.raises(UserError, match=f"^{name} "):
-        text_model.generate(["a"], max_new_tokens=1, do_sample=True, **{name: value})
+        text_model.generate(["a"], max_tokens=1, do_sample=True, **{name: value})
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.001}, {"temperature": 10, "top_p": 0.001}, {"top_p": 1}])
 def test_the_numbers_at_the_edge_draw(options: dict[str, Any], text_model: VisionLanguageModel) -> None:
-    assert heard(Chat(text_model), "a", sampling=Sampling(**({"temperature": 1.0} | options), max_new_tokens=3, seed=1))
+    assert heard(Chat(text_model), "a", sampling=Sampling(**({"temperature": 1.0} | options), max_tokens=3, seed=1))
 
 
 def test_an_answer_ends_where_the_model_can_read_no_further(text_model: VisionLanguageModel) -> None:
     chat = Chat(text_model)
-    sampling = Sampling(max_new_tokens=500)
+    sampling = Sampling(max_tokens=500)
     limit = text_model.base_language.config.max_position_embeddings
     text = "w" * (limit - 70)
     heard(chat, text, sampling=sampling)
@@ -272,7 +272,7 @@ def narrow(build: Callable[..., VisionLanguageModel]) -> VisionLanguageModel:
 
 
 def test_a_conversation_longer_than_the_window_is_refused(narrow: VisionLanguageModel) -> None:
-    chat, sampling = Chat(narrow), Sampling(max_new_tokens=20)
+    chat, sampling = Chat(narrow), Sampling(max_tokens=20)
     heard(chat, "a" * 50, sampling=sampling)
     assert chat.finish_reason == "length"
     before = list(chat.turns)
@@ -286,7 +286,7 @@ def test_a_conversation_longer_than_the_window_is_refused(narrow: VisionLanguage
 def test_the_oldest_turns_are_forgotten_with_their_photos(
     narrow: VisionLanguageModel, photos: list[Image.Image]
 ) -> None:
-    chat, sampling = Chat(narrow), Sampling(max_new_tokens=20, past_window="shorten")
+    chat, sampling = Chat(narrow), Sampling(max_tokens=20, past_window="shorten")
     heard(chat, "a" * 20, photos[0], sampling=sampling)
     heard(chat, "b" * 20, photos[1], sampling=sampling)
     assert chat.forgotten == 0

@@ -15,10 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmtune.data.conversation import Turn
 from mmtune.data.rendering.templates import join_primer
 from mmtune.generation.choices import ChoiceTokenizer, split_spaces
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import Turn
 from mmtune.models.language import load_tokenizer
 from mmtune.models.spec import ModelSpec
 
@@ -153,10 +153,10 @@ def test_figures_are_those_of_transformers_for_these_tokens(
     spec = ModelSpec(str(request.getfixturevalue(family)), template=template)
     model, prompts = VisionLanguageModel.assemble(spec).eval(), ["What is five less ten?", "What is it?"]
     choices = [["5", "-5", "-5.", "(a) dogs", "a) dogs", '"', "."], ["-5", "  5", "..."]]
-    for primer in ('The answer is "', "It is "):
-        found = model.loglikelihood(prompts, choices, primer=primer)
+    for response_prefix in ('The answer is "', "It is "):
+        found = model.loglikelihood(prompts, choices, response_prefix=response_prefix)
         for prompt, some, figures in zip(prompts, choices, found, strict=True):
-            text = join_primer(model.template.prompt([Turn("user", prompt)]), primer)
+            text = join_primer(model.template.prompt([Turn("user", prompt)]), response_prefix)
             for choice, figure in zip(some, figures, strict=True):
                 assert figure == pytest.approx(by_transformers(model, text, choice), abs=2e-4)
         assert len(set(found[0])) == len(found[0])
@@ -180,18 +180,25 @@ def test_a_mark_in_a_choice_is_no_photo(seeing_model: VisionLanguageModel, photo
 def test_a_mark_in_the_system_prompt_or_the_primer_is_text(
     seeing_model: VisionLanguageModel, photos: list[Image.Image]
 ) -> None:
-    model, primer = seeing_model, "See <image>: "
+    model, response_prefix = seeing_model, "See <image>: "
     marked, plain = (
-        model.loglikelihood(["<image>\nWhat?"], [["yes", "<image>"]], [photos[:1]], system="Of <image>.", primer=primer)
-        for primer in (primer, primer.replace("<image>", "<Image>"))
+        model.loglikelihood(
+            ["<image>\nWhat?"],
+            [["yes", "<image>"]],
+            [photos[:1]],
+            system="Of <image>.",
+            response_prefix=response_prefix,
+        )
+        for response_prefix in (response_prefix, response_prefix.replace("<image>", "<Image>"))
     )
     assert marked != plain
-    (text_only,) = model.loglikelihood(["What?"], [["yes"]], system="Of <image>.", primer=primer)
-    text = (
-        f"<|im_start|>system\nOf <image>.<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n{primer}"
-    )
+    (text_only,) = model.loglikelihood(["What?"], [["yes"]], system="Of <image>.", response_prefix=response_prefix)
+    asked = "<|im_start|>system\nOf <image>.<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n"
+    text = f"{asked}<|im_start|>assistant\n{response_prefix}"
     assert text_only == pytest.approx([by_transformers(model, text, "yes")], abs=2e-4)
-    assert model.generate(["<image>\nWhat?"], [photos[:1]], system="Of <image>.", primer=primer, max_new_tokens=3)
+    assert model.generate(
+        ["<image>\nWhat?"], [photos[:1]], system="Of <image>.", response_prefix=response_prefix, max_tokens=3
+    )
 
 
 def test_a_choice_of_which_nothing_is_kept_has_no_figure(llama: Path) -> None:

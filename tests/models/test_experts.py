@@ -16,9 +16,10 @@ from mmtune.cli.main import main
 from mmtune.common.errors import UserError
 from mmtune.common.files import read_json
 from mmtune.data.collate import pack
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import encode
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import Turn
 from mmtune.models.adapters import add_adapters, is_linear, uncalled_layers, weights_without_adapter
 from mmtune.models.cost.flops import FlopsCounter, blocks_cost, count_parameters
 from mmtune.models.cost.memory import PackShape, TrainingPass, step_memory, working_bytes

@@ -63,12 +63,12 @@ def test_answers_do_not_depend_on_what_is_computed_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = seeing_model
-    alone = [model.generate([p], [s], max_new_tokens=9, stop=["e"])[0] for p, s in zip(PROMPTS, shown, strict=True)]
+    alone = [model.generate([p], [s], max_tokens=9, stop=["e"])[0] for p, s in zip(PROMPTS, shown, strict=True)]
     assert len(set(alone)) > 5
     monkeypatch.setattr(inference, "_PACK_TOKENS", pack_tokens)
 
     def ask() -> list[str]:
-        return model.generate(PROMPTS, shown, max_new_tokens=9, stop=["e"], batch_tokens=batch_tokens)
+        return model.generate(PROMPTS, shown, max_tokens=9, stop=["e"], batch_tokens=batch_tokens)
 
     together, sharing = spent(model, ask)
     monkeypatch.setattr(model, "share_prefixes", False)
@@ -128,7 +128,7 @@ def test_batches_shrink_when_memory_runs_out(
 ) -> None:
     model = text_model
     prompts = [f"Question {i}" + "?" * i for i in range(20)]
-    wanted, undisturbed = spent(model, lambda: model.generate(prompts, max_new_tokens=5))
+    wanted, undisturbed = spent(model, lambda: model.generate(prompts, max_tokens=5))
     forward = type(model.base_language.base_model).forward
     sizes: list[int] = []
 
@@ -139,12 +139,12 @@ def test_batches_shrink_when_memory_runs_out(
         return forward(self, inputs_embeds=inputs_embeds, **options)
 
     monkeypatch.setattr(type(model.base_language.base_model), "forward", limited)
-    answers, halved = spent(model, lambda: model.generate(prompts, max_new_tokens=5))
+    answers, halved = spent(model, lambda: model.generate(prompts, max_tokens=5))
     assert answers == wanted
     assert halved["generated_tokens"] == undisturbed["generated_tokens"]
     assert max(sizes) > 150
     with pytest.raises(UserError, match=r"out of memory with a single prompt of \d+ tokens"):
-        model.generate(["a very long prompt. " * 20], max_new_tokens=5)
+        model.generate(["a very long prompt. " * 20], max_tokens=5)
 
 
 def test_another_error_is_no_reason_to_try_again(

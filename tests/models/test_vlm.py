@@ -34,7 +34,7 @@ def test_a_text_pack_never_runs_the_tower(seeing_model: VisionLanguageModel, exa
         batch = packed(seeing_model, [example(seeing_model, "one", "two"), example(seeing_model, "a", "b")])
         seeing_model.set_stage("tune")
         supervised_loss(seeing_model(batch), batch.targets, seeing_model.output_layer).backward()
-        seeing_model.generate(["hello"], max_new_tokens=3)
+        seeing_model.generate(["hello"], max_tokens=3)
         with pytest.raises(AssertionError, match="the tower ran"):  # the hooks do notice
             seeing_model(packed(seeing_model, [example(seeing_model, "what?", "that", (0,))]))
     finally:
@@ -262,10 +262,10 @@ class TestGenerate:
         alone, used = [], []
         for prompt, images in zip(self.prompts, seen, strict=True):
             before = model.usage
-            alone += model.generate([prompt], [images], max_new_tokens=12, stop=["e", "Q"])
+            alone += model.generate([prompt], [images], max_tokens=12, stop=["e", "Q"])
             used.append({k: model.usage[k] - before[k] for k in before})
         before = model.usage
-        together = model.generate(self.prompts, seen, max_new_tokens=12, stop=["e", "Q"], batch_tokens=batch_tokens)
+        together = model.generate(self.prompts, seen, max_tokens=12, stop=["e", "Q"], batch_tokens=batch_tokens)
         assert together == alone
         assert len(set(alone)) > 1
         spent = {k: model.usage[k] - before[k] for k in before}
@@ -279,19 +279,17 @@ class TestGenerate:
         for question in ("hi", "why is it so?"):
             text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
             ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-            out = text_model.language.generate(
-                ids, do_sample=False, max_new_tokens=20, eos_token_id=258, pad_token_id=258
-            )
+            out = text_model.language.generate(ids, do_sample=False, max_tokens=20, eos_token_id=258, pad_token_id=258)
             expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
             before = text_model.usage
-            assert text_model.generate([question], max_new_tokens=20) == [expected]
+            assert text_model.generate([question], max_tokens=20) == [expected]
             assert text_model.usage["prompt_tokens"] - before["prompt_tokens"] == ids.shape[1]
             assert text_model.usage["generated_tokens"] - before["generated_tokens"] == out.shape[1] - ids.shape[1]
 
     def test_an_answer_ends_with_the_first_stop_string(self, text_model: VisionLanguageModel) -> None:
-        (whole,) = text_model.generate(["tell me"], max_new_tokens=20)
+        (whole,) = text_model.generate(["tell me"], max_tokens=20)
         stop = whole[4]
-        assert text_model.generate(["tell me"], max_new_tokens=20, stop=["not in it", stop]) == [
+        assert text_model.generate(["tell me"], max_tokens=20, stop=["not in it", stop]) == [
             whole[: whole.index(stop) + 1]
         ]
 
@@ -303,11 +301,11 @@ class TestGenerate:
             add_special_tokens=False,
         )
         out = text_model.language.generate(
-            ids["input_ids"], do_sample=False, max_new_tokens=8, eos_token_id=258, pad_token_id=258
+            ids["input_ids"], do_sample=False, max_tokens=8, eos_token_id=258, pad_token_id=258
         )
         expected = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert text_model.generate(["hi"], primer="The", max_new_tokens=8) == [expected]
-        assert text_model.generate(["hi"], max_new_tokens=8) != [expected]
+        assert text_model.generate(["hi"], response_prefix="The", max_tokens=8) == [expected]
+        assert text_model.generate(["hi"], max_tokens=8) != [expected]
 
     def test_an_end_token_ends_the_answer(self, build: Build) -> None:
         model = build()
@@ -317,16 +315,16 @@ class TestGenerate:
         with torch.no_grad():
             head.bias[258] = 1.0
         model.language.lm_head = head
-        assert model.generate(["a", "bc"], max_new_tokens=9) == ["", ""]
+        assert model.generate(["a", "bc"], max_tokens=9) == ["", ""]
         assert model.usage["generated_tokens"] == 2
 
     def test_an_end_marker_that_is_no_token_ends_the_answer_too(self, build: Build) -> None:
         model = build()
         model.template = dataclasses.replace(model.template, stops=())
-        (whole,) = model.generate(["tell me"], max_new_tokens=20)
+        (whole,) = model.generate(["tell me"], max_tokens=20)
         marker = whole[4:6]
         model.template = dataclasses.replace(model.template, stops=(marker,))
-        assert model.generate(["tell me"], max_new_tokens=20) == [whole[: whole.index(marker)]]
+        assert model.generate(["tell me"], max_tokens=20) == [whole[: whole.index(marker)]]
 
     def test_photos_and_marks_that_differ_are_refused(
         self, seeing_model: VisionLanguageModel, photos: list[Image.Image]

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mmtune.cli.main import main
 from mmtune.common.errors import RowError, UserError
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import encode
 from mmtune.generation.chat import Chat
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import Turn
 from mmtune.models.decoding.answers import Answer, Ending
 from mmtune.models.language import load_tokenizer
 from mmtune.models.spec import ModelSpec
@@ -93,9 +94,9 @@ def test_a_padded_embedding_is_fine(llama: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         says.bias.zero_()[300] = 1.0
     model.language.lm_head = says
-    assert model.generate(["a", "bc"], max_new_tokens=60) == ["", ""]
+    assert model.generate(["a", "bc"], max_tokens=60) == ["", ""]
     assert model.usage["generated_tokens"] == 120
-    assert model.generate(["a"], max_new_tokens=60, do_sample=True, top_k=1) == [""]
+    assert model.generate(["a"], max_tokens=60, do_sample=True, top_k=1) == [""]
     assert "".join(Chat(model).say("a")) == ""
 
 
@@ -125,8 +126,8 @@ def padding_beyond(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Vis
 
 
 def test_a_token_for_padding_needs_no_row(padding_beyond: VisionLanguageModel) -> None:
-    assert padding_beyond.generate(["a", "a longer one"], max_new_tokens=3, do_sample=True, top_k=1) == (
-        padding_beyond.generate(["a", "a longer one"], max_new_tokens=3)
+    assert padding_beyond.generate(["a", "a longer one"], max_tokens=3, do_sample=True, top_k=1) == (
+        padding_beyond.generate(["a", "a longer one"], max_tokens=3)
     )
 
 

@@ -85,7 +85,7 @@ def prompt_of(model: VisionLanguageModel, tokens: int, begin: str = "") -> str:
 def test_an_answer_ends_at_the_window_and_says_so(narrow: VisionLanguageModel, options: dict[str, Any]) -> None:
     prompts = [prompt_of(narrow, tokens, f"{n}. ") for n, tokens in enumerate((60, 90, 95, 60))]
     before = narrow.usage["generated_tokens"]
-    answers = narrow.generate(prompts, max_new_tokens=20, **options)
+    answers = narrow.generate(prompts, max_tokens=20, **options)
     assert narrow.usage["generated_tokens"] - before == 20 + 10 + 5 + 20
     assert [answer.finish_reason for answer in answers if isinstance(answer, Response)] == [
         "length",
@@ -94,10 +94,10 @@ def test_an_answer_ends_at_the_window_and_says_so(narrow: VisionLanguageModel, o
         "length",
     ]
     narrow.base_language.config.max_position_embeddings = 1000
-    wide = narrow.generate(prompts, max_new_tokens=20)
+    wide = narrow.generate(prompts, max_tokens=20)
     narrow.base_language.config.max_position_embeddings = 100
     assert all(whole.startswith(cut.rstrip("\ufffd")) for whole, cut in zip(wide, answers, strict=True))
-    (stopped,) = narrow.generate([prompts[1]], max_new_tokens=20, stop=[wide[1][0]])
+    (stopped,) = narrow.generate([prompts[1]], max_tokens=20, stop=[wide[1][0]])
     assert isinstance(stopped, Response)
     assert stopped.finish_reason == "stop"
 
@@ -109,9 +109,9 @@ def test_an_answer_keeps_its_reason_when_it_is_copied() -> None:
 
 
 def test_a_prompt_beyond_the_window_is_refused(narrow: VisionLanguageModel) -> None:
-    assert narrow.generate(prompt_of(narrow, 99), max_new_tokens=5)
+    assert narrow.generate(prompt_of(narrow, 99), max_tokens=5)
     with pytest.raises(UserError, match=r"prompt 2 for .*: 100 tokens and 1 to follow, of 100 that it reads at once"):
-        narrow.generate(["a", prompt_of(narrow, 100)], max_new_tokens=5)
+        narrow.generate(["a", prompt_of(narrow, 100)], max_tokens=5)
     assert narrow.loglikelihood(prompt_of(narrow, 95), ["a", "abcde"])
     with pytest.raises(UserError, match=r"prompt 1 for .*: 95 tokens and 6 to follow, of 100"):
         narrow.loglikelihood(prompt_of(narrow, 95), ["a", "abcdef"])
@@ -124,7 +124,7 @@ def test_a_shortened_prompt_keeps_its_end_and_its_template(narrow: VisionLanguag
     whole = prompt_of(narrow, 300, begin="passage ") + " question?"
     fixed = f"<|im_start|>system\n{system}<|im_end|>\n{HEAD}{TAIL}"
     kept = 100 - room - len(narrow.tokenizer(fixed, add_special_tokens=False)["input_ids"])
-    options: dict[str, Any] = {"system": system, "max_new_tokens": room}
+    options: dict[str, Any] = {"system": system, "max_tokens": room}
     shortened = narrow.generate(whole, past_window="shorten", **options)
     assert shortened == narrow.generate(whole[-kept:], **options)
     assert shortened != narrow.generate(whole[-kept + 1 :], **options)
@@ -138,11 +138,11 @@ def test_a_shortened_prompt_keeps_its_end_and_its_template(narrow: VisionLanguag
 
 def test_half_of_the_window_is_for_the_prompt(narrow: VisionLanguageModel) -> None:
     whole = prompt_of(narrow, 200)
-    long = narrow.generate(whole, max_new_tokens=1000, past_window="shorten")
+    long = narrow.generate(whole, max_tokens=1000, past_window="shorten")
     assert isinstance(long, Response)
     assert long.finish_reason == "window"
     kept = whole[-(50 - len(narrow.tokenizer(HEAD + TAIL)["input_ids"])) :]
-    assert long == narrow.generate(kept, max_new_tokens=50)
+    assert long == narrow.generate(kept, max_tokens=50)
 
 
 def test_photos_stay(build: Build, photos: list[Image.Image]) -> None:
@@ -151,7 +151,7 @@ def test_photos_stay(build: Build, photos: list[Image.Image]) -> None:
     whole = "<image> and <image>: " + "word " * 100 + "which?"
     assert model.too_long([whole], [2]) == {0: len(whole) - 14 + 2 * 4 + 19}
     passes = model.usage["tower_passes"]
-    answer = model.generate(whole, photos[:2], max_new_tokens=5, past_window="shorten")
+    answer = model.generate(whole, photos[:2], max_tokens=5, past_window="shorten")
     assert isinstance(answer, Response)
     assert model.usage["tower_passes"] == passes + 2
 
@@ -182,7 +182,7 @@ def test_learnt_positions_end_in_no_index_error(llama: Path, tmp_path: Path) -> 
     model = VisionLanguageModel.assemble(ModelSpec(str(tmp_path), template="chatml")).eval()
     assert model.window == 64
     prompts = [prompt_of(model, tokens) for tokens in (40, 55, 63)]
-    answers = [*model.generate(prompts, max_new_tokens=30), *model.generate(prompts, max_new_tokens=30, do_sample=True)]
+    answers = [*model.generate(prompts, max_tokens=30), *model.generate(prompts, max_tokens=30, do_sample=True)]
     assert all(len(answer) <= 24 for answer in answers)
     assert {answer.finish_reason for answer in answers if isinstance(answer, Response)} <= {"window", "stop"}
     (figure,) = model.loglikelihood(prompts[1], ["abcdefghi"])
@@ -193,4 +193,4 @@ def test_learnt_positions_end_in_no_index_error(llama: Path, tmp_path: Path) -> 
     for call in (lambda: model.loglikelihood(prompts[1], ["abcdefghij"]), lambda: model.generate("a" * 64)):
         with pytest.raises(UserError, match="of 64 that it reads at once"):
             call()
-    assert model.generate("a" * 64, max_new_tokens=5, past_window="shorten")
+    assert model.generate("a" * 64, max_tokens=5, past_window="shorten")

@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mmtune.data.collate import PackedBatch, pack
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import encode
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import Turn
 from mmtune.models.decoding.alone import forget_lengths
 from mmtune.training.objectives.token_loss import supervised_loss
 
@@ -119,7 +120,7 @@ class Side:
 
     def answers(self, tokens: int = 8) -> list[tuple[str, str]]:
         """Greedy answers to the prompts, in one call, and of transformers' `generate` to each by itself."""
-        ours = self.ours.generate(PROMPTS, max_new_tokens=tokens)
+        ours = self.ours.generate(PROMPTS, max_tokens=tokens)
         return [(text, self._own_answer(prompt, tokens)) for text, prompt in zip(ours, self._texts(), strict=True)]
 
     def _own_answer(self, text: str, tokens: int) -> str:

@@ -15,12 +15,12 @@ import yaml
 from PIL import Image
 
 from mmtune.cli.main import main
-from mmtune.data.conversation import Turn
 from mmtune.evaluation.run.engine import evaluate
 from mmtune.evaluation.tasks.render import Question, Renderer
 from mmtune.evaluation.tasks.rows import load_rows
 from mmtune.evaluation.tasks.task import load_task
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import Turn
 from mmtune.verify.extraction import parse
 
 pytestmark = [
@@ -131,7 +131,7 @@ def test_generated_answers(name: str, exported: Path, model: Any, shared_data: P
     task, asked = load_task(name), questions(name, shared_data)
     ours = evaluate(model, name, data_root=shared_data, limit=ROWS, progress=False).samples[name]
     rows = [{"text": question.prompt} for question in asked]
-    given = generation(task.stop, task.max_new_tokens) | {"gen_prefix": task.primer}
+    given = generation(task.stop, task.max_tokens) | {"gen_prefix": task.response_prefix}
     theirs = harness("hf", exported / "language", tmp_path, rows, given)
     for question, sample, [said] in zip(asked, ours, theirs, strict=True):
         assert sample.response.startswith(said)  # the harness takes off what ends an answer
@@ -146,7 +146,7 @@ def test_likelihoods(name: str, exported: Path, model: Any, shared_data: Path, t
     rows = [{"text": q.prompt, "choices": q.choices, "gold": q.labels.index(q.target)} for q in asked]
     given = {
         "output_type": "multiple_choice",
-        "gen_prefix": load_task(name).primer,
+        "gen_prefix": load_task(name).response_prefix,
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "{{gold}}",
         "metric_list": [{"metric": "acc"}],
@@ -155,7 +155,7 @@ def test_likelihoods(name: str, exported: Path, model: Any, shared_data: Path, t
     whole = 0
     for question, sample, said in zip(asked, results.samples[name], theirs, strict=True):
         figures = [float(figure) for figure, _ in said]
-        text = model.template.prompt([Turn("user", question.prompt)], primer=load_task(name).primer)
+        text = model.template.prompt([Turn("user", question.prompt)], response_prefix=load_task(name).response_prefix)
         joined = [begins_in_the_prompt(model.tokenizer, text, choice) for choice in question.choices]
         for ours, figure, lost in zip(sample.loglikelihoods or (), figures, joined, strict=True):
             assert lost or ours == pytest.approx(figure, abs=1e-3)
@@ -186,7 +186,7 @@ def test_answers_about_photos(llava_hf: Callable[..., Path], tmp_path: Path) -> 
     assert main(["export", str(base), "--to", "llava-hf", "-o", str(tmp_path / "out")]) == 0
     model = VisionLanguageModel.from_pretrained(tmp_path / "out")
     ours = model.generate(
-        ["<image>\nwhat is it?"] * len(images), [[Image.open(image)] for image in images], max_new_tokens=12
+        ["<image>\nwhat is it?"] * len(images), [[Image.open(image)] for image in images], max_tokens=12
     )
     assert len(set(ours)) > 1, "what is said must depend on what is seen"
     rows = [{"text": "<image>\nwhat is it?", "photo": str(image)} for image in images]

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import nn
 
 from mmtune.data.collate import pack
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import IMAGE_TOKEN, encode
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import Turn
 from mmtune.models.projector import build_projector
 from mmtune.models.spec import ModelSpec, VisionOptions
 from mmtune.models.vision import TowerShape, VisionTower
@@ -154,4 +155,4 @@ def test_answers_are_llavas(pair: tuple[VisionLanguageModel, Any], photos: list[
             pad_token_id=258,
         )
         expected = model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        assert model.generate(["<image>what is it?"], [[photo]], max_new_tokens=12) == [expected]
+        assert model.generate(["<image>what is it?"], [[photo]], max_tokens=12) == [expected]

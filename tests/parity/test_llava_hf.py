@@ -12,8 +12,8 @@ from llava_builders import LANGUAGES
 from llava_parity import ASKED, same_logits_and_text
 from PIL import Image
 
-from mmtune.data.conversation import Turn
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import Turn
 from mmtune.models.export import export, load_for_export
 from mmtune.models.interop.weights import State, Weights
 

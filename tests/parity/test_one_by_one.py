@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from mmtune.cli.main import main
 from mmtune.data.collate import pack
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import encode
 from mmtune.generation.chat import Chat, Sampling
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import Turn
 from mmtune.models.adapters import adapted_layers
 from mmtune.models.spec import LoraOptions
 from mmtune.training.module import InstructionTuning
@@ -143,14 +144,14 @@ def stopped_at(step: int, compute: Any) -> Any:
 
 def test_what_is_drawn_and_chatted_is_transformers_own(folder: Path) -> None:
     side = Side(folder)
-    options: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 12}
+    options: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "max_tokens": 12}
     turns = [Turn("user", "hi")]
     torch.manual_seed(5)
     drawn = side.ours.generate("hi", **options)
     torch.manual_seed(5)
     assert drawn == own_answer(side, turns, **options)
     chat = Chat(side.ours)
-    sampling = Sampling(temperature=0.7, seed=5, max_new_tokens=12)
+    sampling = Sampling(temperature=0.7, seed=5, max_tokens=12)
     said = "".join(chat.say("hi", sampling=sampling))
     assert said == drawn
     turns += [Turn("assistant", said), Turn("user", "And then?")]

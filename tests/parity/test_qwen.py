@@ -70,14 +70,14 @@ def test_scores_with_and_without_thoughts(
     command = ["eval", *flags({"model": run, "suite": "local9", "tasks": "boolq", "data-root": tmp_path})]
     assert main([*command, "--out", str(tmp_path / "at once")]) == 0
     assert main([*command, "--out", str(tmp_path / "likely"), "--answering", "likelihood"]) == 0
-    status = main([*command, "--out", str(tmp_path / "thinking"), "--thinking-tokens", "12"])
+    status = main([*command, "--out", str(tmp_path / "thinking"), "--thinking-budget", "12"])
     if name != "qwen3":
         assert status == 2
         assert "has no way to think before it answers" in capsys.readouterr().err
         return
     assert status == 0
     result = json.loads((tmp_path / "thinking" / "results.json").read_text())["tasks"]["boolq"]
-    assert (result["thinking_tokens"], result["unparsed"]) == (12, 1.0)  # of random weights, no thought comes to an end
+    assert (result["thinking_budget"], result["unparsed"]) == (12, 1.0)  # of random weights, no thought comes to an end
     lines = (tmp_path / "thinking" / "samples" / "boolq.jsonl").read_text().splitlines()
     assert all(json.loads(line)["response"] for line in lines)
 
@@ -94,7 +94,7 @@ def test_the_export_says_the_same_in_transformers(
     assert (again.spec.template, again.thinking) == ("tokenizer", model.thinking)
     for text, seen in ASKED:
         shown = [photos[number] for number in seen]
-        assert again.generate([text], [shown], max_new_tokens=12) == model.generate([text], [shown], max_new_tokens=12)
+        assert again.generate([text], [shown], max_tokens=12) == model.generate([text], [shown], max_tokens=12)
 
     assert main(["export", str(out), "--to", "llava-hf", "-o", str(tmp_path / "second")]) == 0
     for file in ("model.safetensors", "chat_template.jinja", "tokenizer.json"):
@@ -124,7 +124,7 @@ def test_the_merged_language_model_speaks_the_template_it_was_tuned_with(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     said = language.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert model.generate(["Hi"], max_new_tokens=8) == [tokenizer.decode(said, skip_special_tokens=True)]
+    assert model.generate(["Hi"], max_tokens=8) == [tokenizer.decode(said, skip_special_tokens=True)]
     assert VisionLanguageModel.from_pretrained(tmp_path / "out").thinking == model.thinking
 
 

@@ -18,7 +18,7 @@ Fit = Callable[..., int]
 STORIES = [" ".join(f"{name}{n}" for n in range(16)) for name in ("owl", "fox", "bat")]
 TASK = {
     "name": "stories", "version": 1, "modality": "language", "prompt": "{{ question }}", "target": "x",
-    "answer": "short", "max_new_tokens": 4, "metrics": ["accuracy"],
+    "answer": "short", "max_tokens": 4, "metrics": ["accuracy"],
     "dataset": {"path": "own/stories", "split": "test"},
 }  # fmt: skip
 

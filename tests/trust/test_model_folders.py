@@ -107,7 +107,7 @@ def folder(llama: Path, tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPat
 def load(reference: Path) -> Any:
     """Everything that is read of a folder."""
     model = mmtune.VisionLanguageModel.from_pretrained(reference, template="chatml")
-    model.generate(["a"], max_new_tokens=2)
+    model.generate(["a"], max_tokens=2)
     return model
 
 
@@ -203,7 +203,7 @@ def test_how_to_generate_is_not_for_a_folder_to_say(folder: Folder, ran: Path, l
     }
     more = {"generation_config.json": wishes, "custom_generate/generate.py": ..., "generate.py": ...}
     wishing, plain = load(folder(files=more)), load(llama)
-    assert wishing.generate(["Hello"], max_new_tokens=8) == plain.generate(["Hello"], max_new_tokens=8)
+    assert wishing.generate(["Hello"], max_tokens=8) == plain.generate(["Hello"], max_tokens=8)
     assert wishing.base_language.generation_config.eos_token_id == 258
     assert not ran.exists()
 
@@ -254,7 +254,7 @@ def hostile(folder: Folder) -> Path:
 
 
 TASK = """{name: t, version: 1, modality: language, dataset: {path: me/t, split: test}, prompt: "{{ q }}",
-target: "{{ a }}", answer: short, max_new_tokens: 2, extract: [first_clause], metrics: [accuracy]}"""
+target: "{{ a }}", answer: short, max_tokens: 2, extract: [first_clause], metrics: [accuracy]}"""
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def commands(tmp_path: Path) -> dict[str, list[str]]:
         "fit": ["fit", *training, text, *quiet, f"--out={out}"],
         "plan": ["plan", *training, "--rows=10", "--text_tokens=30", "--answer_tokens=8"],
         "eval": ["eval", f"--model={model}", "--template=chatml", *suite, scores, "--device=cpu"],
-        "chat": ["chat", f"--model={model}", "--template=chatml", "--device=cpu", "--max-new-tokens=2"],
+        "chat": ["chat", f"--model={model}", "--template=chatml", "--device=cpu", "--max-tokens=2"],
         "export": ["export", model, "--template=chatml", "--to=merged", f"--out={out}-merged"],
         "data": ["data", str(tmp_path / "rows.jsonl"), f"--tokenizer={model}", "--template=chatml"],
     }

@@ -21,11 +21,12 @@ from transformers import AutoTokenizer
 import mmtune
 from mmtune.cli.main import main
 from mmtune.common.errors import UserError
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.rendering.templates import tokenizer_template
 from mmtune.evaluation.tasks.render import Renderer
 from mmtune.evaluation.tasks.rows import Photo
 from mmtune.evaluation.tasks.task import Task, load_task
+from mmtune.interfaces import Turn
 from mmtune.training.checkpoint_io import WholeCheckpoints
 
 SOURCE = Path(mmtune.__file__).parent

@@ -17,12 +17,13 @@ from transformers import AutoTokenizer
 
 from mmtune.cli.main import main
 from mmtune.common.errors import UserError
-from mmtune.data.conversation import Conversation, Turn
+from mmtune.data.conversation import Conversation
 from mmtune.data.rendering import sandbox
 from mmtune.data.rendering.chat_rendering import render_chat
 from mmtune.data.rendering.templates import tokenizer_template
 from mmtune.evaluation.tasks.render import Renderer
 from mmtune.evaluation.tasks.task import Task, load_task
+from mmtune.interfaces import Turn
 from mmtune.models.interop.chat_templates import template_of
 
 

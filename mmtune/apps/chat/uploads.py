@@ -24,7 +24,7 @@ from mmtune.generation.chat import Sampling
 _KEPT_SIDE = 2048  # larger photos are kept in memory smaller; towers see some hundred pixels
 _SECONDS = 30  # for a message to arrive
 _decoding = threading.Lock()  # one photo at a time: a large one takes 150 MB while it is decoded
-_NUMBERS = {"temperature": float, "top_p": float, "max_new_tokens": int}
+_NUMBERS = {"temperature": float, "top_p": float, "max_tokens": int}
 
 
 class BadRequestError(Exception):
@@ -102,8 +102,8 @@ def _sampling(sent: Any, limits: Limits, default: Sampling) -> Sampling:
     seed = sent.get("seed", default.seed)
     if isinstance(seed, bool) or not isinstance(seed, int | None):
         raise BadRequestError(400, "seed: not a whole number")
-    if values["max_new_tokens"] > limits.tokens:
-        raise BadRequestError(400, f"max_new_tokens: an answer has at most {limits.tokens:,}")
+    if values["max_tokens"] > limits.tokens:
+        raise BadRequestError(400, f"max_tokens: an answer has at most {limits.tokens:,}")
     try:
         return replace(default, **values, seed=seed)
     except UserError as error:

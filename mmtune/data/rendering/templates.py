@@ -15,11 +15,12 @@ from typing import Any, Literal
 from jinja2 import TemplateError
 
 from mmtune.common.errors import RowError, UserError, did_you_mean, reason
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
+from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.data.rendering import template_faults as faults
 from mmtune.data.rendering.chat_rendering import render_chat
 from mmtune.data.rendering.template_date import dated, reads_clock
 from mmtune.data.rendering.turn_ends import Messages, TurnEnds, find_turn_ends
+from mmtune.interfaces import Turn
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -144,8 +145,8 @@ class Template:
             raise RowError(f"{conversation.where}: {error}") from None
         return writer.rendered()
 
-    def prompt(self, turns: Sequence[Turn], *, primer: str = "", thinking: bool = False) -> str:
-        """Render turns that end with the user's, up to where the assistant begins to answer with `primer`.
+    def prompt(self, turns: Sequence[Turn], *, response_prefix: str = "", thinking: bool = False) -> str:
+        """Render turns that end with the user's, up to where the assistant begins to answer with `response_prefix`.
 
         With `thinking` it begins with a thought, in a template that knows both ways.
 
@@ -153,11 +154,11 @@ class Template:
             UserError: the template has no place for what the turns hold, or no way to think.
         """
         if thinking and self.thinking == "never":
-            raise UserError(f"template {self.name!r} knows no thoughts before an answer; leave out thinking_tokens")
+            raise UserError(f"template {self.name!r} knows no thoughts before an answer; leave out thinking_budget")
         system = turns[0].text if turns[0].role == "system" else None
         writer = _Writer(thinking=thinking)
         self.write(writer, self._system(system), photo_first([t for t in turns if t.role != "system"]))
-        return join_primer(writer.text, primer)
+        return join_primer(writer.text, response_prefix)
 
     def _system(self, given: str | None) -> str:
         return given if given is not None else self.default_system or ""
@@ -167,11 +168,11 @@ class _NoPlaceError(UserError):
     """The template has no place for what is to be written; the row is named by who knows it."""
 
 
-def join_primer(prompt: str, primer: str) -> str:
-    """Begin the assistant's turn with `primer`, after a space unless the prompt ends in white space."""
-    if not primer or prompt[-1:].isspace():
-        return prompt + primer
-    return f"{prompt} {primer}"
+def join_primer(prompt: str, response_prefix: str) -> str:
+    """Begin the assistant's turn with `response_prefix`, after a space unless the prompt ends in white space."""
+    if not response_prefix or prompt[-1:].isspace():
+        return prompt + response_prefix
+    return f"{prompt} {response_prefix}"
 
 
 def photo_first(turns: Sequence[Turn]) -> list[Turn]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmtune.common.errors import RowError, brief
-from mmtune.data.conversation import Turn
 from mmtune.data.images import Photo
 from mmtune.data.sources.columns import (
     HISTORY,
@@ -30,6 +29,7 @@ from mmtune.data.sources.columns import (
     text,
 )
 from mmtune.data.sources.turns import Draft, read_turns, row_photos, unread_keys
+from mmtune.interfaces import Turn
 
 Row = Mapping[str, Any]
 Parsed = tuple[list[Turn], list[Photo]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmtune.common.errors import RowError, brief
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, Role, Turn
+from mmtune.data.conversation import IMAGE_PLACEHOLDER
 from mmtune.data.images import Photo
 from mmtune.data.sources.columns import (
     IMAGES,
@@ -23,6 +23,7 @@ from mmtune.data.sources.columns import (
     text,
 )
 from mmtune.data.sources.image_cells import photo_in
+from mmtune.interfaces import Role, Turn
 
 _ROLES: dict[str, Role] = {
     "human": "user",

@@ -60,7 +60,7 @@ def evaluate(
     batch_tokens: int = BATCH_TOKENS,
     protocol: str | None = None,
     answering: str | None = None,
-    thinking_tokens: int | None = None,
+    thinking_budget: int | None = None,
     past_window: str = "refuse",
     share_prefixes: bool | None = None,
     seed: int = 0,
@@ -90,7 +90,7 @@ def evaluate(
         batch_tokens: tokens the model may hold in memory at once.
         protocol: `blind` or `mlan`, in place of the suite's own.
         answering: `generate`, `likelihood` or `likelihood_norm`, in place of the tasks' own; see `Task`.
-        thinking_tokens: let the model think before it answers, at most so many tokens, and read what it says after
+        thinking_budget: let the model think before it answers, at most so many tokens, and read what it says after
             `</think>`; 0 has it answer at once. In place of the tasks' own.
         past_window: what becomes of rows whose prompt leaves no room in what the model reads: `refuse` the evaluation,
             or `shorten` them by the beginning of what the user says. Of a model that tells its `window`.
@@ -114,13 +114,13 @@ def evaluate(
     workers = join()
     with workers.failing_together():
         plan = answered_by(suite if isinstance(suite, Suite) else load_suite(suite), answering)
-        plan = thought_about(plan, thinking_tokens)
+        plan = thought_about(plan, thinking_budget)
         chosen = plan.select(tasks)
         check_choices(chosen, answering)
         check_thinking(chosen)
         check_past_window(past_window)
         rule = protocol_named(protocol or plan.protocol)
-        check_numbers(limit=limit, batch_tokens=batch_tokens, thinking_tokens=thinking_tokens, seed=seed)
+        check_numbers(limit=limit, batch_tokens=batch_tokens, thinking_budget=thinking_budget, seed=seed)
         if isinstance(model, (str, Path)):
             check_reference(model, language=language, template=template)
         root = None if data_root is None else Path(data_root)

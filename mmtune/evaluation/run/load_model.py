@@ -24,7 +24,7 @@ class AnsweringModel(Protocol):
     them: `usage`, a dict of the running counts named in `USAGE` (tokens computed, generated, and not computed again
     because prompts share them; photos through the tower); `tower`, which is None in a model that cannot see photos;
     `share_prefixes`, which says whether what prompts of one call begin with in common is computed once; and `thinking`,
-    which is `optional` or `always` in a model that thinks before it answers. Its `generate` takes `thinking_tokens`
+    which is `optional` or `always` in a model that thinks before it answers. Its `generate` takes `thinking_budget`
     too, the most tokens of a thought, and gives the thought before the answer, with `</think>` between them.
 
     A model with a limit to what it reads may tell it as `window`, in tokens, if it has `too_long` too, as
@@ -49,8 +49,8 @@ class AnsweringModel(Protocol):
         prompts: Sequence[str],
         images: Sequence[Sequence[Image.Image]] | None = None,
         *,
-        primer: str = "",
-        max_new_tokens: int = 16,
+        response_prefix: str = "",
+        max_tokens: int = 16,
         stop: Sequence[str] = (),
         batch_tokens: int = BATCH_TOKENS,
     ) -> list[str]:
@@ -59,13 +59,13 @@ class AnsweringModel(Protocol):
         Args:
             prompts: what the user says, `<image>` where a photo goes; the model adds its own chat template.
             images: the photos of each prompt, in order.
-            primer: how the assistant's turn begins.
-            max_new_tokens: the most tokens an answer may have.
+            response_prefix: how the assistant's turn begins.
+            max_tokens: the most tokens an answer may have.
             stop: strings that end an answer.
             batch_tokens: how many tokens may be computed at once; must not change the answers.
 
         Returns:
-            One answer per prompt: the raw text after the primer, up to and with the first stop string.
+            One answer per prompt: the raw text after the response_prefix, up to and with the first stop string.
         """
         ...
 
@@ -75,16 +75,16 @@ class AnsweringModel(Protocol):
         choices: Sequence[Sequence[str]],
         images: Sequence[Sequence[Image.Image]] | None = None,
         *,
-        primer: str = "",
+        response_prefix: str = "",
         batch_tokens: int = BATCH_TOKENS,
     ) -> list[list[float]]:
         """How likely each prompt's choices are.
 
         Args:
             prompts: what the user says, `<image>` where a photo goes; the model adds its own chat template.
-            choices: for each prompt, texts that the assistant might say right after the primer.
+            choices: for each prompt, texts that the assistant might say right after the response_prefix.
             images: the photos of each prompt, in order.
-            primer: how the assistant's turn begins.
+            response_prefix: how the assistant's turn begins.
             batch_tokens: how many tokens may be computed at once; must not change the figures.
 
         Returns:

@@ -15,7 +15,7 @@ from mmtune.evaluation.tasks.suite import PROTOCOLS, Suite
 from mmtune.evaluation.tasks.task import ANSWERING, Answering, Task
 
 
-def check_numbers(*, limit: int | None, batch_tokens: int, thinking_tokens: int | None, seed: int) -> None:
+def check_numbers(*, limit: int | None, batch_tokens: int, thinking_budget: int | None, seed: int) -> None:
     """Look whether the numbers of the flags are large enough.
 
     Raises:
@@ -24,7 +24,7 @@ def check_numbers(*, limit: int | None, batch_tokens: int, thinking_tokens: int 
     for flag, value, least in (
         ("--limit", limit, 1),
         ("--batch-tokens", batch_tokens, 1),
-        ("--thinking-tokens", thinking_tokens, 0),
+        ("--thinking-budget", thinking_budget, 0),
         ("--seed", seed, 0),
     ):
         if value is not None and value < least:
@@ -59,11 +59,11 @@ def answered_by(suite: Suite, answering: str | None) -> Suite:
     return dataclasses.replace(suite, tasks=tuple(tasks))
 
 
-def thought_about(suite: Suite, thinking_tokens: int | None) -> Suite:
+def thought_about(suite: Suite, thinking_budget: int | None) -> Suite:
     """The suite with all tasks answered after a thought of at most so many tokens; None leaves each its own."""
-    if thinking_tokens is None:
+    if thinking_budget is None:
         return suite
-    tasks = tuple(dataclasses.replace(task, thinking_tokens=thinking_tokens) for task in suite.tasks)
+    tasks = tuple(dataclasses.replace(task, thinking_budget=thinking_budget) for task in suite.tasks)
     return dataclasses.replace(suite, tasks=tasks)
 
 
@@ -73,10 +73,10 @@ def check_thinking(tasks: Sequence[Task]) -> None:
     Raises:
         UserError: a task compares choices, which nobody thinks about.
     """
-    compared = [task.name for task in tasks if task.thinking_tokens and task.answering != "generate"]
+    compared = [task.name for task in tasks if task.thinking_budget and task.answering != "generate"]
     if compared:
-        problem = f"--thinking-tokens: the choices of {compared[0]} are compared as they are, before any thought"
-        raise UserError(f"{problem}; use --answering generate, or leave out --thinking-tokens")
+        problem = f"--thinking-budget: the choices of {compared[0]} are compared as they are, before any thought"
+        raise UserError(f"{problem}; use --answering generate, or leave out --thinking-budget")
 
 
 def check_choices(tasks: Sequence[Task], answering: str | None) -> None:
@@ -108,12 +108,12 @@ def check_model(model: AnsweringModel, tasks: Sequence[Task]) -> None:
         problem = f"{model.name} has no method loglikelihood, but task {compared[0]} compares choices"
         raise UserError(f"{problem}; give it one, or use --answering generate")
     thinking = getattr(model, "thinking", "never")
-    if thinking == "never" and any(task.thinking_tokens for task in tasks):
+    if thinking == "never" and any(task.thinking_budget for task in tasks):
         problem = f"{model.name} has no way to think before it answers: its template knows none"
-        raise UserError(f"--thinking-tokens: {problem}; leave it out, or load the model with its own template")
-    if thinking == "always" and not all(task.thinking_tokens for task in tasks):
+        raise UserError(f"--thinking-budget: {problem}; leave it out, or load the model with its own template")
+    if thinking == "always" and not all(task.thinking_budget for task in tasks):
         problem = f"{model.name} thinks before every answer: its template knows no other way"
-        raise UserError(f"{problem}; say how long it may, with --thinking-tokens 4096")
+        raise UserError(f"{problem}; say how long it may, with --thinking-budget 4096")
 
 
 def _advice(tasks: Sequence[Task], unfit: Collection[str], otherwise: str) -> str:

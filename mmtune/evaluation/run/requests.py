@@ -24,7 +24,7 @@ class Answer:
 
     Attributes:
         row: the question's.
-        response: the raw text after the primer, a thought before it; empty where choices were compared.
+        response: the raw text after the response_prefix, a thought before it; empty where choices were compared.
         loglikelihoods: of each choice, None for a blank one or where that is no finite number; None if an answer was
             generated.
         error: why the question could not be asked, or None.
@@ -45,7 +45,7 @@ def ask(
 
     Args:
         model: who is asked.
-        task: the way of answering, primer and limits.
+        task: the way of answering, response_prefix and limits.
         questions: their photos are decoded together, those with the same bytes once.
         batch_tokens: tokens the model may compute at once.
         past_window: what a model that has a window does with longer prompts.
@@ -79,12 +79,12 @@ def _generate(
     images: Sequence[Sequence[Image.Image]] | None,
     options: Mapping[str, Any],
 ) -> list[Answer]:
-    thinking = {"thinking_tokens": task.thinking_tokens} if task.thinking_tokens else {}
+    thinking = {"thinking_budget": task.thinking_budget} if task.thinking_budget else {}
     responses = model.generate(
         [question.prompt for question in questions],
         images,
-        primer=task.primer,
-        max_new_tokens=task.max_new_tokens,
+        response_prefix=task.response_prefix,
+        max_tokens=task.max_tokens,
         stop=task.stop,
         **options,
         **thinking,
@@ -108,7 +108,7 @@ def _compare(
         [question.prompt for question in questions],
         choices,
         images,
-        primer=task.primer,
+        response_prefix=task.response_prefix,
         **options,
     )
     likelihoods = figures_of(likelihoods, questions, choices, f"task {task.name}: loglikelihood of {model.name}")

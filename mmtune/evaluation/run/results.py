@@ -18,8 +18,8 @@ class Sample:
 
     Attributes:
         id: the row's number in the split, from 0.
-        prompt: what the user said; the task's primer and the chat template are not part of it.
-        response: the model's raw text after the primer, with its thought before it where it was to think; by
+        prompt: what the user said; the task's response_prefix and the chat template are not part of it.
+        response: the model's raw text after the response_prefix, with its thought before it where it was to think; by
             likelihood, the text of the likeliest choice.
         prediction: the answer found in it, or None (unparsed, or the photo could not be decoded).
         target: the gold answer.
@@ -64,7 +64,7 @@ class TaskResult:
         dataset: path, config, split, fingerprint.
         protocol: blind or mlan.
         answering: generate, likelihood or likelihood_norm.
-        thinking_tokens: that a thought before the answer may have; 0 for answers at once.
+        thinking_budget: that a thought before the answer may have; 0 for answers at once.
         seconds: that the model took to answer, added up where several processes share the work.
         cost: seconds and the model's counts for this task.
         key: changes with all that the scores depend on: model, task, protocol, rows, limit, seed.
@@ -83,7 +83,7 @@ class TaskResult:
     dataset: dict[str, str | None]
     protocol: str
     answering: str
-    thinking_tokens: int
+    thinking_budget: int
     seconds: float
     cost: dict[str, float]
     key: str

@@ -41,9 +41,9 @@ def rows_past_window(model: AnsweringModel, task: Task, questions: Sequence[Ques
         [question.prompt for question in questions],
         [len(question.photos) for question in questions],
         choices=None if generated else [question.choices for question in questions],
-        primer="" if task.thinking_tokens else task.primer,
-        thinking=task.thinking_tokens > 0,
-        room=task.max_new_tokens + task.thinking_tokens if rule == "shorten" else 1,
+        response_prefix="" if task.thinking_budget else task.response_prefix,
+        thinking=task.thinking_budget > 0,
+        room=task.max_tokens + task.thinking_budget if rule == "shorten" else 1,
     )
     return {questions[number].row: tokens for number, tokens in found.items()}
 

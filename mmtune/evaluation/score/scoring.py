@@ -33,7 +33,7 @@ def judge(task: Task, question: Question, answer: Answer) -> Sample:
         if best is not None:
             response, prediction = question.choices[best], _label(question, best)
     elif answer.error is None:
-        said = said_after_thought(response) if task.thinking_tokens else response
+        said = said_after_thought(response) if task.thinking_budget else response
         prediction = parse(said, task.extract, question.kind, question.options)
     return Sample(
         id=question.row,
@@ -131,7 +131,7 @@ def score_task(
         dataset={"path": spec.path, "config": spec.config, "split": spec.split, "fingerprint": fingerprint},
         protocol=protocol,
         answering=task.answering,
-        thinking_tokens=task.thinking_tokens,
+        thinking_budget=task.thinking_budget,
         seconds=cost["seconds"],
         cost=cost,
         key=key,

@@ -82,9 +82,9 @@ class Task:
         choices: what is compared by likelihood: `letters`, or an expression that gives one text per valid answer;
             None for the options' texts, or yes and no.
         filter: expression that says which rows are used, or None for all.
-        primer: how the assistant's turn begins.
-        max_new_tokens: the most tokens an answer may have.
-        thinking_tokens: the most tokens of a thought before the answer; 0 for an answer at once.
+        response_prefix: how the assistant's turn begins.
+        max_tokens: the most tokens an answer may have.
+        thinking_budget: the most tokens of a thought before the answer; 0 for an answer at once.
         stop: strings that end an answer.
         extract: names of extraction steps, in order.
         metrics: the first is the task's score.
@@ -106,9 +106,9 @@ class Task:
     answering: Answering
     choices: str | None
     filter: str | None
-    primer: str
-    max_new_tokens: int
-    thinking_tokens: int
+    response_prefix: str
+    max_tokens: int
+    thinking_budget: int
     stop: tuple[str, ...]
     extract: tuple[str, ...]
     metrics: tuple[MetricSpec | OutsideMetric, ...]
@@ -221,9 +221,9 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
         answering=cast(Answering, fields.choice("answering", ANSWERING, "generate")),
         choices=fields.optional("choices", str),
         filter=fields.optional("filter", str),
-        primer=fields.take("primer", str, ""),
-        max_new_tokens=fields.positive("max_new_tokens"),
-        thinking_tokens=fields.take("thinking_tokens", int, 0),
+        response_prefix=fields.take("response_prefix", str, ""),
+        max_tokens=fields.positive("max_tokens"),
+        thinking_budget=fields.take("thinking_budget", int, 0),
         stop=fields.texts("stop"),
         extract=fields.texts("extract", STEPS),
         metrics=_metrics(fields, folder),
@@ -253,10 +253,10 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
         raise fields.complaint("images", "missing, and `modality: vision` needs them; name the column of the photo")
     if task.answering != "generate" and not task.has_choices:
         raise fields.complaint("answering", f"{task.answering} needs `answer: letter` or `yes_no`; use generate")
-    if task.thinking_tokens < 0:
-        raise fields.complaint("thinking_tokens", f"must be at least 0, not {task.thinking_tokens}")
-    if task.thinking_tokens and task.answering != "generate":
-        raise fields.complaint("thinking_tokens", f"{task.answering} compares choices, before any thought; remove one")
+    if task.thinking_budget < 0:
+        raise fields.complaint("thinking_budget", f"must be at least 0, not {task.thinking_budget}")
+    if task.thinking_budget and task.answering != "generate":
+        raise fields.complaint("thinking_budget", f"{task.answering} compares choices, before any thought; remove one")
     if task.marking == "vqa_accuracy" and task.references is None:
         raise fields.complaint("references", "missing, and vqa_accuracy needs them; say which column lists the answers")
     if "" in task.stop:

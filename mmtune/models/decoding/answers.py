@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-FinishReason = Literal["stop", "length", "window"]
+from mmtune.interfaces import FinishReason
+
 _CONTEXT = 16  # tokens that further ones are decoded with; more than a character or a cleaned-up space spans
 _BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of sentencepiece that is one byte of a character
 # a model's own generation_config.json may ask for sampling or for a penalty on repetition
@@ -50,14 +51,14 @@ class Ending:
     """What ends an answer.
 
     Attributes:
-        max_new_tokens: the most tokens it may have.
+        max_tokens: the most tokens it may have.
         stop: strings; the answer includes the first.
         end_ids: tokens that are not part of it.
         end_texts: texts that are not part of it either, where no token says the same.
         limited_by: why it may have no more tokens.
     """
 
-    max_new_tokens: int
+    max_tokens: int
     stop: Sequence[str]
     end_ids: Sequence[int]
     end_texts: Sequence[str] = ()
@@ -102,7 +103,7 @@ class Answer:
         stopped = first_stop(text, [*self._ending.stop, *self._ending.end_texts])
         self.text = _without_end(text[:stopped], self._ending.end_texts)
         finished = ended or stopped is not None
-        self.over = finished or self.tokens >= self._ending.max_new_tokens
+        self.over = finished or self.tokens >= self._ending.max_tokens
         if self.over:
             self.text = Response(self.text, "stop" if finished else self._ending.limited_by)
         return self.over
@@ -172,7 +173,7 @@ def generate(
     mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
     language.generate(
         **{"attention_mask": mask, **inputs},
-        max_new_tokens=endings[0].max_new_tokens,
+        max_new_tokens=endings[0].max_tokens,
         stopping_criteria=StoppingCriteriaList([_Ended(answers)]),
         eos_token_id=list(end_ids) or None,
         pad_token_id=end_ids[0] if end_ids else 0,  # any token that the embedding has: nothing is read after it

@@ -90,7 +90,7 @@ class PrefixSharing:
             for place, text in enumerate(self._answer([prompts[i] for i in batch], ending)):
                 answers[batch[place]] = text
 
-        self._in_batches(prompts, lambda b: b.count * (b.longest + ending.max_new_tokens), answer)
+        self._in_batches(prompts, lambda b: b.count * (b.longest + ending.max_tokens), answer)
         return answers
 
     def loglikelihoods(self, sequences: Sequence[Keys], scored: Sequence[int]) -> list[float]:
@@ -136,7 +136,7 @@ class PrefixSharing:
         self._budget = in_batches(in_tree_order(sequences), lengths, self._budget, first, run)
 
     def _answer(self, prompts: Sequence[Keys], ending: Ending) -> list[str]:
-        decoding = Decoding(len(prompts), max(map(len, prompts)) + ending.max_new_tokens)
+        decoding = Decoding(len(prompts), max(map(len, prompts)) + ending.max_tokens)
         answers: dict[int, Answer] = {}
         growing: list[tuple[Answer, int]] = []  # each with its newest token
         for pack, packs in self._compute(prompts):

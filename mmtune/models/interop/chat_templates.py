@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 from mmtune.common.errors import UserError
-from mmtune.data.conversation import Turn
 from mmtune.data.rendering.chat_rendering import render_source
 from mmtune.data.rendering.template_date import dated, split_date
 from mmtune.data.rendering.templates import (
@@ -18,6 +17,7 @@ from mmtune.data.rendering.templates import (
     takes_parts,
     tokenizer_template,
 )
+from mmtune.interfaces import Turn
 from mmtune.models.interop.weights import find_file, read_settings
 
 # Every message's content as one string, a single photo on a line of its own at the start, as LLaVA writes it. Content

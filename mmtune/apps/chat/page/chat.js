@@ -205,7 +205,7 @@ document.title = `${names.join(" and ")}: mmtune chat`;
 $("text").maxLength = about.limits.text;
 for (const input of options) {
   input.value = about.sampling[input.name] ?? "";
-  if (input.name === "max_new_tokens") input.max = about.limits.tokens;
+  if (input.name === "max_tokens") input.max = about.limits.tokens;
 }
 const sees = about.models.some((model) => model.sees);
 $("attach").hidden = !sees;
