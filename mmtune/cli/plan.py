@@ -20,7 +20,6 @@ from mmtune.cli.train import TrainingCLI, command_line
 from mmtune.common.errors import UserError
 from mmtune.common.files import find_resource, resource_folder, write_json
 from mmtune.data.datamodule import InstructionData
-from mmtune.models.cost.flops import matrix_product_peak
 from mmtune.models.cost.memory import DDP, FSDP, ONE_DEVICE, ZERO_2, ZERO_3, Sharding
 from mmtune.models.cost.weightless import adapters_note
 from mmtune.models.fitness.check import fitness_of
@@ -29,7 +28,7 @@ from mmtune.models.saving import model_folder
 from mmtune.models.spec import VisionOptions
 from mmtune.models.vocabulary import VocabularyError
 from mmtune.training import plan
-from mmtune.training.callbacks.ledger import peak_host_memory
+from mmtune.training.callbacks.ledger import device_peak, peak_host_memory
 from mmtune.training.module import InstructionTuning
 
 # hub ids whose architecture `mmtune/assets/architectures` holds; Vicuna 1.5 is tuned from Llama 2
@@ -174,7 +173,7 @@ def _plan(cli: PlanCLI, *, compared: bool) -> Plan:
         cli.notes.append(f"{LANGUAGE}: assumed, the same rows without their photos.")
     if module.spec.vision is None:
         cli.notes.append(f"{VISUAL}: the model has no tower; counted with the recipe's, {VisionOptions().tower}.")
-    cpu = plan.Card("this CPU", _physical_memory(), {dtype: matrix_product_peak("cpu", dtype)}, used=0.6)
+    cpu = plan.Card("this CPU", _physical_memory(), {dtype: device_peak(torch.device("cpu"), dtype)}, used=0.6)
     return Plan(
         method=plan.chosen_method(module),
         estimates=plan.estimates(module, workloads, schedule, every_method=compared),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 import os
@@ -80,7 +81,7 @@ class Ledger(pl.Callback):
         encoded = _photos_encoded(pl_module) - self._tower_before
         self.counts["photos"] += encoded
         self.counts["tower"] += self._flops.step(documents=[], supervised=0, image_tokens=0, photos=encoded).tower
-        self._peak = matrix_product_peak(pl_module.device, _product_dtype(trainer, pl_module.model))
+        self._peak = device_peak(pl_module.device, _product_dtype(trainer, pl_module.model))
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -200,6 +201,12 @@ class Ledger(pl.Callback):
             "hardware": hardware(device, trainer.world_size),
             "versions": versions(),
         }
+
+
+@functools.cache
+def device_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return what a device can do at best, measured once in a process: it takes half a second, and does not change."""
+    return matrix_product_peak(device, dtype)
 
 
 def _product_dtype(trainer: pl.Trainer, model: VisionLanguageModel) -> torch.dtype:
