@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mmtune.training.ledger import device_peak
+
+from mmtune.training.callbacks.ledger import device_peak
 
 Fit = Callable[..., int]
 Read = Callable[[Path, str], Any]
