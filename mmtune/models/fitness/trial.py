@@ -244,7 +244,7 @@ class _Trial:
                 **inputs,
                 attention_mask=mask,
                 logits_processor=LogitsProcessorList([_Certain()]),
-                max_tokens=2,
+                max_new_tokens=2,
                 eos_token_id=None,
                 pad_token_id=0,
                 **PLAIN,
