@@ -279,7 +279,9 @@ class TestGenerate:
         for question in ("hi", "why is it so?"):
             text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
             ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
-            out = text_model.language.generate(ids, do_sample=False, max_new_tokens=20, eos_token_id=258, pad_token_id=258)
+            out = text_model.language.generate(
+                ids, do_sample=False, max_new_tokens=20, eos_token_id=258, pad_token_id=258
+            )
             expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
             before = text_model.usage
             assert text_model.generate([question], max_tokens=20) == [expected]
