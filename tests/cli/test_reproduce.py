@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +141,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, llama: Path, tower_weights: 
     return folder
 
 
-@pytest.fixture
-def small(world: Path, monkeypatch: pytest.MonkeyPatch) -> Preset:
-    """The preset tiny, of a model of two blocks, its steps in this process."""
-    preset = Preset(
+@pytest.fixture(scope="module")
+def preset(world: Path) -> Preset:
+    """Of a model of two blocks."""
+    return Preset(
         align=str(world / "align.yaml"),
         tune=str(world / "tune.yaml"),
         captions=("captions.json",),
@@ -155,6 +158,11 @@ def small(world: Path, monkeypatch: pytest.MonkeyPatch) -> Preset:
         limit=4,
         below_data_root=True,
     )
+
+
+@pytest.fixture
+def small(preset: Preset, monkeypatch: pytest.MonkeyPatch) -> Preset:
+    """The preset tiny, its steps in this process."""
     monkeypatch.setitem(PRESETS, "tiny", preset)
     monkeypatch.setattr(reproduce, "_run_process", lambda command: main(command[3:]))
     return preset
@@ -217,11 +225,39 @@ def test_the_whole_way(
     assert {arm.averages["overall"].seeds for arm in study(read_arms([out])).arms} == {1, 2}
 
 
-def test_a_set_that_was_not_compared_is_not_called_unseen(
-    run: Reproduce, world: Path, tmp_path: Path, small: Preset
-) -> None:
-    assert run() == 0
+@dataclass(frozen=True)
+class GoneOn:
+    """A comparison that was stopped by its third step, and begun again: its exit statuses, errors and steps."""
+
+    out: Path
+    statuses: list[int]
+    errors: list[str]
+    steps: list[str]
+
+
+@pytest.fixture(scope="module")
+def gone_on(preset: Preset, world: Path, tmp_path_factory: pytest.TempPathFactory) -> GoneOn:
+    """Made once, for it takes as long as a whole comparison."""
+    found = GoneOn(tmp_path_factory.mktemp("gone_on") / "out", [], [], [])
+
+    def fails_third(command: list[str]) -> int:
+        found.steps.append(command[3])
+        return 143 if len(found.steps) == 3 else main(command[3:])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny", preset)
+        patch.setattr(reproduce, "_run_process", fails_third)
+        for _ in range(2):
+            with contextlib.redirect_stderr(io.StringIO()) as error:
+                status = main(["reproduce", "--preset", "tiny", "--data-root", str(world), "--out", str(found.out)])
+            found.statuses.append(status)
+            found.errors.append(error.getvalue())
+    return found
+
+
+def test_a_set_that_was_not_compared_is_not_called_unseen(run: Reproduce, gone_on: GoneOn, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    shutil.copytree(gone_on.out, out)
     file = out / "seed-42" / "50-50" / "unseen.json"
     check = read(file)
     check["sets"]["tales"] |= {"verdict": "unchecked", "reason": "its rows could not be read"}
@@ -235,20 +271,10 @@ def test_a_set_that_was_not_compared_is_not_called_unseen(
     assert study(read_arms([out])).averaged == []
 
 
-def test_a_step_that_fails_ends_it_and_the_rest_is_done_later(
-    run: Reproduce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps: list[str] = []
-
-    def fails_third(command: list[str]) -> int:
-        steps.append(command[3])
-        return 143 if len(steps) == 3 else main(command[3:])
-
-    monkeypatch.setattr(reproduce, "_run_process", fails_third)
-    assert run() == 143
-    assert "the same command goes on from here" in capsys.readouterr().err
-    assert run() == 0
-    assert steps == ["fit", "eval", "fit", *["fit", "eval"] * len(ARMS)]
+def test_a_step_that_fails_ends_it_and_the_rest_is_done_later(gone_on: GoneOn) -> None:
+    assert gone_on.statuses == [143, 0]
+    assert "the same command goes on from here" in gone_on.errors[0]
+    assert gone_on.steps == ["fit", "eval", "fit", *["fit", "eval"] * len(ARMS)]
 
 
 @pytest.mark.parametrize(
