@@ -116,12 +116,13 @@ def harness(data_root: Path, name: str, answering: str, rows: str, batch_size: s
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from mmtune.generation.prompts import prompt_texts
+    from mmtune.evaluation.tasks.render import prompt_of
+    from mmtune.generation.prompts import prompt_text
     from mmtune.verify.extraction import parse
 
     ours = _load(name)
     task, questions = _questions(data_root, name, rows)
-    texts = prompt_texts(ours, [q.prompt for q in questions], response_prefix=task.response_prefix)
+    texts = [prompt_text(ours, prompt_of(task, q, ()), number) for number, q in enumerate(questions)]
     choices = [list(q.options) or ["yes", "no"] for q in questions]
     answers = [_letters(q).index(q.target) for q in questions]
     lm = HFLM(pretrained=ours.base_language, tokenizer=ours.tokenizer, batch_size=int(batch_size), device="cpu")
@@ -179,22 +180,34 @@ def harness(data_root: Path, name: str, answering: str, rows: str, batch_size: s
 
 def one_by_one(data_root: Path, name: str, rows: str) -> dict[str, Any]:
     """As LLaVA is evaluated: a question at a time, its photo encoded for it, transformers' `generate`."""
+    from mmtune.evaluation.tasks.render import prompt_of
+    from mmtune.generation.prompts import PromptEncoder, prompt_text
+    from mmtune.models.attention.packed import use_attention
+    from mmtune.models.decoding.stopping import first_stop
     from mmtune.verify.extraction import parse
 
     model = _load(name)
+    language, tokenizer = model.base_language, model.tokenizer
     task, questions = _questions(data_root, name, rows)
     before, start = matrix_product_peak(), time.perf_counter()
     predictions = []
     for question in questions:
-        (answer,) = model.generate(
-            [question.prompt],
-            [[photo.open() for photo in question.photos]],
-            response_prefix=task.response_prefix,
-            max_tokens=task.max_tokens,
-            stop=task.stop,
-            do_sample=False,
-        )
-        predictions.append(parse(answer, task.extract, question.kind, question.options))
+        encoder, prompt = PromptEncoder(model), prompt_of(task, question, [photo.open() for photo in question.photos])
+        with torch.inference_mode(), use_attention(language, model.own_attention):
+            embeddings = encoder.embed(encoder.token_ids(prompt_text(model, prompt, 0), prompt.images))[None]
+            said = language.generate(
+                inputs_embeds=embeddings,
+                attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long),
+                max_new_tokens=task.max_tokens,
+                do_sample=False,
+                eos_token_id=model.end_ids(),
+                pad_token_id=model.end_ids()[0],
+                stop_strings=list(task.stop) or None,
+                tokenizer=tokenizer,
+            )[0]
+        answer = tokenizer.decode(said, skip_special_tokens=True)
+        cut = answer[: first_stop(answer, task.stop)]
+        predictions.append(parse(cut, task.extract, question.kind, question.options))
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak": max(before, matrix_product_peak()), "predictions": predictions}
 
@@ -205,20 +218,24 @@ def operations(model: Any, task: Any, questions: Sequence[Any], answering: str, 
     Linear layers once per distinct token, causal attention over what the token sees, the vocabulary where a next token
     is asked. Of a generated answer the last token need not be read.
     """
-    from mmtune.generation.prompts import PromptEncoder, prompt_texts
+    from mmtune.evaluation.tasks.render import prompt_of
+    from mmtune.generation.prompts import PromptEncoder, prompt_text
     from mmtune.models.cost.flops import tower_flops
     from mmtune.models.decoding.prefixes import prefix_tree
 
     encoder = PromptEncoder(model)
     opened: dict[str, Any] = {photo.sha256: photo.open() for q in questions for photo in q.photos}
     photos = [[opened[photo.sha256] for photo in q.photos] for q in questions]
-    texts = prompt_texts(model, [q.prompt for q in questions], photos, response_prefix=task.response_prefix)
+    texts = [
+        prompt_text(model, prompt_of(task, question, seen), number)
+        for number, (question, seen) in enumerate(zip(questions, photos, strict=True))
+    ]
     sequences, asked = [], 0
     for text, seen, question in zip(texts, photos, questions, strict=True):
-        prompt = encoder.keys(text, seen)
+        prompt = encoder.token_ids(text, seen)
         if answering == "likelihood":
             for choice in question.options or ("yes", "no"):
-                sequences.append(encoder.keys(text + choice, seen)[:-1])
+                sequences.append(encoder.token_ids(text + choice, seen)[:-1])
                 asked += len(sequences[-1]) + 1 - len(prompt)
         else:
             sequences.append(prompt)
@@ -232,7 +249,7 @@ def operations(model: Any, task: Any, questions: Sequence[Any], answering: str, 
     seen_by_all = sum((node.end * (node.end + 1) - node.start * (node.start + 1)) / 2 for node in nodes)
     read = max(0, generated - len(questions))
     seen_by_all += read * sum(map(len, sequences)) / len(sequences)
-    tokens = sum(len(node.keys) for node in nodes) + read
+    tokens = sum(len(node.token_ids) for node in nodes) + read
     tower = tower_flops(model) * len(opened) if opened else 0
     return 2 * layers * tokens + 4 * width * config.num_hidden_layers * seen_by_all + 2 * head * asked + tower
 

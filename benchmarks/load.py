@@ -184,7 +184,7 @@ def answers(data: Path, folder: Path, count: int) -> dict[str, Any]:
     )
     save_byte_llama(folder / "model")
     model = mmtune.VisionLanguageModel.from_pretrained(folder / "model", template="chatml")
-    model.generate(["a question"], max_tokens=8)
+    model.answer(["a question"], max_tokens=8)
     stages = Stages()
 
     def run() -> None:

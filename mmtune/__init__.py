@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from mmtune.common.version import __version__
 
-__all__ = ["VisionLanguageModel", "__version__", "evaluate"]
+__all__ = ["Completion", "Prompt", "SamplingParams", "Turn", "VisionLanguageModel", "__version__", "evaluate"]
 
 if TYPE_CHECKING:
     from mmtune.evaluation.run.engine import evaluate
     from mmtune.generation.generator import VisionLanguageModel
+    from mmtune.interfaces import Completion, Prompt, SamplingParams, Turn
+
+# where each name is; torch takes seconds to import, and `mmtune --help` must not wait for it
+_PLACES = {
+    "VisionLanguageModel": "mmtune.generation.generator",
+    "evaluate": "mmtune.evaluation.run.engine",
+    **dict.fromkeys(("Completion", "Prompt", "SamplingParams", "Turn"), "mmtune.interfaces"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; `mmtune --help` must not wait for it
-    if name == "VisionLanguageModel":
-        from mmtune.generation.generator import VisionLanguageModel
-
-        return VisionLanguageModel
-    if name == "evaluate":
-        from mmtune.evaluation.run.engine import evaluate
-
-        return evaluate
-    raise AttributeError(f"module 'mmtune' has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'mmtune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)

@@ -10,8 +10,13 @@ from mmtune.common.errors import UserError, brief
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "window", "thinking"]
-Capability = Literal["images", "loglikelihood", "sampling", "thinking", "window"]
-"""What a generator may be able to do beyond one greedy answer to a text."""
+Capability = Literal["images", "loglikelihood", "sampling", "thinking", "always_thinks", "window", "batching"]
+"""What a generator may be able to do beyond one greedy answer to a text.
+
+It is shown `images`, scores choices (`loglikelihood`), draws several completions (`sampling`), thinks first where it is
+told to (`thinking`) or always (`always_thinks`), has the attributes `window`, `too_long` and `past_window` (`window`),
+or `batch_tokens` and `share_prefixes` (`batching`).
+"""
 
 LEAST_TEMPERATURE = LEAST_TOP_P = 0.001  # far below, float32 has no number left for the likelihoods
 
@@ -83,6 +88,8 @@ class SamplingParams:
         max_tokens: the most tokens a completion may have, its thought not counted.
         stop: strings that end a completion, which includes the first.
         thinking_budget: the most tokens of a thought before the answer; 0 has it answer at once.
+        thinking_overrun: what follows a thought that is longer: `unparsed`, no answer; `close`, the mark that ends a
+            thought, and the answer.
         seed: decides all random numbers, with the prompt's name and the sample's number; None draws others each time.
         logprobs: have completions tell the log-probability of their tokens.
 
@@ -100,6 +107,7 @@ class SamplingParams:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     thinking_budget: int = 0
+    thinking_overrun: Literal["unparsed", "close"] = "unparsed"
     seed: int | None = 0
     logprobs: bool = False
 
@@ -122,8 +130,10 @@ class SamplingParams:
             raise UserError(
                 f"repetition_penalty {brief(repr(self.repetition_penalty))}: give a number from 0.01 to 100"
             )
-        if self.seed is not None:
-            _whole("seed", self.seed, 0)
+        if self.seed is not None and (_not_whole(self.seed) or not 0 <= self.seed < 2**63):
+            raise UserError(f"seed {brief(repr(self.seed))}: give a whole number from 0 to 2^63 - 1")
+        if self.thinking_overrun not in ("unparsed", "close"):
+            raise UserError(f"thinking_overrun {brief(repr(self.thinking_overrun))}: give unparsed or close")
         if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
             raise UserError(f"stop {brief(repr(self.stop))}: give strings in a tuple")
 
@@ -139,7 +149,7 @@ class Completion:
 
     Attributes:
         text: the answer, after the response prefix, up to and with the first stop string.
-        thought: what was thought before it.
+        thought: what was thought before it, with the mark that ends a thought where there is one.
         finish_reason: `stop` at its end or a stop string, `length` at the most tokens that were asked for, `window`
             where the model can read no further, `thinking` where the thought took all that was allowed and no answer
             followed.
@@ -152,6 +162,11 @@ class Completion:
     finish_reason: FinishReason = "stop"
     tokens: int = 0
     logprob: float | None = None
+
+    @property
+    def response(self) -> str:
+        """All that was written: the thought, an empty line, and the answer."""
+        return f"{self.thought}\n\n{self.text}" if self.thought and self.text else self.thought + self.text
 
 
 @runtime_checkable
@@ -170,7 +185,19 @@ class Generator(Protocol):
     def fingerprint(self) -> str: ...  # noqa: D102
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[Completion]]:
-        """The `params.n` completions of each prompt."""
+        """The `params.n` completions of each prompt.
+
+        Prompts of one call may share images (the same object) and long beginnings; those that do stand next to each
+        other.
+        """
+        ...
+
+
+class Scorer(Generator, Protocol):
+    """A generator with the capability `loglikelihood`."""
+
+    def loglikelihood(self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]]) -> list[list[float]]:
+        """For each prompt, the summed natural log-probability of each of its choices right after the prefix."""
         ...
 
 
@@ -230,8 +257,12 @@ class RowSource(Protocol):
 
 
 def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if _not_whole(value) or value < least:
         raise UserError(f"{name} {brief(repr(value))}: give a whole number of at least {least}")
+
+
+def _not_whole(value: Any) -> bool:
+    return isinstance(value, bool) or not isinstance(value, int)
 
 
 def _real(value: Any) -> bool:

@@ -18,8 +18,9 @@ from mmtune.common.text import visible
 from mmtune.data.images import open_photo
 
 if TYPE_CHECKING:
-    from mmtune.generation.chat import Chat, Sampling
+    from mmtune.generation.chat import Chat
     from mmtune.generation.generator import VisionLanguageModel
+    from mmtune.interfaces import SamplingParams
 
 HELP = """\
 /image FILE  show a photo with what you say next; several for several photos
@@ -98,15 +99,18 @@ def main(argv: list[str]) -> int:
     if options.web and not all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn")):
         raise UserError("--web needs starlette and uvicorn; pip install 'mmtune[web]' brings them")
 
-    from mmtune.generation.chat import Chat, Sampling, check_thinking
+    from mmtune.generation.chat import Chat, check_thinking
+    from mmtune.interfaces import SamplingParams
+    from mmtune.models.window import checked_past_window
 
-    sampling = Sampling(
-        options.temperature,
-        options.top_p,
-        options.max_tokens,
-        options.seed,
-        options.thinking_budget,
-        options.past_window,
+    past_window = checked_past_window(options.past_window)
+    sampling = SamplingParams(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+        thinking_budget=options.thinking_budget,
+        thinking_overrun="close",
     )
     photos = [open_photo(Path(options.image), "--image")] if options.image is not None else []
     given = {"language": options.language, "template": options.template, "template_date": options.template_date}
@@ -115,6 +119,7 @@ def main(argv: list[str]) -> int:
         models.append(load(options.compare, options.device))
     for model in models:
         check_thinking(model, sampling)
+        model.past_window = past_window
     if options.web:
         from mmtune.apps.chat.server import serve
 
@@ -138,7 +143,7 @@ def load(name: str, device: str, **given: str | None) -> VisionLanguageModel:
 class Conversation:
     """A conversation in the terminal, or by lines from a pipe."""
 
-    def __init__(self, chat: Chat, sampling: Sampling, photos: list[Image.Image]) -> None:
+    def __init__(self, chat: Chat, sampling: SamplingParams, photos: list[Image.Image]) -> None:
         """
         Args:
             chat: answers.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmtune.common.errors import UserError, brief
 from mmtune.data.images import open_photo
+from mmtune.interfaces import Prompt
 
 T = TypeVar("T")
 Photo: TypeAlias = Image.Image | str | Path | bytes | np.ndarray
@@ -29,7 +30,7 @@ _ONE = (
     np.ndarray,
     Mapping,
 )  # photos, and what is no list of them
-_CHAT = "a conversation goes to mmtune.generation.chat.Chat, turn by turn"
+_CHAT = "a conversation goes into mmtune.Prompt, as its turns"
 
 
 def one_text(value: Any, name: str) -> str:
@@ -76,82 +77,77 @@ def stop_strings(stop: Any) -> list[str]:
     return [stop] if isinstance(stop, str) else many_texts(stop, "stop", "stop string")
 
 
-def whole_number(value: Any, name: str, least: int) -> int:
-    """The number itself.
-
-    Raises:
-        UserError: it is no whole number, or below the least.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise UserError(f"{name} {brief(repr(value))}: give a whole number of at least {least}")
-    return int(value)
-
-
-_LEAST = 0.001  # of a temperature and of top_p; far below, float32 has no number left for the likelihoods
-
-
-def check_sampling(options: Mapping[str, Any]) -> None:
-    """Refuse a temperature or a top_p that tokens cannot be drawn with; None is the default of whoever draws.
-
-    Raises:
-        UserError: the temperature is neither 0 nor a number from 0.001 to 10, or top_p no number from 0.001 to 1.
-    """
-    temperature, top_p = options.get("temperature"), options.get("top_p")
-    if temperature is not None and not (_is_real(temperature) and (temperature == 0 or _LEAST <= temperature <= 10)):
-        said = f"give a number from 0 (always the likeliest) to 10; above 0, at least {_LEAST}"
-        raise UserError(f"temperature {brief(repr(temperature))}: {said}")
-    if top_p is not None and not (_is_real(top_p) and _LEAST <= top_p <= 1):
-        raise UserError(f"top_p {brief(repr(top_p))}: give a number above 0 (at least {_LEAST}), up to 1 (all tokens)")
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 class Prompts:
-    """The prompts of one call, each with its photos.
+    """The prompts of one call, with their images opened.
 
-    A photo that several prompts name by the same path, or give as the same object, is opened once and stays the same
+    An image that several prompts name by the same path, or give as the same object, is opened once and stays the same
     object, which the model computes once.
 
     Attributes:
-        texts: of all.
-        photos: of each.
-        single: whether one string was given in place of a list: the caller wants one answer.
+        prompts: of all.
+        single: whether one was given in place of a list: the caller wants one result.
     """
 
-    def __init__(self, prompts: Any, images: Any = None) -> None:
+    def __init__(
+        self, prompts: Any, images: Any = None, *, system: str | None = None, response_prefix: str = ""
+    ) -> None:
         """
         Args:
-            prompts: one string or a list of them.
-            images: to one string a photo, a list of photos or None; to a list, for each prompt one of these.
+            prompts: what the user says, one string or a list of them; or one `Prompt`, or a list.
+            images: to one string an image, a list of images or None; to a list, for each prompt one of these.
+            system: a system prompt in place of the template's own, for strings.
+            response_prefix: how the answers begin, for strings.
 
         Raises:
-            UserError: they are something else, differ in number, or a photo cannot be read.
+            UserError: they are something else, differ in number, or an image cannot be read.
         """
-        self.single = isinstance(prompts, str)
-        if self.single or isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
-            self.texts = [one_text(prompts, "the prompt")]
-        else:
-            self.texts = many_texts(prompts, "prompts", "prompt")
         self._opened: dict[Any, Image.Image] = {}
         self._given: list[Any] = []  # keeps alive what `_opened` knows by its id
-        self.photos = self._photos_of_each(images)
+        self.single = isinstance(prompts, str | Prompt)
+        given = [prompts] if isinstance(prompts, Prompt) else prompts
+        if isinstance(given, list | tuple) and given and all(isinstance(one, Prompt) for one in given):
+            self.prompts = [self._checked(one, f"prompt {number}") for number, one in enumerate(given, 1)]
+            return
+        if self.single or isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+            texts = [one_text(prompts, "the prompt")]
+        else:
+            texts = many_texts(prompts, "prompts", "prompt")
+        shown = self._photos_of_each(images, len(texts))
+        system = None if system is None else one_text(system, "system")
+        prefix = one_text(response_prefix, "response_prefix")
+        self.prompts = [
+            Prompt.of(text, photos, system=system, response_prefix=prefix)
+            for text, photos in zip(texts, shown, strict=True)
+        ]
 
     def returned(self, results: list[T]) -> Any:
-        """What the caller gets: a list, or of one string the one result."""
+        """What the caller gets: a list, or of one prompt the one result."""
         return results[0] if self.single else results
 
-    def _photos_of_each(self, images: Any) -> list[list[Image.Image]]:
+    def _checked(self, prompt: Prompt, where: str) -> Prompt:
+        """A prompt whose turns are what they should be, with its images opened."""
+        roles = [turn.role for turn in prompt.turns]
+        dialogue = roles[1:] if roles[:1] == ["system"] else roles
+        if dialogue != [("user", "assistant")[place % 2] for place in range(len(dialogue))] or len(dialogue) % 2 == 0:
+            raise UserError(
+                f"{where} has the turns {', '.join(roles) or 'none'}; give an optional system turn, then user and "
+                "assistant in alternation, the user first and last"
+            )
+        for turn in prompt.turns:
+            one_text(turn.text, f"the {turn.role}'s text of {where}")
+        one_text(prompt.response_prefix, f"response_prefix of {where}")
+        return dataclasses.replace(prompt, images=tuple(self._photos(prompt.images, where)))
+
+    def _photos_of_each(self, images: Any, prompts: int) -> list[list[Image.Image]]:
         if images is None:
-            return [[] for _ in self.texts]
+            return [[] for _ in range(prompts)]
         if self.single:
             return [self._photos(images, "the prompt")]
         if isinstance(images, _ONE) or not isinstance(images, Iterable):
             raise UserError(f"images: is a {_kind(images)} for a list of prompts; give a list of photos per prompt")
         each = list(images)
-        if len(each) != len(self.texts):
-            raise UserError(f"{len(self.texts)} prompts but photos for {len(each)}; give a list of photos per prompt")
+        if len(each) != prompts:
+            raise UserError(f"{prompts} prompts but photos for {len(each)}; give a list of photos per prompt")
         return [self._photos(given, f"prompt {number}") for number, given in enumerate(each, 1)]
 
     def _photos(self, given: Any, where: str) -> list[Image.Image]:
@@ -179,7 +175,7 @@ def photos_of_turn(given: Any) -> list[Image.Image]:
     Raises:
         UserError: one is something else, or cannot be read.
     """
-    return Prompts("", given).photos[0]
+    return list(Prompts("", given).prompts[0].images)
 
 
 def choices_of_each(choices: Any, asked: Prompts) -> list[list[str]]:
@@ -197,8 +193,8 @@ def choices_of_each(choices: Any, asked: Prompts) -> list[list[str]]:
     if isinstance(choices, str | bytes | Mapping) or not isinstance(choices, Iterable):
         raise UserError(f"choices: is a {_kind(choices)}; give a list of strings per prompt")
     each = list(choices)
-    if len(each) != len(asked.texts):
-        raise UserError(f"{len(asked.texts)} prompts but choices for {len(each)}; give a list of choices per prompt")
+    if len(each) != len(asked.prompts):
+        raise UserError(f"{len(asked.prompts)} prompts but choices for {len(each)}; give a list of choices per prompt")
     return [many_texts(given, f"choices of prompt {n}", f"prompt {n}: choice") for n, given in enumerate(each, 1)]
 
 

@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from mmtune.data.conversation import IMAGE_PLACEHOLDER
 from mmtune.data.encoding import encode_text
 from mmtune.data.rendering.templates import Rendered
-from mmtune.generation.calls import Prompts
 from mmtune.generation.choices import ChoiceTokenizer, split_spaces
-from mmtune.generation.prompts import PromptEncoder, prompt_texts
+from mmtune.generation.prompts import PromptEncoder, prompt_text
+from mmtune.interfaces import Prompt, SamplingParams
 from mmtune.models.composed import ComposedModel
-from mmtune.models.window import PastWindow, answer_room, checked_past_window, fitted, surely_fits
+from mmtune.models.window import answer_room, checked_past_window, fitted, surely_fits
 
 
 class PromptWriter:
-    """Writes the prompts of a call in the model's template, those that are too long shortened if that is the rule."""
+    """Writes the prompts of a call in the model's template, those that are too long shortened if that is the rule.
+
+    Attributes:
+        prompts: those of the call; of a conversation that was shortened, what is left of it.
+    """
 
     def __init__(
-        self,
-        model: ComposedModel,
-        encoder: PromptEncoder,
-        asked: Prompts,
-        system: str | None,
-        response_prefix: str,
-        *,
-        thinking: bool = False,
-        past_window: PastWindow = "refuse",
+        self, model: ComposedModel, encoder: PromptEncoder, prompts: Sequence[Prompt], *, thinking: bool = False
     ) -> None:
         """
         Args:
             model: is asked.
             encoder: of the call.
-            asked: the prompts with their photos.
-            system: a system prompt in place of the template's own.
-            response_prefix: how the assistant's turn begins.
+            prompts: with their images.
             thinking: whether a thought comes first.
-            past_window: what becomes of a prompt that is too long.
 
         Raises:
-            UserError: see `prompt_texts`, or there is no such rule.
+            UserError: see `prompt_text`, or there is no such rule.
         """
-        self._model, self._encoder, self._asked = model, encoder, asked
-        self._system, self._primer, self._thinking = system, response_prefix, thinking
-        self._past_window = checked_past_window(past_window)
-        self._texts = prompt_texts(model, asked.texts, asked.photos, system, response_prefix, thinking=thinking)
+        self.prompts = list(prompts)
+        self._model, self._encoder, self._thinking = model, encoder, thinking
+        self._past_window = checked_past_window(model.past_window)
+        self._texts = [prompt_text(model, one, number, thinking=thinking) for number, one in enumerate(prompts)]
 
     def with_room(self, number: int, tokens: int) -> str:
         """A prompt behind which there is room for an answer of so many tokens; where longer ones are refused, for one.
@@ -70,21 +65,27 @@ class PromptWriter:
 
     def _fitted(self, number: int, room: int, *, spaced: bool = True) -> str:
         """A prompt behind which so many tokens fit; unless `spaced`, spaces at its end are not counted."""
-        model, photos, window = self._model, self._asked.photos[number], self._model.window
-        text = self._texts[number]
-        if window is None or surely_fits(text, len(photos) * self._encoder.tokens_per_photo, room, window):
-            return text
-
-        def render(prompt: str) -> str:
-            if prompt == self._asked.texts[number]:
-                return text
-            return prompt_texts(model, [prompt], [photos], self._system, self._primer, thinking=self._thinking)[0]
+        model, window = self._model, self._model.window
 
         def length(text: str) -> int:
-            return len(self._encoder.keys(text if spaced else split_spaces(text)[0], photos))
+            return len(self._encoder.token_ids(text if spaced else split_spaces(text)[0], self.prompts[number].images))
+
+        text, prompt = self._texts[number], self.prompts[number]
+        if window is None or surely_fits(text, len(prompt.images) * self._encoder.tokens_per_photo, room, window):
+            return text
+        while self._past_window == "shorten" and length(text) + room > window and (shorter := without_oldest(prompt)):
+            self.prompts[number] = prompt = shorter
+            text = prompt_text(model, prompt, number, thinking=self._thinking)
+        *before, last = prompt.turns
+
+        def render(said: str) -> str:
+            if said == last.text:
+                return text
+            turns = (*before, dataclasses.replace(last, text=said))
+            return prompt_text(model, dataclasses.replace(prompt, turns=turns), number, thinking=self._thinking)
 
         return fitted(
-            self._asked.texts[number],
+            last.text,
             render,
             length,
             room=room,
@@ -95,22 +96,43 @@ class PromptWriter:
         )
 
 
+def without_oldest(prompt: Prompt) -> Prompt | None:
+    """A conversation without its oldest question, answer and images; None where there is only one question."""
+    system = tuple(turn for turn in prompt.turns if turn.role == "system")
+    dialogue = prompt.turns[len(system) :]
+    if len(dialogue) < 3:
+        return None
+    gone = dialogue[0].text.count(IMAGE_PLACEHOLDER)
+    return dataclasses.replace(prompt, turns=(*system, *dialogue[2:]), images=prompt.images[gone:])
+
+
 def too_long(
     model: ComposedModel,
-    prompts: Sequence[str],
-    photos: Sequence[int],
+    prompts: Sequence[Prompt],
     *,
     choices: Sequence[Sequence[str]] | None = None,
-    response_prefix: str = "",
-    thinking: bool = False,
-    room: int = 1,
+    params: SamplingParams | None = None,
 ) -> dict[int, int]:
-    """Which prompts have no room for what follows them; see `VisionLanguageModel.too_long`."""
+    """Which prompts have no room for what follows them in the window, with their tokens.
+
+    What must follow is the longest choice; of a completion its first token, or where prompts are shortened all that it
+    may have, at most half of the window.
+
+    Args:
+        model: is asked.
+        prompts: their images are only counted.
+        choices: of each prompt, where they are scored.
+        params: where completions are asked for.
+    """
     window, found = model.window, dict[int, int]()
     if window is None:
         return found
+    params = params or SamplingParams()
+    room = params.max_tokens + params.thinking_budget if model.past_window == "shorten" else 1
+    thinking = params.thinking_budget > 0
     tokens_per_photo = model.tower.shape.num_tokens if model.tower else 0
-    texts = prompt_texts(model, prompts, [[None] * count for count in photos], None, response_prefix, thinking=thinking)
+    photos = [len(prompt.images) for prompt in prompts]
+    texts = [prompt_text(model, prompt, number, thinking=thinking) for number, prompt in enumerate(prompts)]
     for number, text in enumerate(texts):
         given = choices[number] if choices is not None else ()
         free = answer_room(window, room) if choices is None else 0

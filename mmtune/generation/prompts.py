@@ -1,12 +1,12 @@
 """Prompts as text, as keys and as embeddings.
 
-Keys say which tokens and photos are the same, embeddings what they are to the language model.
+TokenIds say which tokens and photos are the same, embeddings what they are to the language model.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,46 +17,47 @@ from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT
 from mmtune.data.encoding import IMAGE_TOKEN, encode_text, missing_row
 from mmtune.data.images import to_rgb
 from mmtune.data.rendering.templates import Rendered
-from mmtune.generation.calls import one_text
-from mmtune.interfaces import Turn
+from mmtune.interfaces import Prompt
 from mmtune.models.composed import ComposedModel
-from mmtune.models.decoding.prefixes import Keys
+from mmtune.models.decoding.prefixes import TokenIds
 
 _PHOTOS_AT_ONCE = 16  # through the tower
 
 
-def prompt_texts(
-    model: ComposedModel,
-    prompts: Sequence[str],
-    images: Sequence[Sequence[Any]],
-    system: str | None = None,
-    response_prefix: str = "",
-    *,
-    thinking: bool = False,
-) -> list[str]:
-    """Prompts in the model's template, up to where the answer begins, or the thought before it.
+def prompt_text(model: ComposedModel, prompt: Prompt, number: int, *, thinking: bool = False) -> str:
+    """A prompt in the model's template, up to where the answer begins, or the thought before it.
 
-    An `<image>` in the system prompt or the response_prefix is text.
+    An `<image>` that no user wrote is text. A response prefix does not begin a thought.
+
+    Args:
+        model: is asked.
+        prompt: images are only counted.
+        number: of the prompt in the call, from 0, for messages.
+        thinking: whether a thought comes first.
 
     Raises:
-        UserError: photos and `<image>` marks of a prompt differ in number, the model cannot see, or not think.
+        UserError: images and `<image>` marks differ in number, the model cannot see, or not think.
     """
-    system = None if system is None else one_text(system, "system").replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
-    response_prefix = one_text(response_prefix, "response_prefix").replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
-    texts = []
-    for number, (prompt, photos) in enumerate(zip(prompts, images, strict=True)):
-        marks = prompt.count(IMAGE_PLACEHOLDER)
-        if marks != len(photos):
-            raise UserError(f"prompt {number + 1}: {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(photos)} photo(s)")
-        if photos and model.tower is None:
-            raise UserError(f"prompt {number + 1} has a photo, but {model.name} has no vision tower")
-        turns = ([Turn("system", system)] if system is not None else []) + [Turn("user", prompt)]
-        texts.append(model.template.prompt(turns, response_prefix=response_prefix, thinking=thinking))
-    return texts
+    marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in prompt.turns if turn.role == "user")
+    if marks != len(prompt.images):
+        raise UserError(f"prompt {number + 1}: {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(prompt.images)} photo(s)")
+    if prompt.images and model.tower is None:
+        raise UserError(f"prompt {number + 1} has a photo, but {model.name} has no vision tower")
+    turns = [
+        turn if turn.role == "user" else dataclasses.replace(turn, text=as_text(turn.text)) for turn in prompt.turns
+    ]
+    return model.template.prompt(
+        turns, response_prefix="" if thinking else as_text(prompt.response_prefix), thinking=thinking
+    )
+
+
+def as_text(text: str) -> str:
+    """A text in which `<image>` is no place for an image."""
+    return text.replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
 
 
 class PromptEncoder:
-    """The prompts of one call. A photo that several of them show (the same object) goes through the tower once.
+    """Token ids and embeddings of one call's prompts. A photo that several show (the same object) is encoded once.
 
     Attributes:
         tokens_per_photo: how many tokens a photo is.
@@ -69,8 +70,8 @@ class PromptEncoder:
         self._photos: list[Image.Image] = []
         self._features: dict[int, torch.Tensor] = {}
 
-    def keys(self, text: str, photos: Sequence[Image.Image] = ()) -> Keys:
-        """A rendered prompt with its photos as keys: token ids, and places of photos below 0.
+    def token_ids(self, text: str, photos: Sequence[Image.Image] = ()) -> TokenIds:
+        """A rendered prompt with its photos as token ids, and places of photos below 0.
 
         Raises:
             UserError: the model's embedding lacks a token of it.
@@ -78,12 +79,12 @@ class PromptEncoder:
         tokenizer = self._model.tokenizer
         ids, _ = encode_text(Rendered(text, ()), tokenizer, tokens_per_photo=self.tokens_per_photo)
         self.check(ids, text)
-        keys = ids.astype(np.int64)
+        found = ids.astype(np.int64)
         if photos:
             firsts = np.array([self._number(photo) * self.tokens_per_photo for photo in photos])
             places = firsts[:, None] + np.arange(self.tokens_per_photo)
-            keys[keys == IMAGE_TOKEN] = -1 - places.ravel()
-        return keys
+            found[found == IMAGE_TOKEN] = -1 - places.ravel()
+        return found
 
     def check(self, ids: np.ndarray, text: str) -> None:
         """Make sure that the embedding has a row for each token of a text.
@@ -95,13 +96,13 @@ class PromptEncoder:
         if fault := missing_row(ids, rows, self._model.tokenizer):
             raise UserError(f"{brief(text)!r}: {fault}")
 
-    def embed(self, keys: Keys) -> torch.Tensor:
+    def embed(self, token_ids: TokenIds) -> torch.Tensor:
         """The embeddings [tokens, hidden]; the tower runs for photos that were not asked for before."""
         words = self._model.base_language.get_input_embeddings()
-        embeddings: torch.Tensor = words(torch.from_numpy(keys.clip(0)).to(self._model.device))
-        shown = np.flatnonzero(keys < 0)
+        embeddings: torch.Tensor = words(torch.from_numpy(token_ids.clip(0)).to(self._model.device))
+        shown = np.flatnonzero(token_ids < 0)
         if len(shown):
-            numbers, places = np.divmod(-1 - keys[shown], self.tokens_per_photo)
+            numbers, places = np.divmod(-1 - token_ids[shown], self.tokens_per_photo)
             self._see(dict.fromkeys(numbers.tolist()))
             features = torch.stack([self._features[n][p] for n, p in zip(numbers.tolist(), places, strict=True)])
             embeddings[torch.from_numpy(shown).to(embeddings.device)] = features.to(embeddings.dtype)

@@ -1,82 +1,87 @@
-"""Answers and log-likelihoods for the prompts of one call: written, kept within the window, computed and counted."""
+"""Completions and log-likelihoods for the prompts of one call: rendered, fitted to the window, computed, counted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from mmtune.common.errors import UserError
-from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT
-from mmtune.data.rendering.templates import THOUGHT_END
-from mmtune.generation.answering import Answering
-from mmtune.generation.calls import Prompts
+from mmtune.data.conversation import IMAGE_PLACEHOLDER
+from mmtune.data.rendering.templates import THOUGHT_END, join_primer
 from mmtune.generation.fitting import PromptWriter
-from mmtune.generation.prompts import PromptEncoder
-from mmtune.generation.thinking import think_first
+from mmtune.generation.prompts import PromptEncoder, as_text
+from mmtune.interfaces import Completion, FinishReason, Prompt, SamplingParams
 from mmtune.models.composed import ComposedModel
-from mmtune.models.decoding.answers import Ending, Response
-from mmtune.models.decoding.prefixes import Keys
-from mmtune.models.window import PastWindow, by_room
+from mmtune.models.decoding.alone import OneByOne
+from mmtune.models.decoding.draft import Draft
+from mmtune.models.decoding.engine import Passes, PrefixSharing
+from mmtune.models.decoding.prefixes import TokenIds
+from mmtune.models.decoding.sampler import Numbers, Sampler, random_numbers
+from mmtune.models.decoding.stopping import StopConditions
+from mmtune.models.window import room_left
 
-T = TypeVar("T")
+
+@dataclass
+class _Pending:
+    """A completion of a prompt.
+
+    Attributes:
+        number: the prompt's.
+        text: what its next part follows.
+        numbers: its random numbers.
+        thought: the thought, once it is written.
+        draft: its newest part; None where the window had no room.
+    """
+
+    number: int
+    text: str
+    numbers: Numbers
+    thought: Draft | None = None
+    draft: Draft | None = None
 
 
 class Request:
-    """The prompts of one call to a model. What several begin with, and a photo that several show, is computed once."""
+    """The prompts of one call to a model. What several begin with, and an image that several show, is computed once."""
 
-    def __init__(
-        self,
-        model: ComposedModel,
-        asked: Prompts,
-        *,
-        system: str | None,
-        response_prefix: str,
-        past_window: PastWindow,
-        batch_tokens: int,
-    ) -> None:
+    def __init__(self, model: ComposedModel, prompts: Sequence[Prompt]) -> None:
         """
         Args:
             model: answers.
-            asked: the prompts with their photos.
-            system: a system prompt in place of the template's own.
-            response_prefix: how the assistant's turn begins.
-            past_window: what becomes of a prompt that is too long.
-            batch_tokens: tokens in memory at once; halved when it runs out.
+            prompts: with their images opened.
         """
-        self._model, self._asked, self._system, self._primer = model, asked, system, response_prefix
-        self._past_window, self._batch_tokens = past_window, batch_tokens
+        self._model, self._prompts = model, list(prompts)
         self._encoder = PromptEncoder(model)
+        self._engine = engine_of(model, self._encoder)
 
-    def generate(
-        self, max_tokens: int, stops: Sequence[str], thinking_budget: int, options: dict[str, Any]
-    ) -> list[str]:
-        """The answer to each prompt, or its thought and answer where it may think.
-
-        Args:
-            max_tokens: the most tokens an answer may have.
-            stops: strings that end an answer.
-            thinking_budget: the most tokens of a thought; 0 for none.
-            options: of transformers' `generate`, which then answers.
+    def complete(self, params: SamplingParams) -> list[list[Completion]]:
+        """The completions of each prompt.
 
         Raises:
-            UserError: a prompt is longer than the model reads.
+            UserError: a prompt is longer than the model reads, or the template knows no thoughts.
         """
-
-        def answer(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
-            return self._follow(numbers, texts, max_tokens, stops, options)
-
-        def think(numbers: Sequence[int], texts: Sequence[str]) -> list[str]:
-            return self._follow(numbers, texts, thinking_budget, [THOUGHT_END], options)
-
-        writer = self._writer("" if thinking_budget else self._primer, thinking=bool(thinking_budget))
-        room = max_tokens + thinking_budget
-        texts = [writer.with_room(number, room) for number in range(len(self._asked.texts))]
-        if not thinking_budget:
-            return answer(range(len(texts)), texts)
-        return think_first(texts, self._primer.replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT), think=think, answer=answer)
+        sampler, thinking = Sampler(params), params.thinking_budget > 0
+        writer = PromptWriter(self._model, self._encoder, self._prompts, thinking=thinking)
+        room = params.max_tokens + params.thinking_budget
+        texts = [writer.with_room(number, room) for number in range(len(self._prompts))]
+        self._prompts = writer.prompts
+        pending = [
+            _Pending(number, text, random_numbers(params.seed, self._name(number), sample))
+            for number, text in enumerate(texts)
+            for sample in range(params.n)
+        ]
+        try:
+            answered = pending
+            if thinking:
+                self._write(pending, params.thinking_budget, (THOUGHT_END,), sampler)
+                answered = [one for one in pending if self._thought(one, params.thinking_overrun)]
+            self._write(answered, params.max_tokens, params.stop, sampler)
+        finally:
+            self._model.count(self._engine.counts)
+        found = [_completion(one, logprobs=params.logprobs) for one in pending]
+        return [found[start : start + params.n] for start in range(0, len(found), params.n)]
 
     def loglikelihood(self, choices_of: Sequence[Sequence[str]]) -> list[list[float]]:
         """The summed natural-log probability of each prompt's choices; NaN where the tokenizer keeps nothing of one.
@@ -84,51 +89,99 @@ class Request:
         Raises:
             UserError: a choice is empty, or a prompt is longer than the model reads.
         """
-        writer = self._writer(self._primer, thinking=False)
+        writer = PromptWriter(self._model, self._encoder, self._prompts)
         sequences, scored = [], []
         for number, given in enumerate(choices_of):
             if "" in given:
                 raise UserError(f"prompt {number + 1}: a choice is empty; leave it out")
             context, said = writer.with_choices(number, given)
-            prompt = self._encoder.keys(context, self._asked.photos[number])
+            prompt = self._encoder.token_ids(context, writer.prompts[number].images)
             sequences += [np.concatenate([prompt, np.array(tokens, dtype=np.int64)]) for tokens in said]
             scored += [len(tokens) for tokens in said]
-        sums = self._compute(lambda engine: engine.loglikelihoods(sequences, scored))
+        try:
+            sums = self._engine.loglikelihoods(sequences, scored)
+        finally:
+            self._model.count(self._engine.counts)
         values = iter([total if tokens else math.nan for total, tokens in zip(sums, scored, strict=True)])
         return [[next(values) for _ in given] for given in choices_of]
 
-    def _writer(self, response_prefix: str, *, thinking: bool) -> PromptWriter:
-        return PromptWriter(
-            self._model,
-            self._encoder,
-            self._asked,
-            self._system,
-            response_prefix,
-            thinking=thinking,
-            past_window=self._past_window,
-        )
+    def _name(self, number: int) -> str:
+        name = self._prompts[number].name
+        return str(number) if name is None else name
 
-    def _follow(
-        self, numbers: Sequence[int], texts: Sequence[str], limit: int, stops: Sequence[str], options: dict[str, Any]
-    ) -> list[str]:
-        """What follows each text, at most `limit` tokens, and no more than the window has room for."""
-        model, photos = self._model, self._asked.photos
-        encoded = [self._encoder.keys(text, photos[i]) for i, text in zip(numbers, texts, strict=True)]
-        answers: list[str] = [Response("", "window")] * len(encoded)
-        for room, places in by_room(map(len, encoded), limit, model.window).items():
-            if room > 0:
-                end = Ending(room, stops, model.end_ids(), model.end_texts(), "length" if room == limit else "window")
-                for place, said in zip(places, self._said([encoded[i] for i in places], end, options), strict=True):
-                    answers[place] = said
-        return answers
+    def _write(self, pending: Sequence[_Pending], limit: int, stop: Sequence[str], sampler: Sampler) -> None:
+        """Write what follows each text, at most `limit` tokens, and no more than the window has room for."""
+        merges = sampler.greedy and self._model.share_prefixes
+        drafts: list[Draft] = []
+        known: dict[bytes, Draft] = {}
+        for one in pending:
+            ids = self._encoder.token_ids(one.text, self._prompts[one.number].images)
+            if merges and ids.tobytes() in known:
+                one.draft = known[ids.tobytes()]
+                self._engine.counts.reused += len(ids)
+            elif (room := room_left(len(ids), limit, self._model.window)) < 1:
+                one.draft = None
+            else:
+                one.draft = draft_of(self._model, ids, room, stop, one.numbers, "length" if room == limit else "window")
+                known[ids.tobytes()] = one.draft
+                drafts.append(one.draft)
+        self._engine.complete(drafts, sampler)
 
-    def _said(self, prompts: Sequence[Keys], end: Ending, options: dict[str, Any]) -> list[str]:
-        return self._compute(lambda engine: engine.generate(prompts, end, options))
+    def _thought(self, one: _Pending, overrun: str) -> bool:
+        """Put a thought before the answer; False if none is to follow."""
+        one.thought, one.draft = one.draft, None
+        if one.thought is None:
+            return False
+        thought = one.thought.text
+        if not thought.endswith(THOUGHT_END):
+            if overrun == "unparsed" or one.thought.finish_reason == "stop":
+                return False
+            thought = closed(thought)
+        # a mark that the model wrote is no place for an image
+        text = one.text + f"{thought}\n\n".replace(IMAGE_PLACEHOLDER, "image")
+        one.text = join_primer(text, as_text(self._prompts[one.number].response_prefix))
+        return True
 
-    def _compute(self, run: Callable[[Answering], list[T]]) -> list[T]:
-        """Run the model's engine, and count what it took."""
-        answering = Answering(self._model, self._encoder, self._batch_tokens)
-        try:
-            return run(answering)
-        finally:
-            self._model.count(answering.counts)
+
+def engine_of(model: ComposedModel, encoder: PromptEncoder) -> PrefixSharing | OneByOne:
+    """What computes the sequences of a call: together, or one by one where the model cannot otherwise."""
+    if not model.fitness.packed:
+        return OneByOne(model.base_language, encoder.embed, alone=model.alone, head=model.output_layer)
+    return PrefixSharing(passes_of(model, encoder), batch_tokens=model.batch_tokens, share=model.share_prefixes)
+
+
+def passes_of(model: ComposedModel, encoder: PromptEncoder) -> Passes:
+    """The model as the engine computes it."""
+    return Passes(model.base_language, model.body, model.output_layer, encoder.embed)
+
+
+def draft_of(
+    model: ComposedModel, ids: TokenIds, room: int, stop: Sequence[str], numbers: Numbers, limited_by: FinishReason
+) -> Draft:
+    """What follows token ids, at most `room` tokens."""
+    conditions = StopConditions(room, stop, model.end_ids(), model.end_texts(), limited_by)
+    return Draft(ids, conditions, model.tokenizer, numbers)
+
+
+def closed(thought: str) -> str:
+    """A thought that is broken off, with the mark that ends it."""
+    return f"{thought}\n{THOUGHT_END}"
+
+
+def _completion(one: _Pending, *, logprobs: bool) -> Completion:
+    parts = [draft for draft in (one.thought, one.draft) if draft is not None]
+    reason: FinishReason = "window"
+    if one.draft is not None:
+        reason = one.draft.finish_reason or "window"
+    elif one.thought is not None and not one.thought.text.endswith(THOUGHT_END):
+        reason = "thinking" if one.thought.finish_reason == "length" else one.thought.finish_reason or "window"
+    thought = "" if one.thought is None else one.thought.text
+    if one.thought is not None and one.draft is not None and not thought.endswith(THOUGHT_END):
+        thought = closed(thought)
+    return Completion(
+        "" if one.draft is None else one.draft.text,
+        thought,
+        reason,
+        sum(len(draft.written) for draft in parts),
+        sum(draft.logprob for draft in parts) if logprobs else None,
+    )

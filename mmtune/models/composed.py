@@ -22,7 +22,9 @@ from mmtune.models.language import empty_language, load_config, load_language, l
 from mmtune.models.projector import build_projector, spread_of_words
 from mmtune.models.spec import ModelSpec
 from mmtune.models.vision import VisionTower, build_tower
-from mmtune.models.window import window_of
+from mmtune.models.window import PastWindow, window_of
+
+BATCH_TOKENS = 16384  # 0.8 GB of keys and values for 135M parameters, 8 GB for 7B in bfloat16
 
 
 class ComposedModel(nn.Module):
@@ -35,6 +37,8 @@ class ComposedModel(nn.Module):
         projector: features to word embeddings, or None.
         name: what it is called in tables.
         share_prefixes: compute what several prompts of a call begin with once.
+        batch_tokens: tokens whose keys and values are in memory at once in generation; halved when it runs out.
+        past_window: what becomes of a prompt that is too long, `refuse` or `shorten`; see `mmtune.models.window`.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class ComposedModel(nn.Module):
         self.template = get_template(spec.template, tokenizer, spec.template_date)
         self.name = spec.language
         self.share_prefixes = True
+        self.batch_tokens = BATCH_TOKENS
+        self.past_window: PastWindow = "refuse"
         self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "reused_tokens": 0}
 
     # ---------------------------------------------------------------- building

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast, get_args
 
 from mmtune.common.errors import UserError, did_you_mean
@@ -106,21 +106,9 @@ def fitted(
     return text
 
 
-def by_room(lengths: Iterable[int], limit: int, window: int | None) -> dict[int, list[int]]:
-    """Prompts by how many tokens may follow them: `limit`, or fewer where the window ends before.
-
-    Args:
-        lengths: tokens of each prompt.
-        limit: tokens that may follow one.
-        window: see `window_of`.
-
-    Returns:
-        The numbers of the prompts by that number of tokens, which is 0 or less where nothing fits.
-    """
-    rooms: dict[int, list[int]] = {}
-    for number, length in enumerate(lengths):
-        rooms.setdefault(limit if window is None else min(limit, window - length), []).append(number)
-    return rooms
+def room_left(tokens: int, limit: int, window: int | None) -> int:
+    """How many tokens may follow so many: `limit`, or fewer where the window ends before; 0 or less for none."""
+    return limit if window is None else min(limit, window - tokens)
 
 
 def _without_first(prompt: str, tokens: int, tokenizer: Any) -> str:

@@ -102,11 +102,6 @@ _BY_TEXT = {"option_text", "option_words"}  # these name an option by its text
 _REWORDING = {"true_false", "number_words", "vqa_normalise"}
 
 
-def said_after_thought(response: str) -> str:
-    """What follows the thought in a response; nothing where the thought is not over, whatever answers it weighs."""
-    return response.partition("</think>")[2].lstrip()
-
-
 def parse(response: str, steps: Sequence[str], kind: Kind, options: Sequence[str]) -> str | None:
     """The answer in a response.
 

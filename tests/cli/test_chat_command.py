@@ -21,8 +21,9 @@ from PIL import Image
 from mmtune.cli import chat as command
 from mmtune.cli.main import main
 from mmtune.common.text import visible
-from mmtune.generation.chat import Chat, Sampling
+from mmtune.generation.chat import Chat
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import SamplingParams
 
 ENVIRONMENT = {"TERM": "dumb", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
@@ -41,7 +42,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def said(model: VisionLanguageModel, *turns: tuple[str, list[Path]], **options: float) -> list[str]:
     chat = Chat(model)
-    sampling = Sampling(max_tokens=8, **options)
+    sampling = SamplingParams(max_tokens=8, **options)
     return [
         visible("".join(chat.say(text, [Image.open(file) for file in files], sampling=sampling)))
         for text, files in turns
@@ -197,7 +198,7 @@ def test_in_a_terminal(saved: Path, tiny: VisionLanguageModel, photo: Path) -> N
         terminal.until("a photo.png, 256 × 256: it goes with what you say next.")
         terminal.until("> ")
         terminal.type("Look\n")
-        first = "".join(Chat(tiny).say("Look", [Image.open(photo)], sampling=Sampling(max_tokens=10)))
+        first = "".join(Chat(tiny).say("Look", [Image.open(photo)], sampling=SamplingParams(max_tokens=10)))
         terminal.until(visible(first).splitlines()[0][:4])  # the answer comes while it is made
         terminal.type("\x03")
         terminal.until(" (stopped)")

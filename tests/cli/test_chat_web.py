@@ -30,8 +30,9 @@ from mmtune.apps.chat.limits import Limits, RateLimit
 from mmtune.apps.chat.server import build_app, called_by_name, listening, server_config
 from mmtune.apps.chat.sessions import Sessions
 from mmtune.common.text import visible
-from mmtune.generation.chat import Chat, Sampling
+from mmtune.generation.chat import Chat
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import SamplingParams
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202e\x1b[2J"
 ODD_NUMBERS = (1e-300, 5e-324, 1e-9, -1e-300, -1, 11, "1", True, [1], {}, "nan")
@@ -122,14 +123,14 @@ def spoken(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_a_conversation_is_that_of_the_package(tiny: VisionLanguageModel) -> None:
-    with serving(tiny, system="Be brief.", sampling=Sampling(max_tokens=9)) as client:
+    with serving(tiny, system="Be brief.", sampling=SamplingParams(max_tokens=9)) as client:
         path = client.begin()
         events = [client.say(path, "Hello"), client.say(path, "And this?", png(30, 20), max_tokens=5)]
         drawn = [client.say(client.begin(), "Hello", temperature=2, seed=4) for _ in range(2)]
     chat = Chat(tiny, system="Be brief.")
     photo = Image.open(io.BytesIO(png(30, 20)))
-    expected = ["".join(chat.say("Hello", sampling=Sampling(max_tokens=9)))]
-    expected.append("".join(chat.say("And this?", [photo], sampling=Sampling(max_tokens=5))))
+    expected = ["".join(chat.say("Hello", sampling=SamplingParams(max_tokens=9)))]
+    expected.append("".join(chat.say("And this?", [photo], sampling=SamplingParams(max_tokens=5))))
     assert ["".join(e.get("text", "") for e in one) for one in events] == [visible(text) for text in expected]
     assert [set(one[-1]["done"]) for one in events] == [{"tokens", "seconds"}] * 2
     assert sum("text" in event for event in events[0]) > 1  # it was streamed
@@ -185,7 +186,7 @@ def test_names_and_addresses() -> None:
 
 def test_what_is_too_much_is_refused(tiny: VisionLanguageModel) -> None:
     limits = replace(FEW, per_minute=1000)
-    with serving(tiny, limits=limits, sampling=Sampling(max_tokens=2)) as client:
+    with serving(tiny, limits=limits, sampling=SamplingParams(max_tokens=2)) as client:
         path = client.begin()
         refused = [
             (message("x" * 201), 413, "at most 200 characters"),
@@ -478,7 +479,7 @@ def test_another_host_is_warned_of(
 
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
     for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
-        serve([tiny], system=None, sampling=Sampling(), host=host, port=0)
+        serve([tiny], system=None, sampling=SamplingParams(), host=host, port=0)
         error = capsys.readouterr().err
         assert ("warning: --host 0.0.0.0: whoever reaches this machine" in error) == warned
 

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from mmtune.interfaces import Completion, Prompt, SamplingParams
+
 
 def picture(shade: int = 0) -> dict[str, Any]:
     """An image cell as the hub stores it."""
@@ -32,6 +34,7 @@ class Scripted:
     """
 
     named = "scripted"
+    capabilities = frozenset({"images", "loglikelihood", "batching"})
 
     def __init__(
         self,
@@ -39,50 +42,36 @@ class Scripted:
         fingerprint: str = "one",
         like: Callable[[str, str], float] = lambda prompt, choice: -float(len(choice)),
     ) -> None:
-        self.like, self.share_prefixes = like, True
+        self.like, self.share_prefixes, self.batch_tokens = like, True, 4096
         self.name, self.fingerprint, self.reply = self.named, fingerprint, reply
         self.calls: list[list[str]] = []
         self.images: list[list[int]] = []
         self.options: dict[str, Any] = {}
         self.usage = {"prompt_tokens": 0, "generated_tokens": 0, "reused_tokens": 0, "tower_passes": 0}
 
-    def generate(
-        self,
-        prompts: Sequence[str],
-        images: Sequence[Sequence[Image.Image]] | None = None,
-        *,
-        response_prefix: str = "",
-        max_tokens: int = 16,
-        stop: Sequence[str] = (),
-        batch_tokens: int = 4096,
-    ) -> list[str]:
-        self._asked(prompts, images)
-        self.options = {"response_prefix": response_prefix, "max_tokens": max_tokens, "stop": list(stop)}
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[Completion]]:
+        texts = self._asked(prompts)
+        self.options |= {"max_tokens": params.max_tokens, "stop": list(params.stop)}
         self.usage["generated_tokens"] += len(prompts)
-        return [self.reply(prompt) for prompt in prompts]
+        return [[Completion(self.reply(text))] for text in texts]
 
-    def loglikelihood(
-        self,
-        prompts: Sequence[str],
-        choices: Sequence[Sequence[str]],
-        images: Sequence[Sequence[Image.Image]] | None = None,
-        *,
-        response_prefix: str = "",
-        batch_tokens: int = 4096,
-    ) -> list[list[float]]:
-        self._asked(prompts, images)
-        self.options = {"response_prefix": response_prefix}
+    def loglikelihood(self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]]) -> list[list[float]]:
+        asked = self._asked(prompts)
         self.compared = [list(texts) for texts in choices]
-        return [[self.like(prompt, text) for text in texts] for prompt, texts in zip(prompts, choices, strict=True)]
+        return [[self.like(prompt, text) for text in texts] for prompt, texts in zip(asked, choices, strict=True)]
 
-    def _asked(self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None) -> None:
-        counts = [0] * len(prompts) if images is None else [len(photos) for photos in images]
-        assert [prompt.count("<image>") for prompt in prompts] == counts
-        self.calls.append(list(prompts))
+    def _asked(self, prompts: Sequence[Prompt]) -> list[str]:
+        texts = [prompt.turns[-1].text for prompt in prompts]
+        counts = [len(prompt.images) for prompt in prompts]
+        assert [text.count("<image>") for text in texts] == counts
+        (prefix,) = {prompt.response_prefix for prompt in prompts}
+        self.options = {"response_prefix": prefix}
+        self.calls.append(texts)
         self.images.append(counts)
-        self.photos = {id(photo) for photos in images or () for photo in photos}
-        self.usage["prompt_tokens"] += sum(len(p.split()) for p in prompts)
+        self.photos = {id(photo) for prompt in prompts for photo in prompt.images}
+        self.usage["prompt_tokens"] += sum(len(p.split()) for p in texts)
         self.usage["tower_passes"] += sum(counts)
+        return texts
 
     @property
     def asked(self) -> int:

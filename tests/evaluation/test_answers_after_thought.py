@@ -13,7 +13,7 @@ from scripted_models import SUITE, Scripted, small_data
 from mmtune.common.errors import UserError
 from mmtune.evaluation.run.engine import evaluate
 from mmtune.evaluation.tasks.suite import load_suite
-from mmtune.verify.extraction import said_after_thought
+from mmtune.interfaces import Completion, Prompt, SamplingParams
 
 
 class Thinker(Scripted):
@@ -21,18 +21,22 @@ class Thinker(Scripted):
 
     def __init__(self, thinking: str, finishes: Callable[[str], bool] = lambda prompt: True) -> None:
         super().__init__(lambda _: "yes")
-        self.thinking, self.finishes, self.limits = thinking, finishes, []
+        able = {"never": set(), "optional": {"thinking"}, "always": {"thinking", "always_thinks"}}[thinking]
+        self.capabilities = frozenset({*Scripted.capabilities, *able})
+        self.finishes, self.limits = finishes, []
         self.limits: list[int]
 
-    def generate(self, prompts: Sequence[str], *args: Any, thinking_budget: int = 0, **options: Any) -> list[str]:
-        self.limits.append(thinking_budget)
-        said = super().generate(prompts, *args, **options)
-        if not thinking_budget:
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[Completion]]:
+        self.limits.append(params.thinking_budget)
+        said = super().generate(prompts, params)
+        if not params.thinking_budget:
             return said
         thought = "<think>\nNo? Then the best answer is no."
         return [
-            f"{thought}\n</think>\n\n{text}" if self.finishes(prompt) else thought
-            for prompt, text in zip(prompts, said, strict=True)
+            [Completion(one.text, f"{thought}\n</think>")]
+            if self.finishes(prompt.turns[-1].text)
+            else [Completion("", thought, "thinking")]
+            for prompt, (one,) in zip(prompts, said, strict=True)
         ]
 
 
@@ -112,17 +116,3 @@ def test_what_makes_no_sense_is_refused(data: Path, model: Any, options: dict[st
     with pytest.raises(UserError, match=message):
         run(model, data, **options)
     assert model.asked == 0
-
-
-@pytest.mark.parametrize(
-    ("response", "said"),
-    [
-        ("<think>\nB?\n</think>\n\nA", "A"),
-        ("B?\n</think>\n\nA", "A"),  # opened in the prompt
-        ("<think>\nis it A", ""),
-        ("A", ""),  # it did not do as it was asked
-        ("<think></think>A </think> B", "A </think> B"),
-    ],
-)
-def test_said_after_thought(response: str, said: str) -> None:
-    assert said_after_thought(response) == said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mmtune.common.errors import UserError
 from mmtune.evaluation.run.engine import evaluate
 from mmtune.evaluation.run.results import Results
 from mmtune.evaluation.score.scoring import likeliest
+from mmtune.interfaces import Completion, Prompt, SamplingParams
 
 pytestmark = pytest.mark.near_ties  # a script's figures are equal on purpose, whatever rounds
 
@@ -195,12 +197,14 @@ def test_free_answers_cannot_be_compared(data: Path) -> None:
 class OnlyGenerates:
     name, fingerprint = "half a model", "1"
 
-    def generate(self, prompts: list[str], images: Any = None, **_: Any) -> list[str]:
-        return ["yes"] * len(prompts)
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[Completion]]:
+        return [[Completion("yes")] * params.n for _ in prompts]
 
 
 def test_any_object_that_can_what_is_needed_will_do(data: Path) -> None:
     model: Any = OnlyGenerates()
     assert evaluate(model, "boolq", data_root=data, progress=False).tasks["boolq"].score == 0.5
-    with pytest.raises(UserError, match=r"half a model has no method loglikelihood, but task boolq compares choices"):
+    with pytest.raises(
+        UserError, match=r"half a model has no 'loglikelihood' among its capabilities, but task boolq compares choices"
+    ):
         evaluate(model, "boolq", data_root=data, answering="likelihood", progress=False)

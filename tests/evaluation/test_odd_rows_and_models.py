@@ -14,6 +14,7 @@ from scripted_models import Scripted, picture, write_rows
 from mmtune.common.errors import UserError
 from mmtune.evaluation.run.engine import evaluate
 from mmtune.evaluation.run.results import Results
+from mmtune.interfaces import Completion
 
 TASK = """
 name: toy
@@ -85,14 +86,17 @@ def test_options_that_are_empty_or_the_same_are_named(tmp_path: Path, capsys: py
     assert "toy: options are the same in 2 rows (rows 1, 3); an answer in their words is unparsed\n" in told
 
 
+X = Completion("x")
 GENERATED = [
-    (lambda n: ["x"] * (n - 1), r"task toy: generate of odd gave 1 answers for 2 prompts"),
-    (lambda n: ["x"] * (n + 1), r"gave 3 answers for 2 prompts"),
-    (lambda n: None, r"generate of odd gave None; it must give a list of 2 answers"),
-    (lambda n: "xy", r"gave 'xy'; it must give a list of 2 answers"),
-    (lambda n: ["x", None], r"gave None for row 1; it must give a string"),
-    (lambda n: [b"x", "x"], r"gave b'x' for row 0; it must give a string"),
+    (lambda n: [[X]] * (n - 1), r"task toy: generate of odd gave 1 lists of completions for 2 prompts"),
+    (lambda n: [[X]] * (n + 1), r"gave 3 lists of completions for 2 prompts"),
+    (lambda n: None, r"generate of odd gave None; it must give a list of 2 lists of completions"),
+    (lambda n: "xy", r"gave 'xy'; it must give a list of 2 lists of completions"),
+    (lambda n: [[X], None], r"gave None for row 1; it must give a list of one mmtune.Completion"),
+    (lambda n: ["x", "x"], r"gave 'x' for row 0; it must give a list of one mmtune.Completion"),
     (lambda n: [["x"], ["x"]], r"gave \['x'\] for row 0"),
+    (lambda n: [[X, X], [X]], r"gave \[Completion.* for row 0; it must give a list of one mmtune.Completion"),
+    (lambda n: [[X], [Completion(b"x")]], r"for row 1; its texts must be strings"),  # type: ignore[arg-type]
 ]
 FIGURES = [
     (lambda n: [[-1.0, -2.0]], r"task toy: loglikelihood of odd gave 1 lists of log-likelihoods for 2 prompts"),
@@ -106,7 +110,7 @@ FIGURES = [
 
 
 class Odd:
-    name, fingerprint = "odd", "1"
+    name, fingerprint, capabilities = "odd", "1", ("loglikelihood",)
 
     def __init__(self, returned: Callable[[int], Any]) -> None:
         self.returned = returned
@@ -136,9 +140,8 @@ def test_figures_that_are_none(tmp_path: Path, returned: Any, message: str) -> N
 def test_arrays_are_lists_of_numbers(tmp_path: Path) -> None:
     results = score(tmp_path, LETTERS, ROWS, Odd(lambda n: np.array([[-2.0, -1.0]] * n)))
     assert [sample.prediction for sample in results.samples["toy"]] == ["B", "B"]
-    assert [sample.response for sample in score(tmp_path, TASK, ROWS, Odd(lambda n: iter("xy"))).samples["toy"]] == [
-        *"xy"
-    ]
+    texts = Odd(lambda n: iter([[Completion(text)] for text in "xy"]))
+    assert [sample.response for sample in score(tmp_path, TASK, ROWS, texts).samples["toy"]] == ["x", "y"]
 
 
 def test_figures_that_are_no_number_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

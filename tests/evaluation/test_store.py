@@ -51,7 +51,7 @@ def test_answers_come_back_as_they_were_given(answers: list[Answer]) -> None:
     database = Database(None)
     database.add("key", 3, answers, COST)
     database.add("other", 3, [Answer(0, "another")], COST)
-    assert database.answers("key") == {answer.row: answer for answer in answers}
+    assert database.answers("key") == {(answer.row, 0): answer for answer in answers}
     assert (database.chunks("key"), database.rows("key")) == ({3}, len(answers))
     database.close()
 
@@ -60,11 +60,11 @@ def test_a_chunk_is_stored_once_and_whole() -> None:
     database = Database(None)
     database.add("key", 0, [Answer(0, "first")], COST)
     database.add("key", 0, [Answer(0, "second"), Answer(1, "second")], COST)
-    assert database.answers("key") == {0: Answer(0, "first")}
+    assert database.answers("key") == {(0, 0): Answer(0, "first")}
     with pytest.raises(sqlite3.IntegrityError):
         database.add("key", 1, [Answer(5), Answer(0, "a row of another chunk")], COST)
     assert database.chunks("key") == {0}
-    assert set(database.answers("key")) == {0}
+    assert set(database.answers("key")) == {(0, 0)}
     assert database.cost("key") == {"seconds": 1.0, **dict.fromkeys(COSTS[1:], 1)}
     database.forget("key")
     assert database.chunks("key") == set()

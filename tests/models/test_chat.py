@@ -13,28 +13,31 @@ import torch
 from PIL import Image
 
 from mmtune.common.errors import UserError
-from mmtune.generation.answering import Answering
-from mmtune.generation.chat import Chat, Sampling
+from mmtune.generation.chat import Chat
 from mmtune.generation.generator import VisionLanguageModel
 from mmtune.generation.prompts import PromptEncoder
-from mmtune.interfaces import Turn
-from mmtune.models.decoding.answers import Answer, Ending
+from mmtune.generation.request import draft_of, engine_of, passes_of
+from mmtune.interfaces import Prompt, SamplingParams, Turn
+from mmtune.models.decoding.sampler import Sampler, random_numbers
+from mmtune.models.decoding.session import Session
+from mmtune.models.decoding.stopping import StopConditions, StreamDecoder
 from mmtune.models.spec import ModelSpec
 
-SHORT = Sampling(max_tokens=12)
+SHORT = SamplingParams(max_tokens=12)
 
 
-def heard(chat: Chat, text: str, *images: Image.Image, sampling: Sampling = SHORT) -> str:
+def heard(chat: Chat, text: str, *images: Image.Image, sampling: SamplingParams = SHORT) -> str:
     return "".join(chat.say(text, images, sampling=sampling))
 
 
 def anew(model: VisionLanguageModel, turns: list[Turn], photos: list[Image.Image], limit: int = 12) -> str:
     """The answer of the evaluation's engine to the whole conversation, rendered at once."""
     encoder = PromptEncoder(model)
-    keys = encoder.keys(model.template.prompt(turns), photos)
-    ending = Ending(limit, (), model.end_ids(), model.end_texts())
+    ids = encoder.token_ids(model.template.prompt(turns), photos)
+    draft = draft_of(model, ids, limit, (), random_numbers(0, "", 0), "length")
     with torch.inference_mode():
-        return Answering(model, encoder, 4096).generate([keys], ending, {})[0]
+        engine_of(model, encoder).complete([draft], Sampler(SamplingParams()))
+    return draft.text
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_every_answer_is_that_of_the_whole_conversation_anew(
         shown += images
         assert answer == anew(model, turns, shown)
         if number == 0:
-            assert [answer] == model.generate([text], system="Be brief.", max_tokens=12)
+            assert [answer] == model.answer([text], system="Be brief.", max_tokens=12)
         turns.append(Turn("assistant", answer.replace("<image>", "image")))
     assert chat.turns == turns[1:]
     assert chat.photos == photos[:3]
@@ -69,7 +72,7 @@ def test_a_first_answer_about_a_photo_is_that_of_generate(
     seeing_model: VisionLanguageModel, photos: list[Image.Image]
 ) -> None:
     for photo in photos:
-        given = seeing_model.generate(["What is it? <image>"], [[photo]], max_tokens=12)
+        given = seeing_model.answer(["What is it? <image>"], [[photo]], max_tokens=12)
         assert [heard(Chat(seeing_model), "What is it? <image>", photo)] == given
 
 
@@ -77,7 +80,7 @@ def test_adapters_speak_too(build: Callable[..., VisionLanguageModel]) -> None:
     from mmtune.models.spec import LoraOptions
 
     model = build(lora=LoraOptions(r=2))
-    assert [heard(Chat(model), "Hello")] == model.generate(["Hello"], max_tokens=12)
+    assert [heard(Chat(model), "Hello")] == model.answer(["Hello"], max_tokens=12)
 
 
 def test_a_turn_costs_its_own_tokens_and_a_photo_one_pass(
@@ -89,7 +92,7 @@ def test_a_turn_costs_its_own_tokens_and_a_photo_one_pass(
     answer = heard(chat, "Look.", photos[0])
     first = chat.counts.computed
     heard(chat, "Why?")
-    whole = PromptEncoder(seeing_model).keys(
+    whole = PromptEncoder(seeing_model).token_ids(
         seeing_model.template.prompt([*chat.turns[:2], Turn("user", "Why?")]), photos[:1]
     )
     assert chat.counts.reused + chat.counts.computed == first + len(whole)
@@ -108,10 +111,11 @@ def test_what_the_model_said_is_not_computed_again(text_model: VisionLanguageMod
     heard(chat, "Hi")
     answer = "yes it is"
     chat.turns[-1] = Turn("assistant", answer)
-    prompt = chat._encoder.keys(text_model.template.prompt([Turn("user", "Hi")]))
+    prompt = chat._encoder.token_ids(text_model.template.prompt([Turn("user", "Hi")]))
     said = np.array(text_model.tokenizer(answer, add_special_tokens=False)["input_ids"])
-    chat._known, chat._cache = chat._known[:0], type(chat._cache)()
-    chat._read(np.concatenate([prompt, said]))
+    chat._engine = Session(passes_of(text_model, chat._encoder))
+    whole = draft_of(text_model, np.concatenate([prompt, said]), 1, (), random_numbers(0, "", 0), "length")
+    list(chat._engine.stream(whole, Sampler(SamplingParams())))
     computed = chat.counts.computed
     heard(chat, "So?")
     assert chat.counts.computed - computed == len(
@@ -131,7 +135,7 @@ def test_a_turn_that_is_interrupted_counts_as_far_as_it_was_heard(
 ) -> None:
     chat = Chat(text_model)
     heard(chat, "Hi")
-    pieces = chat.say("Tell me more", sampling=Sampling(max_tokens=40))
+    pieces = chat.say("Tell me more", sampling=SamplingParams(max_tokens=40))
     part = next(pieces)
     pieces.close()
     assert [turn.text for turn in chat.turns[2:]] == ["Tell me more", part]
@@ -160,17 +164,16 @@ def test_nothing_is_left_after_a_reset(seeing_model: VisionLanguageModel, photos
     assert heard(chat, "What?", photos[0]) == first
 
 
-def test_drawn_answers_are_those_of_transformers(text_model: VisionLanguageModel) -> None:
+def test_drawn_answers_are_those_of_generate_for_the_same_seed(text_model: VisionLanguageModel) -> None:
+    said = set()
     for seed, top_p in ((0, 1.0), (1, 0.7), (2, 0.2)):
-        sampling = Sampling(temperature=1.3, top_p=top_p, max_tokens=20, seed=seed)
-        torch.manual_seed(seed)
-        narrowed = {"top_p": top_p} if top_p < 1 else {}
-        drawn = text_model.generate(["Hello"], max_tokens=20, do_sample=True, temperature=1.3, **narrowed)
-        assert [heard(Chat(text_model), "Hello", sampling=sampling)] == drawn
-    whole = [heard(Chat(text_model), "Hello", sampling=Sampling(number, seed=1)) for number in (2, 2.0)]
+        sampling = SamplingParams(temperature=1.3, top_p=top_p, max_tokens=20, seed=seed)
+        ((drawn,),) = text_model.generate([Prompt.of("Hello", name="turn 0")], sampling)
+        assert heard(Chat(text_model), "Hello", sampling=sampling) == drawn.text
+        said.add(drawn.text)
+    assert len(said) == 3
+    whole = [heard(Chat(text_model), "Hello", sampling=SamplingParams(temperature=t, seed=1)) for t in (2, 2.0)]
     assert whole[0] == whole[1]
-    unseeded = {heard(Chat(text_model), "Hello", sampling=Sampling(2.0, 1.0, 20)) for _ in range(3)}
-    assert len(unseeded) == 3
 
 
 @pytest.mark.parametrize("family", ["llama", "sentencepiece_llama"])
@@ -178,12 +181,12 @@ def test_no_piece_holds_part_of_a_character_or_loses_a_space(family: str, reques
     from mmtune.models.language import load_tokenizer
 
     tokenizer = load_tokenizer(str(request.getfixturevalue(family)))
-    ending = Ending(1000, (), [], ("</s>",))
+    ending = StopConditions(1000, (), [], ("</s>",))
     text = "Grüße  an 東京 🙂‍↔️ – a < b </ s>, x"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    answer, settled = Answer(ending, tokenizer), []
+    answer, settled = StreamDecoder(ending, tokenizer), []
     for token in ids:
-        answer.add(token)
+        answer.append(token)
         settled.append(ending.settled(answer.text))
     for shorter, longer in itertools.pairwise([*settled, text]):
         assert longer.startswith(shorter)
@@ -192,7 +195,7 @@ def test_no_piece_holds_part_of_a_character_or_loses_a_space(family: str, reques
 
 
 def test_a_begun_end_marker_is_held_back() -> None:
-    ending = Ending(10, (), [], ("</s>",))
+    ending = StopConditions(10, (), [], ("</s>",))
     assert [ending.settled(text) for text in ("a <", "a </s", "a <b", "<", "")] == ["a ", "a ", "a <b", "", ""]
 
 
@@ -200,9 +203,8 @@ def test_the_stop_string_ends_the_answer(text_model: VisionLanguageModel) -> Non
     whole = heard(Chat(text_model), "Hello")
     stop = whole[2:4]
     chat = Chat(text_model)
-    assert ["".join(chat.say("Hello", sampling=SHORT, stop=[stop]))] == text_model.generate(
-        ["Hello"], max_tokens=12, stop=[stop]
-    )
+    stopping = SamplingParams(max_tokens=12, stop=(stop,))
+    assert "".join(chat.say("Hello", sampling=stopping)) == text_model.answer("Hello", max_tokens=12, stop=stop)
 
 
 def test_a_mark_that_the_model_writes_is_no_photo(
@@ -210,7 +212,7 @@ def test_a_mark_that_the_model_writes_is_no_photo(
 ) -> None:
     chat = Chat(text_model)
     monkeypatch.setattr(text_model.tokenizer, "decode", lambda ids, **_: "an <image> here" if ids else "")
-    assert heard(chat, "Hi", sampling=Sampling(max_tokens=1)) == "an <image> here"
+    assert heard(chat, "Hi", sampling=SamplingParams(max_tokens=1)) == "an <image> here"
     monkeypatch.undo()
     assert chat.turns[1].text == "an image here"
     heard(chat, "More")
@@ -234,26 +236,28 @@ def test_mistakes_are_named_and_nothing_was_said(
         Chat(seeing_model, system="<image>")
     for wrong in ({"temperature": -1}, {"top_p": 0.0}, {"max_tokens": 0}, {"seed": -1}, {"temperature": np.nan}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            Sampling(**wrong)
+            SamplingParams(**wrong)
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p"])
 @pytest.mark.parametrize("value", [1e-300, 5e-324, 1e-9, -1e-300, -1, 11, "1", True, [1], float("inf"), float("nan")])
 def test_numbers_to_draw_with_are_numbers(name: str, value: Any, text_model: VisionLanguageModel) -> None:
     with pytest.raises(UserError, match=f"^{name} "):
-        Sampling(**{name: value})
+        SamplingParams(**{name: value})
     with pytest.raises(UserError, match=f"^{name} "):
-        text_model.generate(["a"], max_tokens=1, do_sample=True, **{name: value})
+        text_model.answer(["a"], max_tokens=1, **{name: value})
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.001}, {"temperature": 10, "top_p": 0.001}, {"top_p": 1}])
 def test_the_numbers_at_the_edge_draw(options: dict[str, Any], text_model: VisionLanguageModel) -> None:
-    assert heard(Chat(text_model), "a", sampling=Sampling(**({"temperature": 1.0} | options), max_tokens=3, seed=1))
+    assert heard(
+        Chat(text_model), "a", sampling=SamplingParams(**({"temperature": 1.0} | options), max_tokens=3, seed=1)
+    )
 
 
 def test_an_answer_ends_where_the_model_can_read_no_further(text_model: VisionLanguageModel) -> None:
     chat = Chat(text_model)
-    sampling = Sampling(max_tokens=500)
+    sampling = SamplingParams(max_tokens=500)
     limit = text_model.base_language.config.max_position_embeddings
     text = "w" * (limit - 70)
     heard(chat, text, sampling=sampling)
@@ -272,7 +276,7 @@ def narrow(build: Callable[..., VisionLanguageModel]) -> VisionLanguageModel:
 
 
 def test_a_conversation_longer_than_the_window_is_refused(narrow: VisionLanguageModel) -> None:
-    chat, sampling = Chat(narrow), Sampling(max_tokens=20)
+    chat, sampling = Chat(narrow), SamplingParams(max_tokens=20)
     heard(chat, "a" * 50, sampling=sampling)
     assert chat.finish_reason == "length"
     before = list(chat.turns)
@@ -284,9 +288,10 @@ def test_a_conversation_longer_than_the_window_is_refused(narrow: VisionLanguage
 
 
 def test_the_oldest_turns_are_forgotten_with_their_photos(
-    narrow: VisionLanguageModel, photos: list[Image.Image]
+    narrow: VisionLanguageModel, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chat, sampling = Chat(narrow), Sampling(max_tokens=20, past_window="shorten")
+    chat, sampling = Chat(narrow), SamplingParams(max_tokens=20)
+    monkeypatch.setattr(narrow, "past_window", "shorten")
     heard(chat, "a" * 20, photos[0], sampling=sampling)
     heard(chat, "b" * 20, photos[1], sampling=sampling)
     assert chat.forgotten == 0
@@ -298,5 +303,3 @@ def test_the_oldest_turns_are_forgotten_with_their_photos(
     with pytest.raises(UserError, match="say less"):
         heard(chat, "d" * 200, sampling=sampling)
     assert chat.forgotten == 2
-    with pytest.raises(UserError, match=r"past_window 'cut'"):
-        Sampling(past_window="cut")  # type: ignore[arg-type]

@@ -196,7 +196,7 @@ def test_a_mark_in_the_system_prompt_or_the_primer_is_text(
     asked = "<|im_start|>system\nOf <image>.<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n"
     text = f"{asked}<|im_start|>assistant\n{response_prefix}"
     assert text_only == pytest.approx([by_transformers(model, text, "yes")], abs=2e-4)
-    assert model.generate(
+    assert model.answer(
         ["<image>\nWhat?"], [photos[:1]], system="Of <image>.", response_prefix=response_prefix, max_tokens=3
     )
 

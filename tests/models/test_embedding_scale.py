@@ -21,7 +21,7 @@ def test_features_begin_with_the_deviation_of_words(
     tower = VisionOptions("timm:test_vit", str(tower_weights), grid=2)
     model = VisionLanguageModel.assemble(ModelSpec(str(folder), tower, template="chatml"))
     encoder = PromptEncoder(model)
-    words = encoder.embed(encoder.keys("".join(map(chr, range(32, 127))))).detach()
+    words = encoder.embed(encoder.token_ids("".join(map(chr, range(32, 127))))).detach()
     assert model.projector is not None
     features = torch.randn(500, model.tower.shape.width, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]
     with torch.no_grad():

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import Example
 from mmtune.generation.generator import VisionLanguageModel
-from mmtune.models.cost.flops import FlopsCounter, tower_flops
+from mmtune.models.cost import flops
+from mmtune.models.cost.flops import FlopsCounter, StepFlops, tower_flops
 from mmtune.models.spec import LoraOptions, ModelSpec
 from mmtune.training.objectives.token_loss import supervised_loss
 from tests.models.families import save_hybrid
@@ -164,3 +165,27 @@ def test_states_are_counted_as_torch_counts_them(
     # no gradient flows into the state before the first chunk, which MiniMax computes beside the others': it is counted
     within = 0.01 if family == "minimax" else 0
     assert flops.language == pytest.approx(counter.get_total_flops(), rel=within, abs=0)
+
+
+def test_what_was_counted_is_kept_for_the_next_run(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MMTUNE_CACHE", str(tmp_path))
+
+    def steps() -> tuple[StepFlops, int]:
+        counted: list[Any] = []
+        monkeypatch.setattr(flops, "_KNOWN", {})
+        count = flops.blocks_cost
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flops, "blocks_cost", lambda *a, **k: counted.append(1) or count(*a, **k))
+            model = VisionLanguageModel.assemble(ModelSpec(str(llama), template="chatml"), meta=True)
+            model.set_stage("tune")
+            found = FlopsCounter(model).step(documents=[5, 9], supervised=4, image_tokens=0, photos=0)
+        return found, len(counted)
+
+    first, counted = steps()
+    assert counted == 1
+    assert steps() == (first, 0)
+    (file,) = (tmp_path / "operations").glob("*.json")
+    file.write_text("{}")  # damaged: counted again
+    assert steps() == (first, 1)

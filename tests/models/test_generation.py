@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.common.errors import UserError
-from mmtune.models.decoding.answers import Answer, Ending, first_stop
 from mmtune.models.decoding.batches import in_batches, longest_first, padded_batch
+from mmtune.models.decoding.stopping import StopConditions, StreamDecoder, first_stop
 from mmtune.models.language import load_tokenizer
 
 
@@ -75,14 +75,16 @@ def test_an_answer_says_what_all_its_tokens_say(tokenizer: Any, data: st.DataObj
         ),
     )
     ids = list(itertools.chain.from_iterable(data.draw(st.lists(pieces, max_size=12))))
-    ending = Ending(10**6, data.draw(st.lists(st.sampled_from(["b", "\n\n", "東京 🙂", "'s a d"]), max_size=1)), [])
-    answer = Answer(ending, tokenizer)
+    ending = StopConditions(
+        10**6, data.draw(st.lists(st.sampled_from(["b", "\n\n", "東京 🙂", "'s a d"]), max_size=1)), []
+    )
+    answer = StreamDecoder(ending, tokenizer)
     for number, token in enumerate(ids, 1):
-        over = answer.add(token)
+        over = answer.append(token)
         text = tokenizer.decode(ids[:number], skip_special_tokens=True)
         stop = first_stop(text, ending.stop)
         assert (answer.text, answer.tokens) == (text[:stop], number)
-        assert over is answer.over is (stop is not None)
+        assert over is answer.done is (stop is not None)
         if over:
             break
 
@@ -98,9 +100,9 @@ def test_a_token_of_a_long_answer_costs_what_one_of_a_short_one_does(tokenizer: 
         def __getattr__(self, name: str) -> Any:
             return getattr(tokenizer, name)
 
-    answer = Answer(Ending(10**6, (), []), Counting())
+    answer = StreamDecoder(StopConditions(10**6, (), []), Counting())
     for token in tokenizer("The quick brown fox, 42 Grüße. " * 60, add_special_tokens=False)["input_ids"]:
-        answer.add(token)
+        answer.append(token)
     assert answer.tokens > 500
     assert max(decoded) < 80
     assert answer.text.endswith("Grüße. ")
@@ -109,8 +111,8 @@ def test_a_token_of_a_long_answer_costs_what_one_of_a_short_one_does(tokenizer: 
 def test_an_answer_ends_at_its_end_token_or_its_limit(tokenizer: Any) -> None:
     ids = tokenizer("Hello there", add_special_tokens=False)["input_ids"]
     end = tokenizer.eos_token_id
-    answer = Answer(Ending(100, (), [end]), tokenizer)
-    assert [answer.add(token) for token in [*ids, end]] == [False] * len(ids) + [True]
+    answer = StreamDecoder(StopConditions(100, (), [end]), tokenizer)
+    assert [answer.append(token) for token in [*ids, end]] == [False] * len(ids) + [True]
     assert (answer.text, answer.tokens) == ("Hello there", len(ids) + 1)
-    limited = Answer(Ending(2, (), [end]), tokenizer)
-    assert [limited.add(token) for token in ids[:2]] == [False, True]
+    limited = StreamDecoder(StopConditions(2, (), [end]), tokenizer)
+    assert [limited.append(token) for token in ids[:2]] == [False, True]

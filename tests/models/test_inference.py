@@ -11,7 +11,8 @@ from PIL import Image
 
 from mmtune.common.errors import UserError
 from mmtune.generation.generator import VisionLanguageModel
-from mmtune.generation.prompts import PromptEncoder, prompt_texts
+from mmtune.generation.prompts import PromptEncoder, prompt_text
+from mmtune.interfaces import Prompt
 from mmtune.models.decoding import engine as inference
 from mmtune.models.spec import LoraOptions
 
@@ -46,9 +47,9 @@ def spent(model: VisionLanguageModel, run: Callable[[], Any]) -> tuple[Any, dict
 def reference_logits(model: VisionLanguageModel, prompt: str, photos: list[Image.Image], said: str) -> torch.Tensor:
     """Logits [tokens, vocabulary] of transformers' own forward for one prompt and what follows it."""
     encoder = PromptEncoder(model)
-    (text,) = prompt_texts(model, [prompt], [photos])
+    text = prompt_text(model, Prompt.of(prompt, photos), 0)
     with torch.inference_mode():
-        embeddings = encoder.embed(encoder.keys(text + said, photos))
+        embeddings = encoder.embed(encoder.token_ids(text + said, photos))
         logits: torch.Tensor = model.base_language(inputs_embeds=embeddings[None]).logits[0]
     return logits
 
@@ -63,12 +64,12 @@ def test_answers_do_not_depend_on_what_is_computed_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = seeing_model
-    alone = [model.generate([p], [s], max_tokens=9, stop=["e"])[0] for p, s in zip(PROMPTS, shown, strict=True)]
+    alone = [model.answer([p], [s], max_tokens=9, stop=["e"])[0] for p, s in zip(PROMPTS, shown, strict=True)]
     assert len(set(alone)) > 5
     monkeypatch.setattr(inference, "_PACK_TOKENS", pack_tokens)
 
     def ask() -> list[str]:
-        return model.generate(PROMPTS, shown, max_tokens=9, stop=["e"], batch_tokens=batch_tokens)
+        return model.answer(PROMPTS, shown, max_tokens=9, stop=["e"], batch_tokens=batch_tokens)
 
     together, sharing = spent(model, ask)
     monkeypatch.setattr(model, "share_prefixes", False)
@@ -128,7 +129,7 @@ def test_batches_shrink_when_memory_runs_out(
 ) -> None:
     model = text_model
     prompts = [f"Question {i}" + "?" * i for i in range(20)]
-    wanted, undisturbed = spent(model, lambda: model.generate(prompts, max_tokens=5))
+    wanted, undisturbed = spent(model, lambda: model.answer(prompts, max_tokens=5))
     forward = type(model.base_language.base_model).forward
     sizes: list[int] = []
 
@@ -139,12 +140,12 @@ def test_batches_shrink_when_memory_runs_out(
         return forward(self, inputs_embeds=inputs_embeds, **options)
 
     monkeypatch.setattr(type(model.base_language.base_model), "forward", limited)
-    answers, halved = spent(model, lambda: model.generate(prompts, max_tokens=5))
+    answers, halved = spent(model, lambda: model.answer(prompts, max_tokens=5))
     assert answers == wanted
     assert halved["generated_tokens"] == undisturbed["generated_tokens"]
     assert max(sizes) > 150
     with pytest.raises(UserError, match=r"out of memory with a single prompt of \d+ tokens"):
-        model.generate(["a very long prompt. " * 20], max_tokens=5)
+        model.answer(["a very long prompt. " * 20], max_tokens=5)
 
 
 def test_another_error_is_no_reason_to_try_again(
@@ -155,13 +156,13 @@ def test_another_error_is_no_reason_to_try_again(
 
     monkeypatch.setattr(type(text_model.base_language.base_model), "forward", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        text_model.generate(["hi"])
+        text_model.answer(["hi"])
 
 
 def test_the_attention_is_put_back(text_model: VisionLanguageModel) -> None:
     config = text_model.base_language.config
     before = config._attn_implementation
-    text_model.generate(["hi"])
+    text_model.answer(["hi"])
     assert config._attn_implementation == before
 
 

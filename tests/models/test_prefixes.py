@@ -17,10 +17,10 @@ def test_every_sequence_is_the_way_to_where_it_ends(lists: list[list[int]], shar
     nodes = prefix_tree([np.array(keys) for keys in lists], share=share)
     assert sorted(i for node in nodes for i in node.ends) == list(range(len(lists)))
     for node in nodes:
-        assert len(node.keys)
+        assert len(node.token_ids)
         assert node.start == (node.parent.end if node.parent else 0)
         for i in node.ends:
-            assert np.concatenate([above.keys for above in node.path()]).tolist() == lists[i]
+            assert np.concatenate([above.token_ids for above in node.path()]).tolist() == lists[i]
 
 
 @given(sequences)
@@ -36,7 +36,7 @@ def test_no_token_worth_sharing_stands_twice(lists: list[list[int]]) -> None:
     nodes = prefix_tree(arrays)
     for one, other in itertools.combinations(nodes, 2):
         if one.parent is other.parent:
-            assert common_prefix(one.keys, other.keys) < 4
+            assert common_prefix(one.token_ids, other.token_ids) < 4
 
 
 @given(sequences)
@@ -51,4 +51,4 @@ def test_sequences_that_begin_alike_stand_together(lists: list[list[int]]) -> No
 def test_a_sequence_that_others_begin_with_ends_inside_the_tree() -> None:
     long, short = np.arange(9), np.arange(5)
     nodes = prefix_tree([long, short, short])
-    assert [(node.keys.tolist(), node.ends) for node in nodes] == [(short.tolist(), [1, 2]), ([5, 6, 7, 8], [0])]
+    assert [(node.token_ids.tolist(), node.ends) for node in nodes] == [(short.tolist(), [1, 2]), ([5, 6, 7, 8], [0])]

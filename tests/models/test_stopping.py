@@ -75,8 +75,8 @@ def test_answers_end_at_the_turn(tuned: tuple[Family, VisionLanguageModel]) -> N
     _, model = tuned
     head = "final" if "<|channel|>" in model.tokenizer.get_vocab() else ""
     expected = [head + text for text in SAID.values()]
-    assert model.generate(ASKED, max_tokens=40) == expected
-    assert model.generate(ASKED, max_tokens=40, do_sample=True, temperature=0.01) == expected
+    assert model.answer(ASKED, max_tokens=40) == expected
+    assert model.answer(ASKED, max_tokens=40, temperature=0.01) == expected
     chat = Chat(model)
     assert ["".join(chat.say(text)) for text in ASKED] == expected
 
@@ -94,7 +94,7 @@ def test_an_export_ends_them_at_the_same_place(tuned: tuple[Family, VisionLangua
     language, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ends = model.end_texts()
     assert written.get("stop_strings") == (list(ends) or None)
-    for asked, said in zip(ASKED, model.generate(ASKED, max_tokens=40), strict=True):
+    for asked, said in zip(ASKED, model.answer(ASKED, max_tokens=40), strict=True):
         prompt = torch.tensor([encode_prompt(model, asked)])
         options = {"tokenizer": tokenizer} if ends else {}
         new = language.generate(prompt, max_new_tokens=40, **options)[0, prompt.shape[1] :]
@@ -104,7 +104,7 @@ def test_an_export_ends_them_at_the_same_place(tuned: tuple[Family, VisionLangua
         assert text == said
     again = VisionLanguageModel.from_pretrained(tmp_path / "out")
     assert again.end_ids() == model.end_ids()
-    assert again.generate(ASKED, max_tokens=40) == model.generate(ASKED, max_tokens=40)
+    assert again.answer(ASKED, max_tokens=40) == model.answer(ASKED, max_tokens=40)
     assert family.ends == again.template.stops
 
 

@@ -34,7 +34,7 @@ def test_a_text_pack_never_runs_the_tower(seeing_model: VisionLanguageModel, exa
         batch = packed(seeing_model, [example(seeing_model, "one", "two"), example(seeing_model, "a", "b")])
         seeing_model.set_stage("tune")
         supervised_loss(seeing_model(batch), batch.targets, seeing_model.output_layer).backward()
-        seeing_model.generate(["hello"], max_tokens=3)
+        seeing_model.answer(["hello"], max_tokens=3)
         with pytest.raises(AssertionError, match="the tower ran"):  # the hooks do notice
             seeing_model(packed(seeing_model, [example(seeing_model, "what?", "that", (0,))]))
     finally:
@@ -262,10 +262,10 @@ class TestGenerate:
         alone, used = [], []
         for prompt, images in zip(self.prompts, seen, strict=True):
             before = model.usage
-            alone += model.generate([prompt], [images], max_tokens=12, stop=["e", "Q"])
+            alone += model.answer([prompt], [images], max_tokens=12, stop=["e", "Q"])
             used.append({k: model.usage[k] - before[k] for k in before})
         before = model.usage
-        together = model.generate(self.prompts, seen, max_tokens=12, stop=["e", "Q"], batch_tokens=batch_tokens)
+        together = model.answer(self.prompts, seen, max_tokens=12, stop=["e", "Q"], batch_tokens=batch_tokens)
         assert together == alone
         assert len(set(alone)) > 1
         spent = {k: model.usage[k] - before[k] for k in before}
@@ -284,14 +284,14 @@ class TestGenerate:
             )
             expected = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
             before = text_model.usage
-            assert text_model.generate([question], max_tokens=20) == [expected]
+            assert text_model.answer([question], max_tokens=20) == [expected]
             assert text_model.usage["prompt_tokens"] - before["prompt_tokens"] == ids.shape[1]
             assert text_model.usage["generated_tokens"] - before["generated_tokens"] == out.shape[1] - ids.shape[1]
 
     def test_an_answer_ends_with_the_first_stop_string(self, text_model: VisionLanguageModel) -> None:
-        (whole,) = text_model.generate(["tell me"], max_tokens=20)
+        (whole,) = text_model.answer(["tell me"], max_tokens=20)
         stop = whole[4]
-        assert text_model.generate(["tell me"], max_tokens=20, stop=["not in it", stop]) == [
+        assert text_model.answer(["tell me"], max_tokens=20, stop=["not in it", stop]) == [
             whole[: whole.index(stop) + 1]
         ]
 
@@ -306,8 +306,8 @@ class TestGenerate:
             ids["input_ids"], do_sample=False, max_new_tokens=8, eos_token_id=258, pad_token_id=258
         )
         expected = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert text_model.generate(["hi"], response_prefix="The", max_tokens=8) == [expected]
-        assert text_model.generate(["hi"], max_tokens=8) != [expected]
+        assert text_model.answer(["hi"], response_prefix="The", max_tokens=8) == [expected]
+        assert text_model.answer(["hi"], max_tokens=8) != [expected]
 
     def test_an_end_token_ends_the_answer(self, build: Build) -> None:
         model = build()
@@ -317,30 +317,30 @@ class TestGenerate:
         with torch.no_grad():
             head.bias[258] = 1.0
         model.language.lm_head = head
-        assert model.generate(["a", "bc"], max_tokens=9) == ["", ""]
+        assert model.answer(["a", "bc"], max_tokens=9) == ["", ""]
         assert model.usage["generated_tokens"] == 2
 
     def test_an_end_marker_that_is_no_token_ends_the_answer_too(self, build: Build) -> None:
         model = build()
         model.template = dataclasses.replace(model.template, stops=())
-        (whole,) = model.generate(["tell me"], max_tokens=20)
+        (whole,) = model.answer(["tell me"], max_tokens=20)
         marker = whole[4:6]
         model.template = dataclasses.replace(model.template, stops=(marker,))
-        assert model.generate(["tell me"], max_tokens=20) == [whole[: whole.index(marker)]]
+        assert model.answer(["tell me"], max_tokens=20) == [whole[: whole.index(marker)]]
 
     def test_photos_and_marks_that_differ_are_refused(
         self, seeing_model: VisionLanguageModel, photos: list[Image.Image]
     ) -> None:
         with pytest.raises(UserError, match=r"prompt 2: 2 <image> mark\(s\) but 1 photo"):
-            seeing_model.generate(["<image>", "<image> <image>"], [photos[:1], photos[:1]])
+            seeing_model.answer(["<image>", "<image> <image>"], [photos[:1], photos[:1]])
         with pytest.raises(UserError, match=r"prompt 1: 1 <image> mark\(s\) but 0 photo"):
-            seeing_model.generate(["<image>what?"])
+            seeing_model.answer(["<image>what?"])
         with pytest.raises(UserError, match="2 prompts but photos for 1"):
-            seeing_model.generate(["<image>", "b"], [photos[:1]])
+            seeing_model.answer(["<image>", "b"], [photos[:1]])
 
     def test_a_text_model_takes_no_photo(self, text_model: VisionLanguageModel, photos: list[Image.Image]) -> None:
         with pytest.raises(UserError, match="has no vision tower"):
-            text_model.generate(["<image>what?"], [photos[:1]])
+            text_model.answer(["<image>what?"], [photos[:1]])
 
     def test_no_prompts_no_answers(self, text_model: VisionLanguageModel) -> None:
-        assert text_model.generate([]) == []
+        assert text_model.answer([]) == []

@@ -18,7 +18,7 @@ from mmtune.data.encoding import encode
 from mmtune.generation.chat import Chat
 from mmtune.generation.generator import VisionLanguageModel
 from mmtune.interfaces import Turn
-from mmtune.models.decoding.answers import Answer, Ending
+from mmtune.models.decoding.stopping import StopConditions, StreamDecoder
 from mmtune.models.language import load_tokenizer
 from mmtune.models.spec import ModelSpec
 
@@ -94,9 +94,9 @@ def test_a_padded_embedding_is_fine(llama: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         says.bias.zero_()[300] = 1.0
     model.language.lm_head = says
-    assert model.generate(["a", "bc"], max_tokens=60) == ["", ""]
+    assert model.answer(["a", "bc"], max_tokens=60) == ["", ""]
     assert model.usage["generated_tokens"] == 120
-    assert model.generate(["a"], max_tokens=60, do_sample=True, top_k=1) == [""]
+    assert model.answer(["a"], max_tokens=60, temperature=1.0, top_k=1) == [""]
     assert "".join(Chat(model).say("a")) == ""
 
 
@@ -104,12 +104,12 @@ def test_a_padded_embedding_is_fine(llama: Path, tmp_path: Path) -> None:
 def test_ids_without_a_token_say_nothing(llama: Path, at: int) -> None:
     tokenizer = load_tokenizer(str(llama))
     ids = tokenizer("some words, and after them some more of these words: é, ü, ß")["input_ids"]
-    answer, plain = (Answer(Ending(500, [], [], ""), tokenizer) for _ in range(2))
+    answer, plain = (StreamDecoder(StopConditions(500, [], [], ""), tokenizer) for _ in range(2))
     for place, token in enumerate(ids):
-        plain.add(token)
+        plain.append(token)
         if place == at:
-            answer.add(9000)
-        answer.add(token)
+            answer.append(9000)
+        answer.append(token)
         assert answer.text == plain.text
     assert answer.tokens == plain.tokens + 1
 
@@ -126,14 +126,14 @@ def padding_beyond(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Vis
 
 
 def test_a_token_for_padding_needs_no_row(padding_beyond: VisionLanguageModel) -> None:
-    assert padding_beyond.generate(["a", "a longer one"], max_tokens=3, do_sample=True, top_k=1) == (
-        padding_beyond.generate(["a", "a longer one"], max_tokens=3)
+    assert padding_beyond.answer(["a", "a longer one"], max_tokens=3, temperature=1.0, top_k=1) == (
+        padding_beyond.answer(["a", "a longer one"], max_tokens=3)
     )
 
 
 def test_text_that_spells_a_token_without_a_row_is_refused(padding_beyond: VisionLanguageModel) -> None:
     with pytest.raises(UserError, match=r"spells '\[PAD\]', token 259, and the model's embedding has 259 rows"):
-        padding_beyond.generate(["say [PAD]"])
+        padding_beyond.answer(["say [PAD]"])
     with pytest.raises(UserError, match=r"spells '\[PAD\]'"):
         padding_beyond.loglikelihood(["a"], [["[PAD]"]])
     with pytest.raises(UserError, match=r"spells '\[PAD\]'"):

@@ -120,7 +120,7 @@ class Side:
 
     def answers(self, tokens: int = 8) -> list[tuple[str, str]]:
         """Greedy answers to the prompts, in one call, and of transformers' `generate` to each by itself."""
-        ours = self.ours.generate(PROMPTS, max_tokens=tokens)
+        ours = self.ours.answer(PROMPTS, max_tokens=tokens)
         return [(text, self._own_answer(prompt, tokens)) for text, prompt in zip(ours, self._texts(), strict=True)]
 
     def _own_answer(self, text: str, tokens: int) -> str:

@@ -36,7 +36,7 @@ def their_inputs(processor: Any, text: str, photos: Sequence[Image.Image]) -> An
 @torch.inference_mode()
 def our_logits(model: VisionLanguageModel, text: str, photos: Sequence[Image.Image]) -> torch.Tensor:
     encoder = PromptEncoder(model)
-    embeddings = encoder.embed(encoder.keys(text, photos))
+    embeddings = encoder.embed(encoder.token_ids(text, photos))
     result: torch.Tensor = model.language(inputs_embeds=embeddings[None]).logits[0]
     return result
 
@@ -66,6 +66,6 @@ def same_logits_and_text(
         # where a marker is text to the tokenizer, generate() needs it to look for the marker
         out = llava.generate(**inputs, max_new_tokens=12, do_sample=False, tokenizer=processor.tokenizer)
         said = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert model.generate([text], [shown], max_tokens=12) == [said]
+        assert model.answer([text], [shown], max_tokens=12) == [said]
         answers.add(said)
     assert len(answers) == len(asked), "what is said must depend on what is asked and seen"

@@ -185,7 +185,7 @@ def test_answers_about_photos(llava_hf: Callable[..., Path], tmp_path: Path) -> 
     base = llava_hf("qwen3", template=qwen.QWEN3)
     assert main(["export", str(base), "--to", "llava-hf", "-o", str(tmp_path / "out")]) == 0
     model = VisionLanguageModel.from_pretrained(tmp_path / "out")
-    ours = model.generate(
+    ours = model.answer(
         ["<image>\nwhat is it?"] * len(images), [[Image.open(image)] for image in images], max_tokens=12
     )
     assert len(set(ours)) > 1, "what is said must depend on what is seen"

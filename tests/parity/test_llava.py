@@ -155,4 +155,4 @@ def test_answers_are_llavas(pair: tuple[VisionLanguageModel, Any], photos: list[
             pad_token_id=258,
         )
         expected = model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-        assert model.generate(["<image>what is it?"], [[photo]], max_tokens=12) == [expected]
+        assert model.answer(["<image>what is it?"], [[photo]], max_tokens=12) == [expected]

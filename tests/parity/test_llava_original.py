@@ -110,7 +110,7 @@ def same(model: VisionLanguageModel, reference: VisionLanguageModel, photos: lis
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     asked = ["<image>\nwhat is it?", "nothing to see"]
     shown = [[photos[0]], []]
-    assert model.generate(asked, shown, max_tokens=8) == reference.generate(asked, shown, max_tokens=8)
+    assert model.answer(asked, shown, max_tokens=8) == reference.answer(asked, shown, max_tokens=8)
 
 
 @pytest.mark.parametrize("kind", ["bin", "shards", "safetensors", "tower"])

@@ -17,9 +17,9 @@ from mmtune.cli.main import main
 from mmtune.data.collate import pack
 from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import encode
-from mmtune.generation.chat import Chat, Sampling
+from mmtune.generation.chat import Chat
 from mmtune.generation.generator import VisionLanguageModel
-from mmtune.interfaces import Turn
+from mmtune.interfaces import Prompt, SamplingParams, Turn
 from mmtune.models.adapters import adapted_layers
 from mmtune.models.spec import LoraOptions
 from mmtune.training.module import InstructionTuning
@@ -142,21 +142,30 @@ def stopped_at(step: int, compute: Any) -> Any:
     return training_step
 
 
-def test_what_is_drawn_and_chatted_is_transformers_own(folder: Path) -> None:
+def test_what_is_chatted_is_transformers_own(folder: Path) -> None:
     side = Side(folder)
-    options: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "max_tokens": 12}
     turns = [Turn("user", "hi")]
-    torch.manual_seed(5)
-    drawn = side.ours.generate("hi", **options)
-    torch.manual_seed(5)
-    assert drawn == own_answer(side, turns, **options)
-    chat = Chat(side.ours)
-    sampling = Sampling(temperature=0.7, seed=5, max_tokens=12)
+    chat, sampling = Chat(side.ours), SamplingParams(max_tokens=12)
+    greedy: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
     said = "".join(chat.say("hi", sampling=sampling))
-    assert said == drawn
+    assert said == side.ours.answer("hi", max_tokens=12) == own_answer(side, turns, **greedy)
     turns += [Turn("assistant", said), Turn("user", "And then?")]
-    torch.manual_seed(5)
-    assert "".join(chat.say("And then?", sampling=sampling)) == own_answer(side, turns, **options)
+    assert "".join(chat.say("And then?", sampling=sampling)) == own_answer(
+        side, turns, max_new_tokens=12, do_sample=False
+    )
+
+
+def test_what_is_drawn_depends_on_seed_name_and_sample_alone(folder: Path) -> None:
+    model = Side(folder).ours
+    params = SamplingParams(n=2, temperature=0.9, seed=5, max_tokens=12)
+    asked = [Prompt.of("hi", name="first"), Prompt.of("Who?", name="second")]
+    first, second = model.generate(asked, params)
+    assert len({one.text for one in [*first, *second]}) > 2
+    assert model.generate(asked[::-1], params) == [second, first]
+    assert model.generate(asked[1:], params) == [second]
+    drawn = SamplingParams(temperature=0.9, seed=5, max_tokens=12)
+    ((same,),) = model.generate([Prompt.of("hi", name="turn 0")], drawn)
+    assert "".join(Chat(model).say("hi", sampling=drawn)) == same.text
 
 
 def own_answer(side: Side, turns: list[Turn], **options: Any) -> str:

@@ -94,7 +94,7 @@ def test_the_export_says_the_same_in_transformers(
     assert (again.spec.template, again.thinking) == ("tokenizer", model.thinking)
     for text, seen in ASKED:
         shown = [photos[number] for number in seen]
-        assert again.generate([text], [shown], max_tokens=12) == model.generate([text], [shown], max_tokens=12)
+        assert again.answer([text], [shown], max_tokens=12) == model.answer([text], [shown], max_tokens=12)
 
     assert main(["export", str(out), "--to", "llava-hf", "-o", str(tmp_path / "second")]) == 0
     for file in ("model.safetensors", "chat_template.jinja", "tokenizer.json"):
@@ -124,7 +124,7 @@ def test_the_merged_language_model_speaks_the_template_it_was_tuned_with(
         [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     said = language.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-    assert model.generate(["Hi"], max_tokens=8) == [tokenizer.decode(said, skip_special_tokens=True)]
+    assert model.answer(["Hi"], max_tokens=8) == [tokenizer.decode(said, skip_special_tokens=True)]
     assert VisionLanguageModel.from_pretrained(tmp_path / "out").thinking == model.thinking
 
 

@@ -74,7 +74,7 @@ def test_the_run_directory_is_as_the_contract_says(tuned: Path, read_run: Read) 
     assert set(ledger["params"]) == {"trainable", "total"}
     assert 0 < ledger["train_s"] <= ledger["wall_s"] < 600
     assert ledger["peak_memory_bytes"]["host"] > 50e6
-    assert VisionLanguageModel.from_pretrained(tuned).generate(["hi"], max_tokens=2)
+    assert VisionLanguageModel.from_pretrained(tuned).answer(["hi"], max_tokens=2)
 
 
 def test_text_never_runs_the_tower_and_every_token_is_counted(tuned: Path, text_rows: Path, read_run: Read) -> None:
@@ -153,7 +153,7 @@ def test_a_full_finetune_is_saved_whole(fit: Fit, text_rows: Path, tmp_path: Pat
     ledger = read_run(tmp_path / "run", "ledger.json")
     assert ledger["params"]["trainable"] == ledger["params"]["total"]
     assert (tmp_path / "run" / "model" / "language" / "model.safetensors").is_file()
-    assert VisionLanguageModel.from_pretrained(tmp_path / "run").generate(["hi"], max_tokens=2)
+    assert VisionLanguageModel.from_pretrained(tmp_path / "run").answer(["hi"], max_tokens=2)
 
 
 def test_vicuna_on_a_sentencepiece_model(
@@ -179,7 +179,7 @@ def test_vicuna_on_a_sentencepiece_model(
     ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())
     assert ledger["tower_passes"] == 6
     assert ledger["tokens"]["image"] == 6 * 9
-    assert VisionLanguageModel.from_pretrained(tmp_path / "run").generate(["hi"], max_tokens=2)
+    assert VisionLanguageModel.from_pretrained(tmp_path / "run").answer(["hi"], max_tokens=2)
 
 
 def test_flags_reach_what_they_name(fit: Fit, text_rows: Path, tmp_path: Path, read_run: Read) -> None:
@@ -263,7 +263,7 @@ def test_adapters_are_trained_on_quantised_weights(
         f"{rows}, drawn from {len(text_rows.read_text().splitlines())} text and 0 visual ones"
         in capsys.readouterr().out
     )
-    assert model.generate(["What comes after 3?"], max_tokens=4)
+    assert model.answer(["What comes after 3?"], max_tokens=4)
     assert fit(tmp_path / "full", *flags) == 2
     assert "--model.quantise nf4: quantised weights cannot be trained; give --model.lora" in capsys.readouterr().err
 

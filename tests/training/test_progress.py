@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mmtune.training.callbacks import progress
 from mmtune.training.callbacks.progress import TrainingProgress
-from mmtune.training.callbacks.resume import progress
 
 Fit = Callable[..., int]
 SHOWN = "--trainer.enable_progress_bar=true"

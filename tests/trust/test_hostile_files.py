@@ -68,7 +68,7 @@ def test_a_database_holds_tables_of_answers_alone(script: str, tmp_path: Path) -
 
 
 def test_an_answer_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
-    file = database(tmp_path, _TABLES + "INSERT INTO answers VALUES ('k', 0, CAST(zeroblob(100000000) AS TEXT));")
+    file = database(tmp_path, _TABLES + "INSERT INTO answers VALUES ('k', 0, 0, CAST(zeroblob(100000000) AS TEXT));")
     with pytest.raises(UserError, match=r"answers\.sqlite: damaged \(string or blob too big\)"):
         Database(file).answers("k")
 
@@ -78,7 +78,7 @@ def test_our_own_database_is_opened_again(tmp_path: Path) -> None:
         opened = Database(tmp_path / "answers.sqlite")
         opened.add("k", 0, [Answer(row=0, response="a", **_rest())], dict.fromkeys(COSTS, 1.0))
         assert opened.chunks("k") == {0}
-        assert opened.answers("k")[0].response == "a"
+        assert opened.answers("k")[0, 0].response == "a"
         opened.close()
 
 

@@ -107,7 +107,7 @@ def folder(llama: Path, tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPat
 def load(reference: Path) -> Any:
     """Everything that is read of a folder."""
     model = mmtune.VisionLanguageModel.from_pretrained(reference, template="chatml")
-    model.generate(["a"], max_tokens=2)
+    model.answer(["a"], max_tokens=2)
     return model
 
 
@@ -203,7 +203,7 @@ def test_how_to_generate_is_not_for_a_folder_to_say(folder: Folder, ran: Path, l
     }
     more = {"generation_config.json": wishes, "custom_generate/generate.py": ..., "generate.py": ...}
     wishing, plain = load(folder(files=more)), load(llama)
-    assert wishing.generate(["Hello"], max_tokens=8) == plain.generate(["Hello"], max_tokens=8)
+    assert wishing.answer(["Hello"], max_tokens=8) == plain.answer(["Hello"], max_tokens=8)
     assert wishing.base_language.generation_config.eos_token_id == 258
     assert not ran.exists()
 

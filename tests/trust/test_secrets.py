@@ -20,7 +20,7 @@ from mmtune.common import masking
 from mmtune.common.errors import UserError
 from mmtune.common.masking import MASK, is_secret, masked, masked_address, masked_text, remember
 from mmtune.evaluation.run import results
-from mmtune.training.callbacks.resume import ledger
+from mmtune.training.callbacks import ledger
 
 KEY, PASSWORD = "k3y-0f-the-service", "pa55word"
 

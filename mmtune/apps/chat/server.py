@@ -34,8 +34,8 @@ from mmtune.apps.chat.sessions import Session, Sessions, Turnstile
 from mmtune.apps.chat.uploads import BadRequestError, Message, read_message
 from mmtune.common.errors import UserError
 from mmtune.common.text import visible
-from mmtune.generation.chat import Sampling
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.interfaces import SamplingParams
 from mmtune.models.decoding.batches import is_out_of_memory
 
 # nothing is loaded from elsewhere, run in the page's text, sent elsewhere, or shown in another page's frame
@@ -111,7 +111,7 @@ class ChatApp:
     """What the routes do."""
 
     def __init__(
-        self, models: Sequence[VisionLanguageModel], *, system: str | None, sampling: Sampling, limits: Limits
+        self, models: Sequence[VisionLanguageModel], *, system: str | None, sampling: SamplingParams, limits: Limits
     ) -> None:
         """
         Args:
@@ -220,7 +220,7 @@ def build_app(
     models: Sequence[VisionLanguageModel],
     *,
     system: str | None = None,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
     names: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> ASGIApp:
@@ -234,14 +234,14 @@ def build_app(
         limits: what may be asked.
     """
     limits = limits or Limits()
-    app = ChatApp(models, system=system, sampling=sampling or Sampling(), limits=limits)
+    app = ChatApp(models, system=system, sampling=sampling or SamplingParams(), limits=limits)
     handlers: Mapping[Any, Any] = {BadRequestError: _bad_request, HTTPException: _http_error}
     inner = Starlette(routes=app.routes(), exception_handlers=handlers)
     return Guard(inner, frozenset({"localhost", *(name.lower() for name in names)}), RateLimit(limits.per_minute))
 
 
 def serve(
-    models: Sequence[VisionLanguageModel], *, system: str | None, sampling: Sampling, host: str, port: int
+    models: Sequence[VisionLanguageModel], *, system: str | None, sampling: SamplingParams, host: str, port: int
 ) -> None:
     """Serve the page until Ctrl-C.
 

@@ -19,7 +19,7 @@ from mmtune.apps.chat.limits import Limits
 from mmtune.common.errors import UserError
 from mmtune.data.image_files import FORMATS, FormatError, open_image
 from mmtune.data.images import open_photo
-from mmtune.generation.chat import Sampling
+from mmtune.interfaces import SamplingParams
 
 _KEPT_SIDE = 2048  # larger photos are kept in memory smaller; towers see some hundred pixels
 _SECONDS = 30  # for a message to arrive
@@ -47,10 +47,10 @@ class Message:
 
     text: str
     photos: list[Image.Image]
-    sampling: Sampling
+    sampling: SamplingParams
 
 
-async def read_message(request: Request, limits: Limits, default: Sampling) -> Message:
+async def read_message(request: Request, limits: Limits, default: SamplingParams) -> Message:
     """Read `{"text": …, "photo": base64 or null, "sampling": {…}}`.
 
     Raises:
@@ -90,7 +90,7 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def _sampling(sent: Any, limits: Limits, default: Sampling) -> Sampling:
+def _sampling(sent: Any, limits: Limits, default: SamplingParams) -> SamplingParams:
     if not isinstance(sent, dict):
         raise BadRequestError(400, "sampling: not an object")
     values: dict[str, Any] = {}

@@ -15,7 +15,7 @@ from mmtune.common.files import parse_json
 from mmtune.evaluation.run.load_model import COSTS
 from mmtune.evaluation.run.requests import Answer
 
-LAYOUT = 2
+LAYOUT = 3
 _FIELDS = {field.name for field in dataclasses.fields(Answer)}
 _LARGEST = 2**26  # bytes of one answer
 _BUSY_SECONDS = 60.0  # how long a process waits for another one that is writing
@@ -26,8 +26,8 @@ CREATE TABLE IF NOT EXISTS chunks (
     PRIMARY KEY (key, chunk)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS answers (
-    key TEXT NOT NULL, row INTEGER NOT NULL, answer TEXT NOT NULL,
-    PRIMARY KEY (key, row)
+    key TEXT NOT NULL, row INTEGER NOT NULL, sample INTEGER NOT NULL, answer TEXT NOT NULL,
+    PRIMARY KEY (key, row, sample)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -92,7 +92,7 @@ class Database:
     def rows(self, key: str) -> int:
         """How many questions are answered."""
         with self._explained():
-            return int(self._one("SELECT count(*) FROM answers WHERE key=?", key))
+            return int(self._one("SELECT count(*) FROM answers WHERE key=? AND sample=0", key))
 
     def add(self, key: str, chunk: int, answers: Sequence[Answer], cost: Mapping[str, float]) -> None:
         """Store a chunk, unless another process has stored it meanwhile.
@@ -104,20 +104,21 @@ class Database:
             places = ", ".join("?" * (2 + len(COSTS)))
             row = [key, chunk, *(cost[name] for name in COSTS)]
             if self._connection.execute(f"INSERT OR IGNORE INTO chunks VALUES ({places})", row).rowcount:
-                lines = ((key, answer.row, json.dumps(dataclasses.asdict(answer))) for answer in answers)
-                self._connection.executemany("INSERT INTO answers VALUES (?, ?, ?)", lines)
+                lines = ((key, one.row, one.sample, json.dumps(dataclasses.asdict(one))) for one in answers)
+                self._connection.executemany("INSERT INTO answers VALUES (?, ?, ?, ?)", lines)
 
-    def answers(self, key: str) -> dict[int, Answer]:
-        """All answers, by row.
+    def answers(self, key: str) -> dict[tuple[int, int], Answer]:
+        """All answers, by row and sample.
 
         Raises:
             UserError: an answer is damaged.
         """
         with self._explained():
             # as bytes: of a text that is not UTF-8, sqlite3 itself would only say that it cannot decode it
-            query = "SELECT row, CAST(answer AS BLOB) FROM answers WHERE key=?"
+            query = "SELECT row, sample, CAST(answer AS BLOB) FROM answers WHERE key=?"
             try:
-                return {row: _answer(row, text) for row, text in self._connection.execute(query, [key])}
+                found = self._connection.execute(query, [key])
+                return {(row, sample): _answer(row, sample, text) for row, sample, text in found}
             except (ValueError, TypeError):
                 raise self._damaged("an answer cannot be read") from None
 
@@ -185,7 +186,7 @@ class Database:
         return UserError(f"{self._path}: damaged ({how}); {advice}")
 
 
-def _answer(row: int, text: bytes) -> Answer:
+def _answer(row: int, sample: int, text: bytes) -> Answer:
     """The answer to a row, as it was stored.
 
     Raises:
@@ -196,7 +197,13 @@ def _answer(row: int, text: bytes) -> Answer:
         raise ValueError("no answer")
     answer = Answer(**fields)
     sums = answer.loglikelihoods
-    if answer.row != row or not isinstance(answer.response, str) or not isinstance(answer.error, str | None):
+    if (answer.row, answer.sample) != (row, sample):
+        raise ValueError("the answer to another question")
+    if (
+        not isinstance(answer.response, str)
+        or not isinstance(answer.thought, str)
+        or not isinstance(answer.error, str | None)
+    ):
         raise ValueError("no answer to this row")
     if not isinstance(answer.finish_reason, str | None):
         raise ValueError("no reason for its end")

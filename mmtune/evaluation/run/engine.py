@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from mmtune.common.errors import UserError
 from mmtune.common.files import sha256_json
@@ -14,8 +15,8 @@ from mmtune.evaluation.run.chunks import Chunk, plan_chunks
 from mmtune.evaluation.run.database import Database
 from mmtune.evaluation.run.load_model import (
     BATCH_TOKENS,
-    AnsweringModel,
     check_reference,
+    computing_note,
     fold_adapters,
     load_model,
     usage_of,
@@ -38,16 +39,17 @@ from mmtune.evaluation.run.results import Results, Sample, TaskResult, versions
 from mmtune.evaluation.run.store import Store
 from mmtune.evaluation.run.windows import check_past_window, described, has_window, refuse_rows, rows_past_window
 from mmtune.evaluation.run.workers import Workers, join
-from mmtune.evaluation.score.scoring import judge, score_task
+from mmtune.evaluation.score.scoring import score_answer, score_task
 from mmtune.evaluation.tasks.filters import Protocol
 from mmtune.evaluation.tasks.render import Question, Renderer
 from mmtune.evaluation.tasks.rows import check_data, load_rows
 from mmtune.evaluation.tasks.suite import Suite, load_suite
 from mmtune.evaluation.tasks.task import Task
+from mmtune.interfaces import Generator, capabilities
 
 
 def evaluate(
-    model: AnsweringModel | str | Path,
+    model: Generator | str | Path,
     suite: Suite | str | Path,
     *,
     language: str | None = None,
@@ -138,8 +140,10 @@ def evaluate(
             fingerprint = ready.fingerprint
             if ready is not model:
                 fold_adapters(ready)
-            if share_prefixes is not None and hasattr(ready, "share_prefixes"):
-                ready.share_prefixes = share_prefixes
+            if "batching" in capabilities(ready):
+                settings = cast(Any, ready)
+                settings.batch_tokens = batch_tokens
+                settings.share_prefixes = settings.share_prefixes if share_prefixes is None else share_prefixes
             evaluation = _Evaluation(
                 model=ready,
                 conditions=_Conditions(fingerprint, rule, limit, seed, past_window),
@@ -147,14 +151,12 @@ def evaluate(
                 workers=workers,
                 report=Reporter(shown=progress and workers.first),
                 data_root=root,
-                batch_tokens=batch_tokens,
                 resume=resume,
                 strict=strict,
                 template_date=date,
             )
-            fitness = getattr(ready, "fitness", None)
-            if fitness is not None and not fitness.packed:
-                evaluation.report.say(fitness.told(ready.name))
+            if note := computing_note(ready):
+                evaluation.report.say(note)
             return evaluation.run(plan, chosen, earlier, store if workers.first else None)
         finally:
             database.close()
@@ -208,13 +210,12 @@ class _Conditions:
 class _Evaluation:
     """Asks, stores and scores one task after the other; see `evaluate` for the attributes."""
 
-    model: AnsweringModel
+    model: Generator
     conditions: _Conditions
     database: Database
     workers: Workers
     report: Reporter
     data_root: Path | None
-    batch_tokens: int
     resume: bool
     strict: bool
     template_date: str | None
@@ -262,7 +263,7 @@ class _Evaluation:
         key = self.conditions.answers_key(task, fingerprint, questions, shortened)
         asked = self._ask(task, key, plan_chunks(questions))
         answers = self.database.answers(key)
-        samples = [judge(task, question, answers[question.row]) for question in questions]
+        samples = [score_answer(task, question, answers[question.row, 0]) for question in questions]
         result = score_task(
             task,
             questions,
@@ -317,8 +318,7 @@ class _Evaluation:
 
     def _ask_chunk(self, task: Task, key: str, number: int, chunk: Chunk) -> None:
         begun, before = time.perf_counter(), usage_of(self.model)
-        rule = self.conditions.past_window
-        answers = ask(self.model, task, chunk, batch_tokens=self.batch_tokens, past_window=rule)
+        answers = ask(self.model, task, chunk)
         if self.strict:
             _refuse_failed(task, answers)
         spent = {name: count - before[name] for name, count in usage_of(self.model).items()}

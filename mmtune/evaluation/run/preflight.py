@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import cast
 
 from mmtune.common.errors import UserError, did_you_mean
-from mmtune.evaluation.run.load_model import AnsweringModel
 from mmtune.evaluation.score.external import OutsideMetric, load_metric
 from mmtune.evaluation.tasks.filters import Protocol
 from mmtune.evaluation.tasks.suite import PROTOCOLS, Suite
 from mmtune.evaluation.tasks.task import ANSWERING, Answering, Task
+from mmtune.interfaces import Generator, capabilities
 
 
 def check_numbers(*, limit: int | None, batch_tokens: int, thinking_budget: int | None, seed: int) -> None:
@@ -91,7 +91,7 @@ def check_choices(tasks: Sequence[Task], answering: str | None) -> None:
         raise UserError(f"--answering {answering}: {problem}; {_advice(tasks, free, 'use --answering generate')}")
 
 
-def check_model(model: AnsweringModel, tasks: Sequence[Task]) -> None:
+def check_model(model: Generator, tasks: Sequence[Task]) -> None:
     """Look whether the model can do what the tasks ask: see, think, and tell how likely choices are.
 
     A text-only model is told so before hours of language tasks, not after.
@@ -99,19 +99,20 @@ def check_model(model: AnsweringModel, tasks: Sequence[Task]) -> None:
     Raises:
         UserError: it cannot.
     """
+    able = capabilities(model)
     shown = [task.name for task in tasks if task.images]
-    if shown and getattr(model, "tower", model) is None:
+    if shown and "images" not in able:
         advice = _advice(tasks, shown, "choose a suite of language tasks")
-        raise UserError(f"{model.name} has no vision tower, but task {shown[0]} shows photos; {advice}")
+        problem = f"{model.name} has no vision tower (no 'images' among its capabilities)"
+        raise UserError(f"{problem}, but task {shown[0]} shows photos; {advice}")
     compared = [task.name for task in tasks if task.answering != "generate"]
-    if compared and not hasattr(model, "loglikelihood"):
-        problem = f"{model.name} has no method loglikelihood, but task {compared[0]} compares choices"
+    if compared and "loglikelihood" not in able:
+        problem = f"{model.name} has no 'loglikelihood' among its capabilities, but task {compared[0]} compares choices"
         raise UserError(f"{problem}; give it one, or use --answering generate")
-    thinking = getattr(model, "thinking", "never")
-    if thinking == "never" and any(task.thinking_budget for task in tasks):
+    if "thinking" not in able and any(task.thinking_budget for task in tasks):
         problem = f"{model.name} has no way to think before it answers: its template knows none"
         raise UserError(f"--thinking-budget: {problem}; leave it out, or load the model with its own template")
-    if thinking == "always" and not all(task.thinking_budget for task in tasks):
+    if "always_thinks" in able and not all(task.thinking_budget for task in tasks):
         problem = f"{model.name} thinks before every answer: its template knows no other way"
         raise UserError(f"{problem}; say how long it may, with --thinking-budget 4096")
 

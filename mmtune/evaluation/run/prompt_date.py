@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from mmtune.data.rendering.template_date import check_date, today
 from mmtune.evaluation.run.database import Database
-from mmtune.evaluation.run.load_model import AnsweringModel
+from mmtune.interfaces import Generator
 
 _NOTE = "template_date"
 
 
-def fix_date(model: AnsweringModel, given: str | None, database: Database) -> str | None:
+def fix_date(model: Generator, given: str | None, database: Database) -> str | None:
     """Have a model write one date in all prompts, however many days its evaluation takes.
 
     Args:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
-from mmtune.evaluation.run.load_model import AnsweringModel
-from mmtune.evaluation.run.returned import figures_of, texts_of
-from mmtune.evaluation.run.windows import has_window
-from mmtune.evaluation.tasks.render import Question
+from mmtune.evaluation.run.returned import completions_of, figures_of
+from mmtune.evaluation.tasks.render import Question, prompt_of
 from mmtune.evaluation.tasks.rows import PhotoError
 from mmtune.evaluation.tasks.task import Task
+from mmtune.interfaces import Generator, Prompt, Scorer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,11 +23,13 @@ class Answer:
 
     Attributes:
         row: the question's.
-        response: the raw text after the response_prefix, a thought before it; empty where choices were compared.
+        response: the raw text after the response prefix and the thought; empty where choices were compared.
         loglikelihoods: of each choice, None for a blank one or where that is no finite number; None if an answer was
             generated.
         error: why the question could not be asked, or None.
-        finish_reason: why the generated answer ended: `stop`, `length` or `window`; None where the model does not tell.
+        finish_reason: why the generated answer ended, see `mmtune.Completion`; None where choices were compared.
+        thought: what was thought before it.
+        sample: its number among the answers to the question.
     """
 
     row: int
@@ -36,19 +37,17 @@ class Answer:
     loglikelihoods: tuple[float | None, ...] | None = None
     error: str | None = None
     finish_reason: str | None = None
+    thought: str = ""
+    sample: int = 0
 
 
-def ask(
-    model: AnsweringModel, task: Task, questions: Sequence[Question], *, batch_tokens: int, past_window: str = "refuse"
-) -> list[Answer]:
+def ask(model: Generator, task: Task, questions: Sequence[Question]) -> list[Answer]:
     """Ask a chunk of questions.
 
     Args:
         model: who is asked.
-        task: the way of answering, response_prefix and limits.
+        task: the way of answering, response prefix and limits.
         questions: their photos are decoded together, those with the same bytes once.
-        batch_tokens: tokens the model may compute at once.
-        past_window: what a model that has a window does with longer prompts.
 
     Returns:
         An answer per question, those first that could not be asked.
@@ -66,52 +65,26 @@ def ask(
             failed.append(Answer(question.row, error=str(error)))
     if not askable:
         return failed
-    photos = [[decoded[photo.sha256] for photo in question.photos] for question in askable]
+    prompts = [prompt_of(task, q, [decoded[photo.sha256] for photo in q.photos]) for q in askable]
     put = _generate if task.answering == "generate" else _compare
-    options = {"batch_tokens": batch_tokens} | ({"past_window": past_window} if has_window(model) else {})
-    return failed + put(model, task, askable, photos if any(photos) else None, options)
+    return failed + put(model, task, askable, prompts)
 
 
-def _generate(
-    model: AnsweringModel,
-    task: Task,
-    questions: Sequence[Question],
-    images: Sequence[Sequence[Image.Image]] | None,
-    options: Mapping[str, Any],
-) -> list[Answer]:
-    thinking = {"thinking_budget": task.thinking_budget} if task.thinking_budget else {}
-    responses = model.generate(
-        [question.prompt for question in questions],
-        images,
-        response_prefix=task.response_prefix,
-        max_tokens=task.max_tokens,
-        stop=task.stop,
-        **options,
-        **thinking,
-    )
-    texts = texts_of(responses, questions, f"task {task.name}: generate of {model.name}")
+def _generate(model: Generator, task: Task, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[Answer]:
+    params = task.sampling
+    returned = model.generate(prompts, params)
+    completions = completions_of(returned, questions, params.n, f"task {task.name}: generate of {model.name}")
     return [
-        Answer(question.row, str(text), finish_reason=getattr(text, "finish_reason", None))
-        for question, text in zip(questions, texts, strict=True)
+        Answer(question.row, one.text, finish_reason=one.finish_reason, thought=one.thought, sample=sample)
+        for question, several in zip(questions, completions, strict=True)
+        for sample, one in enumerate(several)
     ]
 
 
-def _compare(
-    model: AnsweringModel,
-    task: Task,
-    questions: Sequence[Question],
-    images: Sequence[Sequence[Image.Image]] | None,
-    options: Mapping[str, Any],
-) -> list[Answer]:
+def _compare(model: Generator, task: Task, questions: Sequence[Question], prompts: Sequence[Prompt]) -> list[Answer]:
     choices = [[choice for choice in question.choices if choice.strip()] for question in questions]
-    likelihoods = model.loglikelihood(
-        [question.prompt for question in questions],
-        choices,
-        images,
-        response_prefix=task.response_prefix,
-        **options,
-    )
-    likelihoods = figures_of(likelihoods, questions, choices, f"task {task.name}: loglikelihood of {model.name}")
+    returned = cast(Scorer, model).loglikelihood(prompts, choices)
+    likelihoods = figures_of(returned, questions, choices, f"task {task.name}: loglikelihood of {model.name}")
     return [
         Answer(question.row, loglikelihoods=_figures(question.choices, sums))
         for question, sums in zip(questions, likelihoods, strict=True)

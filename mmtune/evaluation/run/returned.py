@@ -7,28 +7,34 @@ from typing import Any, TypeVar
 
 from mmtune.common.errors import UserError, brief
 from mmtune.evaluation.tasks.render import Question
+from mmtune.interfaces import Completion
 
 T = TypeVar("T")
 
 
-def texts_of(returned: Any, questions: Sequence[Question], who: str) -> list[str]:
-    """The answers.
+def completions_of(returned: Any, questions: Sequence[Question], n: int, who: str) -> list[list[Completion]]:
+    """The completions of each question.
 
     Args:
         returned: what `generate` gave.
         questions: what it was asked.
+        n: completions of each.
         who: task, model and method, for messages.
 
     Raises:
-        UserError: it is not one text per question.
+        UserError: it is not so many `Completion`s per question.
     """
 
-    def text(one: Any, question: Question) -> str:
-        if not isinstance(one, str):
-            raise UserError(f"{who} gave {_shown(one)} for row {question.row}; it must give a string")
-        return one
+    def several(given: Any, question: Question) -> list[Completion]:
+        many = _listed(given)
+        if many is None or len(many) != n or not all(isinstance(one, Completion) for one in many):
+            wanted = "a list of one mmtune.Completion" if n == 1 else f"a list of {n} mmtune.Completion"
+            raise UserError(f"{who} gave {_shown(given)} for row {question.row}; it must give {wanted}")
+        if any(not isinstance(one.text, str) or not isinstance(one.thought, str) for one in many):
+            raise UserError(f"{who} gave {_shown(given)} for row {question.row}; its texts must be strings")
+        return many
 
-    return _for_each(returned, questions, who, "answers", text)
+    return _for_each(returned, questions, who, "lists of completions", several)
 
 
 def figures_of(

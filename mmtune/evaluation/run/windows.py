@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from mmtune.common.errors import UserError, did_you_mean
-from mmtune.evaluation.run.load_model import AnsweringModel
-from mmtune.evaluation.tasks.render import Question
+from mmtune.evaluation.tasks.render import Question, prompt_of
 from mmtune.evaluation.tasks.task import Task
+from mmtune.interfaces import Generator, capabilities
 
 PAST_WINDOW = ("refuse", "shorten")
 _LISTED = 5
@@ -23,12 +24,12 @@ def check_past_window(rule: str) -> None:
         raise UserError(f"--past-window: unknown {rule!r}; {did_you_mean(rule, PAST_WINDOW)}")
 
 
-def has_window(model: AnsweringModel) -> bool:
+def has_window(model: Generator) -> bool:
     """Whether a model tells how much it can read, and so takes `past_window`."""
-    return getattr(model, "window", None) is not None and hasattr(model, "too_long")
+    return "window" in capabilities(model) and cast(Any, model).window is not None
 
 
-def rows_past_window(model: AnsweringModel, task: Task, questions: Sequence[Question], rule: str) -> dict[int, int]:
+def rows_past_window(model: Generator, task: Task, questions: Sequence[Question], rule: str) -> dict[int, int]:
     """The rows whose prompt, with what must follow it, is longer than the model reads, with its tokens.
 
     What must follow is the longest choice; of an answer its first token, or where prompts are shortened all that it may
@@ -36,19 +37,17 @@ def rows_past_window(model: AnsweringModel, task: Task, questions: Sequence[Ques
     """
     if not has_window(model):
         return {}
-    generated = task.answering == "generate"
-    found: dict[int, int] = model.too_long(  # type: ignore[attr-defined]  # which a model with a window has
-        [question.prompt for question in questions],
-        [len(question.photos) for question in questions],
-        choices=None if generated else [question.choices for question in questions],
-        response_prefix="" if task.thinking_budget else task.response_prefix,
-        thinking=task.thinking_budget > 0,
-        room=task.max_tokens + task.thinking_budget if rule == "shorten" else 1,
+    reader = cast(Any, model)
+    reader.past_window = rule
+    found: dict[int, int] = reader.too_long(
+        [prompt_of(task, question, [None] * len(question.photos)) for question in questions],
+        choices=None if task.answering == "generate" else [question.choices for question in questions],
+        params=task.sampling,
     )
     return {questions[number].row: tokens for number, tokens in found.items()}
 
 
-def described(model: AnsweringModel, task: str, rows: Mapping[int, int], rule: str) -> str:
+def described(model: Generator, task: str, rows: Mapping[int, int], rule: str) -> str:
     """One line on the rows of a task that are past the window."""
     listed = ", ".join(f"row {row} ({tokens:,} tokens)" for row, tokens in list(rows.items())[:_LISTED])
     listed += ", …" if len(rows) > _LISTED else ""
@@ -58,7 +57,7 @@ def described(model: AnsweringModel, task: str, rows: Mapping[int, int], rule: s
     return f"task {task}: {count} no room in the {window:,} tokens that {model.name} reads: {listed}{done}"
 
 
-def refuse_rows(model: AnsweringModel, past: Mapping[str, Mapping[int, int]]) -> None:
+def refuse_rows(model: Generator, past: Mapping[str, Mapping[int, int]]) -> None:
     """Refuse rows that are past the window, by task.
 
     Raises:

@@ -16,10 +16,11 @@ from mmtune.evaluation.score.metrics import Outcomes, standard_error, summarise
 from mmtune.evaluation.tasks.render import Question
 from mmtune.evaluation.tasks.rows import Photo
 from mmtune.evaluation.tasks.task import Task
-from mmtune.verify.extraction import mark, parse, said_after_thought
+from mmtune.interfaces import Completion
+from mmtune.verify.extraction import mark, parse
 
 
-def judge(task: Task, question: Question, answer: Answer) -> Sample:
+def score_answer(task: Task, question: Question, answer: Answer) -> Sample:
     """What became of a question.
 
     Args:
@@ -27,14 +28,13 @@ def judge(task: Task, question: Question, answer: Answer) -> Sample:
         question: what was asked.
         answer: what was said.
     """
-    response, prediction = answer.response, None
+    response, prediction = Completion(answer.response, answer.thought).response, None
     if answer.loglikelihoods is not None:
         best = likeliest(answer.loglikelihoods, question.choices, normalised=task.answering == "likelihood_norm")
         if best is not None:
             response, prediction = question.choices[best], _label(question, best)
     elif answer.error is None:
-        said = said_after_thought(response) if task.thinking_budget else response
-        prediction = parse(said, task.extract, question.kind, question.options)
+        prediction = parse(answer.response, task.extract, question.kind, question.options)
     return Sample(
         id=question.row,
         prompt=question.prompt,

@@ -16,6 +16,7 @@ from mmtune.evaluation.tasks.filters import Protocol, asks_yes_no
 from mmtune.evaluation.tasks.jinja import ENVIRONMENT, LETTER_CHOICES, environment, is_null
 from mmtune.evaluation.tasks.rows import Photo
 from mmtune.evaluation.tasks.task import Task
+from mmtune.interfaces import Prompt
 from mmtune.verify.extraction import KINDS, YES_NO, Kind
 from mmtune.verify.option_names import LETTERS
 
@@ -261,3 +262,8 @@ def _expression(source: str | None) -> Callable[[Mapping[str, Any]], Any] | None
     if source is None:
         return None
     return cast(Callable[[Mapping[str, Any]], Any], ENVIRONMENT.compile_expression(source, undefined_to_none=False))
+
+
+def prompt_of(task: Task, question: Question, images: Sequence[Any]) -> Prompt:
+    """A question as it is put to a model; its name makes random numbers depend on task and row alone."""
+    return Prompt.of(question.prompt, images, response_prefix=task.response_prefix, name=f"{task.name}/{question.row}")

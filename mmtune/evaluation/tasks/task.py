@@ -15,6 +15,7 @@ from mmtune.common.schema import Fields, load_yaml
 from mmtune.evaluation.score.external import FORMS, Form, OutsideMetric
 from mmtune.evaluation.score.metrics import METRICS, MetricSpec, metric_arguments
 from mmtune.evaluation.tasks.jinja import LETTER_CHOICES, template_names
+from mmtune.interfaces import SamplingParams
 from mmtune.verify.extraction import KINDS, MARKS, STEPS
 
 Modality = Literal["language", "vision"]
@@ -119,6 +120,11 @@ class Task:
     def marking(self) -> str:
         """How an answer is marked, one of `MARKS`: as the metric says that is the mean of the marks."""
         return next((metric.name for metric in self.metrics if metric.name in MARKS), "accuracy")
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How completions of its prompts are chosen."""
+        return SamplingParams(max_tokens=self.max_tokens, stop=tuple(self.stop), thinking_budget=self.thinking_budget)
 
     def definition_hash(self) -> str:
         """Changes with anything in the definition, but not with where the file lies."""

@@ -1,8 +1,8 @@
 """Attention for inference that computes no token twice and none for padding.
 
 `TreePack` computes the nodes of a prefix tree side by side: a node's tokens see those of the nodes above it, which were
-computed in the same pass or in an earlier one. `Decoding` computes one more token for each of several sequences. Both
-stand in for transformers' attention where it is set to `TREE`.
+computed in the same pass or in an earlier one. It stands in for transformers' attention where that is set to `TREE`, as
+`mmtune.models.attention.decoding.Decoding` does, which computes one more token for each of several sequences.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,36 @@ class _Call:
         return mask.masked_fill(beyond.to(mask.device), float("-inf"))
 
 
+class Computed(Protocol):
+    """TokenIds and values of nodes that were computed."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers were computed."""
+        ...
+
+    def keys_and_values(self, layer: int, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a layer computed for a node: two [heads, tokens, width]."""
+        ...
+
+
+class Attending(Protocol):
+    """What takes the place of a model's attention."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """One layer's attention; see `TreePack.attend`."""
+        ...
+
+
 class TreePack:
     """Nodes of a prefix tree that are computed in one pass.
 
@@ -61,7 +91,7 @@ class TreePack:
         hidden: the last hidden states [tokens, hidden], once computed.
     """
 
-    def __init__(self, nodes: Sequence[Node], earlier: dict[Node, TreePack], like: torch.Tensor) -> None:
+    def __init__(self, nodes: Sequence[Node], earlier: dict[Node, Computed], like: torch.Tensor) -> None:
         """Plan the pass.
 
         Args:
@@ -70,7 +100,7 @@ class TreePack:
             like: a tensor of the device and type that the model computes in.
         """
         self.nodes = nodes
-        starts = [0, *itertools.accumulate(len(node.keys) for node in nodes)]
+        starts = [0, *itertools.accumulate(len(node.token_ids) for node in nodes)]
         self.offsets = dict(zip(nodes, starts, strict=False))
         self.tokens = starts[-1]
         self.hidden = like.new_empty(0)
@@ -85,7 +115,7 @@ class TreePack:
 
     def rows(self, node: Node) -> slice:
         """The places of a node's tokens in the pack."""
-        return slice(self.offsets[node], self.offsets[node] + len(node.keys))
+        return slice(self.offsets[node], self.offsets[node] + len(node.token_ids))
 
     @property
     def layers(self) -> int:
@@ -146,7 +176,7 @@ class TreePack:
         """Runs of nodes of one parent, short enough to be attended to together."""
         group: list[Node] = []
         for node in self.nodes:
-            tokens = sum(len(n.keys) for n in group) + len(node.keys)
+            tokens = sum(len(n.token_ids) for n in group) + len(node.token_ids)
             if group and (node.parent is not group[0].parent or tokens > _ROWS):
                 yield group
                 group = []
@@ -166,7 +196,7 @@ class TreePack:
             own = torch.zeros(stop - start, stop - begin, dtype=torch.bool)
             for node in group:
                 first = self.offsets[node] - begin
-                length = min(len(node.keys), stop - begin - first)
+                length = min(len(node.token_ids), stop - begin - first)
                 rows = slice(max(0, first - (start - begin)), first + length - (start - begin))
                 causal = torch.ones(length, length, dtype=torch.bool).tril()
                 own[rows, first : first + length] = causal[length - (rows.stop - rows.start) :]
@@ -178,102 +208,6 @@ class TreePack:
             yield _Call(slice(start, stop), above, (*inside, slice(begin, stop)), mask, places, seen)
 
 
-class Decoding:
-    """Sequences that grow by one token at a time.
-
-    Their keys and values stand in one block of memory per layer, [sequences, heads, room, width]; a sequence that is
-    done leaves its place to the last one.
-
-    Attributes:
-        lengths: tokens of each sequence so far, int64 [sequences].
-    """
-
-    def __init__(self, sequences: int, room: int) -> None:
-        """
-        Args:
-            sequences: how many may be added.
-            room: tokens that the longest may grow to.
-        """
-        self._sequences, self._room = sequences, room
-        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.lengths = torch.zeros(0, dtype=torch.long)
-        self._mask = torch.zeros(0)
-
-    def add(self, node: Node, packs: dict[Node, TreePack]) -> None:
-        """Add the sequence that ends with a node; `packs` computed it and the nodes above it."""
-        place = len(self.lengths)
-        for layer in range(packs[node].layers):
-            parts = [packs[above].keys_and_values(layer, above) for above in node.path()]
-            if layer == len(self._layers):
-                blocks = [one.new_zeros(self._sequences, one.shape[0], self._room, one.shape[2]) for one in parts[0]]
-                self._layers.append((blocks[0], blocks[1]))
-            start = 0
-            for keys, values in parts:
-                end = start + keys.shape[1]
-                self._layers[layer][0][place, :, start:end] = keys
-                self._layers[layer][1][place, :, start:end] = values
-                start = end
-        self.lengths = torch.cat([self.lengths, torch.tensor([node.end])])
-
-    def remove(self, place: int) -> None:
-        """Drop a sequence; the last one takes its place."""
-        last = len(self.lengths) - 1
-        if place != last:
-            length = int(self.lengths[last])
-            for blocks in self._layers:
-                for block in blocks:
-                    block[place, :, :length] = block[last, :, :length]
-            self.lengths[place] = self.lengths[last]
-        self.lengths = self.lengths[:last]
-
-    def grow(self) -> None:
-        """Make room for the next token of every sequence; its place is `lengths - 1`."""
-        self.lengths = self.lengths + 1
-        like = self._layers[0][0]
-        places = torch.arange(self._longest(), device=like.device)
-        hidden = places[None] >= self.lengths.to(like.device)[:, None]
-        self._mask = like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
-
-    def _longest(self) -> int:
-        """The most tokens any sequence has."""
-        return int(self.lengths.max())
-
-    def _mask_within(self, window: int | None) -> torch.Tensor:
-        """The mask for queries that see so many tokens back, themselves included."""
-        if window is None or self._longest() <= window:
-            return self._mask
-        places = torch.arange(self._longest(), device=self._mask.device)
-        beyond = places[None] < self.lengths.to(places.device)[:, None] - window
-        return self._mask.masked_fill(beyond[:, None, None], float("-inf"))
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scale: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
-        """As `TreePack.attend`, for [1, heads, sequences, width]; the result is [1, sequences, heads, width]."""
-        keys, values = self._layers[layer]
-        count, seen = len(self.lengths), self._longest()
-        every, newest = torch.arange(count), self.lengths - 1
-        keys[every, :, newest] = key[0].transpose(0, 1)
-        values[every, :, newest] = value[0].transpose(0, 1)
-        # the queries of the heads that share keys stand in a row
-        grouped = query[0].transpose(0, 1).reshape(count, key.shape[1], -1, query.shape[3])
-        keys, values = keys[:count, :, :seen], values[:count, :, :seen]
-        mask = self._mask_within(window)
-        if query.is_cuda:
-            out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
-        else:  # a third faster on two cores than the CPU's fused kernel, which is made for many queries
-            scores = grouped @ keys.transpose(2, 3) * (scale or query.shape[3] ** -0.5) + mask
-            out = scores.softmax(-1) @ values
-        return out.reshape(1, count, query.shape[1], value.shape[3])
-
-
 def _attention(
     module: Any,
     query: torch.Tensor,
@@ -281,7 +215,7 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    tree: TreePack | Decoding,
+    tree: Attending,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,

@@ -14,6 +14,7 @@ torch counts in real steps.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 import sys
@@ -39,6 +40,7 @@ from mmtune.models.cost.weightless import (
 )
 from mmtune.models.fitness.result import Fitness
 from mmtune.models.language import decoder_blocks
+from mmtune.models.outcomes import keep_outcome, outcome_key, read_outcome
 from mmtune.models.vision import build_tower
 
 if TYPE_CHECKING:
@@ -158,15 +160,30 @@ def blocks_cost(language: Any, *, photos_learn: bool = False) -> BlocksCost:
     return more.with_more(fewer, count - FEW_BLOCKS)
 
 
-_KNOWN: dict[tuple[Any, ...], BlocksCost] = {}  # counting takes seconds, and a plan or a sweep asks for the same again
+_KNOWN: dict[str, BlocksCost] = {}  # counting takes seconds; a plan, a sweep and the next run ask for the same again
+_FOLDER = "operations"  # of the cache
+_COUNTED = ("attention/*.py", "cost/*.py", "decoding/*.py", "fitness/*.py", "adapters.py", "head.py", "language.py")
 
 
 def _cost_of(model: TunableModel, photos_learn: bool) -> BlocksCost:
-    trained = tuple(name for name, parameter in model.language.named_parameters() if parameter.requires_grad)
-    checkpointed = bool(getattr(model.base_language, "is_gradient_checkpointing", False))
-    key = (model.base_language.config.to_json_string(), repr(model.spec.lora), trained, checkpointed, photos_learn)
+    language = model.base_language
+    trained = [name for name, parameter in model.language.named_parameters() if parameter.requires_grad]
+    checkpointed = bool(getattr(language, "is_gradient_checkpointing", False))
+    settings = [
+        language.config.to_dict(),
+        type(language).__name__,
+        model.spec.lora,
+        trained,
+        checkpointed,
+        photos_learn,
+    ]
+    key = outcome_key(settings, _COUNTED, ("torch", "transformers", "peft"))
     if key not in _KNOWN:
-        _KNOWN[key] = blocks_cost(language_without_weights(model), photos_learn=photos_learn)
+        cost = read_outcome(_FOLDER, key, BlocksCost)
+        if cost is None:
+            cost = blocks_cost(language_without_weights(model), photos_learn=photos_learn)
+            keep_outcome(_FOLDER, key, cost)
+        _KNOWN[key] = cost
     return _KNOWN[key]
 
 
@@ -178,9 +195,9 @@ def _with_blocks(language: Any, blocks: int, photos_learn: bool) -> BlocksCost:
     with without_values(base) as fitness, FakeTensorMode():
         base.config.get_text_config(decoder=True).num_hidden_layers = blocks
         language._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        learns = _blocks_pass(base, fitness, _SOME, photos_learn)[1]
-        cost = _by_length(lambda tokens: _blocks_pass(base, fitness, tokens, photos_learn)[0], _chunks(base, fitness))
-    return dataclasses.replace(cost, apart=not fitness.packed, learns=learns)
+        measured = functools.cache(lambda tokens: _blocks_pass(base, fitness, tokens, photos_learn))
+        cost = _by_length(lambda tokens: measured(tokens)[0], _chunks(base, fitness))
+        return dataclasses.replace(cost, apart=not fitness.packed, learns=measured(_SOME)[1])
 
 
 def _chunks(base: Any, fitness: Fitness) -> list[int]:

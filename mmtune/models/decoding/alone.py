@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from mmtune.models.decoding.answers import Ending, generate
 from mmtune.models.decoding.batches import in_batches, longest_first
+from mmtune.models.decoding.draft import Draft
 from mmtune.models.decoding.engine import Counts
-from mmtune.models.decoding.prefixes import Keys
+from mmtune.models.decoding.prefixes import TokenIds
+from mmtune.models.decoding.sampler import Sampler
+from mmtune.models.decoding.token_stream import by_transformers
 from mmtune.models.head import LOGIT_ROWS, Head
 
 T = TypeVar("T")
@@ -37,12 +39,12 @@ class Alone:
         hidden: torch.Tensor = out[0][0]
         return hidden
 
-    def prompt(self, keys: Keys, embed: Callable[[Keys], torch.Tensor]) -> dict[str, torch.Tensor]:
+    def prompt(self, ids: TokenIds, embed: Callable[[TokenIds], torch.Tensor]) -> dict[str, torch.Tensor]:
         """A prompt as transformers' `generate` takes it: as token ids unless it has photos."""
         forget_lengths(self._language)
-        if bool((keys < 0).any()):
-            return {"inputs_embeds": embed(keys)[None]}
-        return {"input_ids": token_ids(keys, self._language)[None]}
+        if bool((ids < 0).any()):
+            return {"inputs_embeds": embed(ids)[None]}
+        return {"input_ids": token_ids(ids, self._language)[None]}
 
     def documents(self, ids: torch.Tensor, embeddings: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """The last hidden states [tokens, hidden] of a pack's documents, side by side."""
@@ -51,45 +53,41 @@ class Alone:
 
 
 class OneByOne:
-    """A language model that answers and scores token sequences one after the other.
+    """A language model that completes and scores token sequences one after the other.
 
     Attributes:
         counts: tokens computed so far.
     """
 
-    def __init__(
-        self, language: Any, tokenizer: Any, embed: Callable[[Keys], torch.Tensor], *, alone: Alone, head: Head
-    ) -> None:
+    def __init__(self, language: Any, embed: Callable[[TokenIds], torch.Tensor], *, alone: Alone, head: Head) -> None:
         """
         Args:
             language: a causal language model of transformers, with its own attention.
-            tokenizer: its tokenizer.
-            embed: gives the embeddings [tokens, hidden] of a sequence's keys.
+            embed: gives the embeddings [tokens, hidden] of token ids.
             alone: gives the hidden states of a sequence.
             head: gives the logits [rows, vocabulary] of hidden states [rows, hidden].
         """
-        self._language, self._tokenizer, self._embed = language, tokenizer, embed
+        self._language, self._embed = language, embed
         self._alone, self._head = alone, head
         self.counts = Counts()
 
-    def generate(self, prompts: Sequence[Keys], ending: Ending, options: dict[str, Any]) -> list[str]:
-        """The answer to each prompt, which is that of transformers' `generate`; greedy without its options.
+    def complete(self, drafts: Sequence[Draft], sampler: Sampler) -> None:
+        """Write drafts to their ends, with the tokens' logits from transformers' own `generate`.
 
         Raises:
             UserError: memory is too small for one.
         """
+        self._each([draft.prompt for draft in drafts], lambda number: list(self.stream(drafts[number], sampler)))
 
-        def answer(number: int) -> str:
-            keys = prompts[number]
-            inputs = self._alone.prompt(keys, self._embed)
-            texts, generated = generate(self._language, self._tokenizer, inputs, [ending], options)
-            self.counts.computed += len(keys)
-            self.counts.generated += generated
-            return texts[0]
+    def stream(self, draft: Draft, sampler: Sampler) -> Generator[None, None, None]:
+        """Write a draft token by token."""
+        with torch.inference_mode():
+            inputs = self._alone.prompt(draft.prompt, self._embed)
+        yield from by_transformers(self._language, inputs, draft, sampler)
+        self.counts.computed += len(draft.prompt)
+        self.counts.generated += len(draft.written)
 
-        return self._each(prompts, answer)
-
-    def loglikelihoods(self, sequences: Sequence[Keys], scored: Sequence[int]) -> list[float]:
+    def loglikelihoods(self, sequences: Sequence[TokenIds], scored: Sequence[int]) -> list[float]:
         """The summed natural-log probability of each sequence's last `scored` tokens, given those before them.
 
         Raises:
@@ -112,7 +110,7 @@ class OneByOne:
 
         return self._each(sequences, score)
 
-    def _each(self, sequences: Sequence[Keys], compute: Callable[[int], T]) -> list[T]:
+    def _each(self, sequences: Sequence[TokenIds], compute: Callable[[int], T]) -> list[T]:
         found: dict[int, T] = {}
         lengths = [len(keys) for keys in sequences]
 
@@ -136,7 +134,7 @@ def forget_lengths(language: Any) -> None:
                 module._buffers[f"{prefix}inv_freq"] = first.to(now.device)
 
 
-def token_ids(keys: Keys, language: Any) -> torch.Tensor:
+def token_ids(keys: TokenIds, language: Any) -> torch.Tensor:
     """Token ids, 0 in the places of photos."""
     device = language.get_input_embeddings().weight.device
     return torch.from_numpy(np.asarray(keys).clip(0)).to(device)

@@ -1,22 +1,25 @@
-"""Greedy answers and log-likelihoods for many sequences, each distinct prefix computed once and nothing padded."""
+"""Completions and log-likelihoods of many sequences, each distinct prefix computed once and nothing padded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from mmtune.models.attention.decoding import Decoding
 from mmtune.models.attention.packed import use_attention
-from mmtune.models.attention.tree import TREE, Decoding, TreePack
-from mmtune.models.decoding.answers import Answer, Ending
+from mmtune.models.attention.tree import TREE, Attending, Computed, TreePack
 from mmtune.models.decoding.batches import in_batches
-from mmtune.models.decoding.prefixes import Keys, Node, common_prefix, in_tree_order, prefix_tree
+from mmtune.models.decoding.draft import Draft
+from mmtune.models.decoding.prefixes import Node, TokenIds, common_prefix, in_tree_order, prefix_tree
+from mmtune.models.decoding.sampler import Sampler
 from mmtune.models.head import LOGIT_ROWS
 
 _PACK_TOKENS = 1024  # computed in one pass; more brings no more speed, only memory
+_EXPECTED = 256  # tokens of a completion that a batch is made for; one that gets longer may have to wait for others
 
 
 @dataclass(slots=True)
@@ -26,7 +29,7 @@ class Counts:
     Attributes:
         computed: prompt tokens that went through the model.
         reused: prompt tokens that another prompt begins with too, and that were computed for it.
-        generated: tokens of the answers.
+        generated: tokens of the completions.
     """
 
     computed: int = 0
@@ -36,15 +39,73 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """Of a batch: its sequences, the tokens of the longest, and the distinct tokens of all."""
+    """Of a batch: its sequences, those that differ, the tokens of the longest, and the distinct tokens of all."""
 
     count: int = 0
+    different: int = 0
     longest: int = 0
     distinct: int = 0
 
 
+@dataclass(frozen=True)
+class Passes:
+    """A language model as the engine computes it.
+
+    Attributes:
+        language: a causal language model of transformers.
+        body: the module in it that gives hidden states.
+        head: gives the logits [rows, vocabulary] of hidden states [rows, hidden].
+        embed: gives the embeddings [tokens, hidden] of token ids.
+    """
+
+    language: Any
+    body: Any
+    head: Callable[[torch.Tensor], torch.Tensor]
+    embed: Callable[[TokenIds], torch.Tensor]
+
+    def hidden(self, embeddings: torch.Tensor, positions: torch.Tensor, attending: Attending) -> torch.Tensor:
+        """The last hidden states [tokens, hidden] of embeddings [tokens, hidden]."""
+        with use_attention(self.language, TREE):
+            out = self.body(
+                inputs_embeds=embeddings[None],
+                position_ids=positions.to(embeddings.device)[None],
+                use_cache=False,
+                tree=attending,
+            )
+        hidden: torch.Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def tree(
+        self, nodes: Sequence[Node], computed: dict[Node, Computed], most: int
+    ) -> Iterator[tuple[TreePack, dict[Node, Computed]]]:
+        """Compute the nodes of a tree, in packs of so many tokens.
+
+        Args:
+            nodes: each after its parent.
+            computed: those that are there already.
+            most: tokens of a pack; a longer node is a pack of its own.
+
+        Yields:
+            Each pack, with what was computed for its nodes and all that is above them.
+        """
+        groups = list(_groups(nodes, most))
+        last_use = {above: number for number, group in enumerate(groups) for node in group for above in node.path()}
+        for number, group in enumerate(groups):
+            embeddings = self.embed(np.concatenate([node.token_ids for node in group]))
+            pack = TreePack(group, computed, embeddings)
+            pack.finish(self.hidden(embeddings, pack.positions(), pack))
+            computed = computed | dict.fromkeys(group, pack)
+            yield pack, computed
+            computed = {node: held for node, held in computed.items() if last_use.get(node, -1) > number}
+
+    def grow(self, decoding: Decoding, newest: Sequence[int]) -> torch.Tensor:
+        """Compute one token more of every sequence; the logits [sequences, vocabulary] of what follows it."""
+        decoding.grow()
+        return self.head(self.hidden(self.embed(np.array(newest)), decoding.lengths - 1, decoding))
+
+
 class PrefixSharing:
-    """A language model that answers and scores many token sequences together.
+    """A language model that completes and scores many token sequences together.
 
     What is computed for a sequence does not depend on the others, but for the last bits of floating point.
 
@@ -52,55 +113,47 @@ class PrefixSharing:
         counts: tokens computed so far.
     """
 
-    def __init__(
-        self,
-        language: Any,
-        tokenizer: Any,
-        embed: Callable[[Keys], torch.Tensor],
-        *,
-        body: Any,
-        head: Callable[[torch.Tensor], torch.Tensor],
-        batch_tokens: int,
-        share: bool = True,
-    ) -> None:
+    def __init__(self, passes: Passes, *, batch_tokens: int, share: bool = True) -> None:
         """
         Args:
-            language: a causal language model of transformers.
-            tokenizer: its tokenizer.
-            embed: gives the embeddings [tokens, hidden] of a sequence's keys.
-            body: the module in it that gives hidden states.
-            head: gives the logits [rows, vocabulary] of hidden states [rows, hidden].
+            passes: the model.
             batch_tokens: tokens whose keys and values may be in memory at once; halved when memory runs out.
             share: False computes every sequence by itself.
         """
-        self._language, self._tokenizer, self._embed = language, tokenizer, embed
-        self._body, self._head = body, head
-        self._budget, self._share = batch_tokens, share
+        self._passes, self._budget, self._share = passes, batch_tokens, share
         self.counts = Counts()
 
-    def generate(self, prompts: Sequence[Keys], ending: Ending) -> list[str]:
-        """The greedy answer to each prompt.
+    def complete(self, drafts: Sequence[Draft], sampler: Sampler) -> None:
+        """Write drafts to their ends.
+
+        Where their keys and values outgrow the batch, some drafts wait, and what they have is computed again.
 
         Raises:
             UserError: memory is too small for a single one.
         """
-        answers = [""] * len(prompts)
+        waiting = list(drafts)
+        while waiting:
+            self._write_round(waiting, sampler)
+            waiting = [draft for draft in waiting if not draft.done]
+        self.counts.generated += sum(len(draft.written) for draft in drafts)
 
-        def answer(batch: list[int]) -> None:
-            for place, text in enumerate(self._answer([prompts[i] for i in batch], ending)):
-                answers[batch[place]] = text
+    def _write_round(self, drafts: Sequence[Draft], sampler: Sampler) -> None:
+        """Write drafts batch by batch; some of a batch that outgrows its memory are not written to their ends."""
+        expected = min(_EXPECTED, max(draft.most for draft in drafts))
+        self._in_batches(
+            [draft.token_ids for draft in drafts],
+            lambda b: b.different * b.longest + b.count * expected,
+            lambda batch: self._write([drafts[i] for i in batch], sampler),
+        )
 
-        self._in_batches(prompts, lambda b: b.count * (b.longest + ending.max_tokens), answer)
-        return answers
-
-    def loglikelihoods(self, sequences: Sequence[Keys], scored: Sequence[int]) -> list[float]:
+    def loglikelihoods(self, sequences: Sequence[TokenIds], scored: Sequence[int]) -> list[float]:
         """The summed natural-log probability of each sequence's last `scored` tokens, given those before them.
 
         Raises:
             UserError: memory is too small for a single one.
         """
         sums = [0.0] * len(sequences)
-        inputs = [keys[:-1] for keys in sequences]  # what follows the last token is not asked
+        inputs = [ids[:-1] for ids in sequences]  # what follows the last token is not asked
 
         def score(batch: list[int]) -> None:
             targets = [sequences[i][len(sequences[i]) - scored[i] :].tolist() for i in batch]
@@ -111,7 +164,7 @@ class PrefixSharing:
         return sums
 
     def _in_batches(
-        self, sequences: Sequence[Keys], held: Callable[[_Size], int], run: Callable[[list[int]], None]
+        self, sequences: Sequence[TokenIds], held: Callable[[_Size], int], run: Callable[[list[int]], None]
     ) -> None:
         """Run batches of sequences that begin alike.
 
@@ -124,50 +177,66 @@ class PrefixSharing:
         def first(waiting: Sequence[int], budget: int) -> list[int]:
             size, batch = _Size(), list[int]()
             for number in waiting:
-                keys = sequences[number]
-                shared = common_prefix(sequences[batch[-1]], keys) if batch and self._share else 0
-                size = _Size(size.count + 1, max(size.longest, len(keys)), size.distinct + len(keys) - shared)
+                ids = sequences[number]
+                shared = common_prefix(sequences[batch[-1]], ids) if batch and self._share else 0
+                another = not batch or shared < max(len(ids), len(sequences[batch[-1]]))
+                size = _Size(
+                    size.count + 1,
+                    size.different + another,
+                    max(size.longest, len(ids)),
+                    size.distinct + len(ids) - shared,
+                )
                 if batch and held(size) > budget:
                     break
                 batch.append(number)
             return batch
 
-        lengths = [len(keys) for keys in sequences]
+        lengths = [len(ids) for ids in sequences]
         self._budget = in_batches(in_tree_order(sequences), lengths, self._budget, first, run)
 
-    def _answer(self, prompts: Sequence[Keys], ending: Ending) -> list[str]:
-        decoding = Decoding(len(prompts), max(map(len, prompts)) + ending.max_tokens)
-        answers: dict[int, Answer] = {}
-        growing: list[tuple[Answer, int]] = []  # each with its newest token
-        for pack, packs in self._compute(prompts):
-            nodes = [node for node in pack.nodes if node.ends]
-            if not nodes:
-                continue
-            last = torch.tensor([pack.rows(node).stop - 1 for node in nodes], device=pack.hidden.device)
-            for node, token in zip(nodes, self._next_tokens(pack.hidden[last]), strict=True):
-                answer = Answer(ending, self._tokenizer)
-                answers.update(dict.fromkeys(node.ends, answer))
-                if not answer.add(token):
-                    decoding.add(node, packs)
-                    growing.append((answer, token))
+    def _write(self, drafts: Sequence[Draft], sampler: Sampler) -> None:
+        """Write drafts until they end or there is no more room for all; a single one is always written to its end."""
+        sequences = [draft.token_ids for draft in drafts]
+        decoding, growing = self._begun(drafts, sequences, sampler)
         while growing:
-            decoding.grow()
-            newest = np.array([token for _, token in growing])
-            hidden = self._forward(self._embed(newest), decoding.lengths - 1, decoding)
-            for place, token in reversed(list(enumerate(self._next_tokens(hidden)))):
-                answer, _ = growing[place]
-                growing[place] = (answer, token)
-                if answer.add(token):
+            while len(growing) > 1 and decoding.tokens_after_growth > self._budget:
+                growing.pop()
+                decoding.remove(len(growing))
+            logits = self._passes.grow(decoding, [draft.written[-1] for draft in growing])
+            sampler.extend(logits, growing)
+            for place in reversed(range(len(growing))):
+                if growing[place].done:
                     decoding.remove(place)
                     growing[place] = growing[-1]
                     growing.pop()
-        # counted once it is done: a batch that ran out of memory is computed again
-        self.counts.generated += sum(answer.tokens for answer in set(answers.values()))
-        return [answers[i].text for i in range(len(prompts))]
 
-    def _score(self, inputs: Sequence[Keys], targets: Sequence[Sequence[int]]) -> list[float]:
+    def _begun(
+        self, drafts: Sequence[Draft], sequences: Sequence[TokenIds], sampler: Sampler
+    ) -> tuple[Decoding, list[Draft]]:
+        """Compute what the drafts follow, and give each its next token. Returns those that are not over, in order."""
+        nodes = prefix_tree(sequences, share=self._share)
+        ends = [node for node in nodes if node.ends]
+        most = max(draft.most - len(draft.written) for draft in drafts)
+        decoding = Decoding([node.end for node in ends], [len(node.ends) for node in ends], most)
+        growing: list[Draft] = []
+        for pack, computed in self._compute(sequences, nodes):
+            ending = [node for node in pack.nodes if node.ends]
+            if not ending:
+                continue
+            last = torch.tensor([pack.rows(node).stop - 1 for node in ending], device=pack.hidden.device)
+            logits = self._passes.head(pack.hidden[last])
+            rows = [row for row, node in enumerate(ending) for _ in node.ends]
+            here = [drafts[i] for node in ending for i in node.ends]
+            sampler.extend(logits[rows], here)
+            for node in ending:
+                if going_on := [drafts[i] for i in node.ends if not drafts[i].done]:
+                    decoding.add(node, computed, len(going_on))
+                    growing += going_on
+        return decoding, growing
+
+    def _score(self, inputs: Sequence[TokenIds], targets: Sequence[Sequence[int]]) -> list[float]:
         sums = [0.0] * len(inputs)
-        for pack, packs in self._compute(inputs):
+        for pack, packs in self._compute(inputs, prefix_tree(inputs, share=self._share)):
             # the places whose next token is asked: one row of logits each, whoever asks
             rows: dict[tuple[Node, int], int] = {}
             asked: list[tuple[int, int, int]] = []  # sequence, row, token
@@ -179,56 +248,31 @@ class PrefixSharing:
                         asked.append((i, row, token))
             hidden = [packs[node].hidden[packs[node].rows(node)][place] for node, place in rows]
             for start in range(0, len(hidden), LOGIT_ROWS):
-                logits = self._head(torch.stack(hidden[start : start + LOGIT_ROWS])).float().log_softmax(-1)
+                logits = self._passes.head(torch.stack(hidden[start : start + LOGIT_ROWS])).float().log_softmax(-1)
                 here = [(i, row - start, token) for i, row, token in asked if start <= row < start + LOGIT_ROWS]
                 found = logits[[row for _, row, _ in here], [token for _, _, token in here]]
                 for (i, _, _), value in zip(here, found.tolist(), strict=True):
                     sums[i] += value
         return sums
 
-    def _compute(self, sequences: Sequence[Keys]) -> Iterator[tuple[TreePack, dict[Node, TreePack]]]:
-        """Every node of the sequences' tree, in packs; with each the packs that hold it and all that is above it."""
-        nodes = prefix_tree(sequences, share=self._share)
-        computed = sum(len(node.keys) for node in nodes)
-        groups = list(_groups(nodes, min(_PACK_TOKENS, self._budget)))
-        last_use = {above: number for number, group in enumerate(groups) for node in group for above in node.path()}
-        packs: dict[Node, TreePack] = {}
-        for number, group in enumerate(groups):
-            embeddings = self._embed(np.concatenate([node.keys for node in group]))
-            pack = TreePack(group, packs, embeddings)
-            pack.finish(self._forward(embeddings, pack.positions(), pack))
-            packs.update(dict.fromkeys(group, pack))
-            yield pack, packs
-            packs = {node: held for node, held in packs.items() if last_use[node] > number}
+    def _compute(self, sequences: Sequence[TokenIds], nodes: Sequence[Node]) -> Iterator[tuple[TreePack, Any]]:
+        """Compute the sequences' tree; see `Passes.tree`."""
+        computed = sum(len(node.token_ids) for node in nodes)
+        yield from self._passes.tree(nodes, {}, min(_PACK_TOKENS, self._budget))
         # counted once it is done: a batch that ran out of memory is computed again
         self.counts.computed += computed
         self.counts.reused += sum(map(len, sequences)) - computed
 
-    def _forward(self, embeddings: torch.Tensor, positions: torch.Tensor, tree: TreePack | Decoding) -> torch.Tensor:
-        with use_attention(self._language, TREE):
-            out = self._body(
-                inputs_embeds=embeddings[None],
-                position_ids=positions.to(embeddings.device)[None],
-                use_cache=False,
-                tree=tree,
-            )
-        hidden: torch.Tensor = out.last_hidden_state[0]
-        return hidden
 
-    def _next_tokens(self, hidden: torch.Tensor) -> list[int]:
-        tokens: list[int] = self._head(hidden).argmax(-1).tolist()
-        return tokens
-
-
-def _groups(nodes: Sequence[Node], tokens: int) -> Iterator[list[Node]]:
+def _groups(nodes: Iterable[Node], tokens: int) -> Iterator[list[Node]]:
     """Cut a list of nodes into runs of at most so many tokens; a longer node is a run of its own."""
     group: list[Node] = []
     held = 0
     for node in nodes:
-        if group and held + len(node.keys) > tokens:
+        if group and held + len(node.token_ids) > tokens:
             yield group
             group, held = [], 0
         group.append(node)
-        held += len(node.keys)
+        held += len(node.token_ids)
     if group:
         yield group

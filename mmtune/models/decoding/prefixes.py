@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-Keys = NDArray[np.int64]
+TokenIds = NDArray[np.int64]
 """A sequence as integers that are equal where its tokens are: token ids, and below 0 the places of photos."""
 
 _WORTH_SHARING = 4  # tokens; computing fewer twice costs less than attending to them apart
@@ -21,27 +21,27 @@ class Node:
 
     Attributes:
         start: how many tokens stand before it.
-        keys: its tokens.
+        token_ids: its tokens.
         parent: the node before it, or None.
         ends: which sequences end with its last token.
     """
 
     start: int
-    keys: Keys
+    token_ids: TokenIds
     parent: Node | None
     ends: list[int] = field(default_factory=list)
 
     @property
     def end(self) -> int:
         """How many tokens stand before what follows it."""
-        return self.start + len(self.keys)
+        return self.start + len(self.token_ids)
 
     def path(self) -> list[Node]:
         """The nodes from the beginning of the sequence to this one."""
         return [*self.parent.path(), self] if self.parent else [self]
 
 
-def prefix_tree(sequences: Sequence[Keys], *, share: bool = True) -> list[Node]:
+def prefix_tree(sequences: Sequence[TokenIds], *, share: bool = True) -> list[Node]:
     """Put sequences into a tree.
 
     Args:
@@ -53,18 +53,18 @@ def prefix_tree(sequences: Sequence[Keys], *, share: bool = True) -> list[Node]:
         node where a sequence ends gives its tokens.
     """
     if not share:
-        return [Node(0, keys, None, [number]) for number, keys in enumerate(sequences)]
+        return [Node(0, ids, None, [number]) for number, ids in enumerate(sequences)]
     order = in_tree_order(sequences)
     common = [0, *(common_prefix(sequences[a], sequences[b]) for a, b in itertools.pairwise(order))]
     return list(_nodes(sequences, order, [*common, 0], 0, len(order), None))
 
 
-def in_tree_order(sequences: Sequence[Keys]) -> list[int]:
+def in_tree_order(sequences: Sequence[TokenIds]) -> list[int]:
     """The sequences' numbers, those that begin alike next to each other."""
     return sorted(range(len(sequences)), key=lambda i: sequences[i].tolist())
 
 
-def common_prefix(first: Keys, second: Keys) -> int:
+def common_prefix(first: TokenIds, second: TokenIds) -> int:
     """How many tokens two sequences begin with in common."""
     length = min(len(first), len(second))
     different = np.flatnonzero(first[:length] != second[:length])
@@ -72,7 +72,7 @@ def common_prefix(first: Keys, second: Keys) -> int:
 
 
 def _nodes(
-    sequences: Sequence[Keys], order: list[int], common: list[int], begin: int, end: int, parent: Node | None
+    sequences: Sequence[TokenIds], order: list[int], common: list[int], begin: int, end: int, parent: Node | None
 ) -> Iterator[Node]:
     """The nodes of the sorted sequences begin..end, which all begin with what `parent` ends with.
 

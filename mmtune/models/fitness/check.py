@@ -7,22 +7,16 @@ about.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
-import json
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mmtune.common.errors import UserError, brief
-from mmtune.common.files import atomic_path, cache_dir
 from mmtune.models.fitness.result import Fitness, UnfitError
 from mmtune.models.fitness.trial import examine
+from mmtune.models.outcomes import keep_outcome, outcome_key, read_outcome, settings_of
 
 # what decides a trial's outcome, in the folder of models
 _TRIED = ("attention/*.py", "decoding/*.py", "fitness/*.py", "head.py")
-_NO_MATTER = ("_name_or_path", "architectures", "dtype", "quantization_config", "torch_dtype", "transformers_version")
+_FOLDER = "families"  # of the cache
 
 
 def fitness_of(config: Any, reference: str, *, sees: bool = False) -> Fitness:
@@ -58,13 +52,12 @@ def architecture(config: Any) -> str:
 
 def _known(config: Any) -> Fitness:
     """What the trial gave, now or before."""
-    key = _key(config)
+    key = outcome_key(settings_of(config), _TRIED)
     if key not in _outcomes:
-        file = cache_dir() / "families" / f"{key}.json"
-        known = _read(file)
+        known = read_outcome(_FOLDER, key, Fitness)
         outcome = known or _try(config)
         if known is None and not isinstance(outcome, str):
-            _write(file, outcome)
+            keep_outcome(_FOLDER, key, outcome)
         _outcomes[key] = outcome
     outcome = _outcomes[key]
     if isinstance(outcome, str):
@@ -90,34 +83,3 @@ def _try(config: Any) -> Fitness | str:
         ) from None
     except Exception as error:  # transformers' code with a config that nobody has tried; any way it ends, it is unfit
         return f"its trial ended in {type(error).__name__}: {brief(' '.join(str(error).split()), 200)}"
-
-
-def _read(file: Path) -> Fitness | None:
-    try:
-        return Fitness(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _write(file: Path, outcome: Fitness) -> None:
-    try:
-        with atomic_path(file) as temporary:
-            temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-    except OSError:
-        return  # it is tried again the next time
-
-
-def _key(config: Any) -> str:
-    settings = {name: value for name, value in config.to_dict().items() if name not in _NO_MATTER}
-    text = json.dumps([type(config).__name__, settings, _code()], sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@functools.cache
-def _code() -> list[str]:
-    """Versions of all that a trial runs."""
-    digest = hashlib.sha256()
-    models = Path(__file__).parents[1]
-    for file in sorted(file for pattern in _TRIED for file in models.glob(pattern)):
-        digest.update(file.read_bytes())
-    return [digest.hexdigest(), *(importlib.metadata.version(library) for library in ("torch", "transformers"))]

@@ -22,12 +22,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmtune.common.errors import brief
+from mmtune.interfaces import SamplingParams
 from mmtune.models.attention.packed import PACKED, packed_hidden, use_attention
 from mmtune.models.decoding.alone import Alone, forget_lengths
-from mmtune.models.decoding.answers import PLAIN, Ending
 from mmtune.models.decoding.batches import is_out_of_memory
-from mmtune.models.decoding.engine import PrefixSharing
+from mmtune.models.decoding.draft import Draft
+from mmtune.models.decoding.engine import Passes, PrefixSharing
 from mmtune.models.decoding.prefixes import in_tree_order
+from mmtune.models.decoding.sampler import Sampler, random_numbers
+from mmtune.models.decoding.stopping import StopConditions
+from mmtune.models.decoding.token_stream import PLAIN
 from mmtune.models.fitness.result import Fitness, UnfitError
 from mmtune.models.fitness.shrinking import LONGEST, shrunk
 from mmtune.models.head import Head
@@ -315,21 +319,14 @@ class _Trial:
             return _certain(len(hidden), found[-1].shape[-1])
 
         words = self.model.get_input_embeddings()
-        engine = PrefixSharing(
-            self.model,
-            _Characters(),
-            lambda keys: words(torch.from_numpy(keys)),
-            body=self.model.get_submodule(self.body),
-            head=head,
-            batch_tokens=1024,
-        )
+        body = self.model.get_submodule(self.body)
+        passes = Passes(self.model, body, head, embed=lambda ids: words(torch.from_numpy(ids)))
+        conditions, numbers = StopConditions(steps, (), ()), random_numbers(0, "", 0)
+        drafts = [Draft(prompt, conditions, _Characters(), numbers) for prompt in prompts]
         forget_lengths(self.model)
         with torch.no_grad():
-            said = engine.generate(prompts, Ending(steps, (), ()))
-        own = [
-            self._own_logits(torch.tensor([*prompts[i], *map(ord, said[i][:-1])]))[-steps:]
-            for i in in_tree_order(prompts)
-        ]
+            PrefixSharing(passes, batch_tokens=1024).complete(drafts, Sampler(SamplingParams(max_tokens=steps)))
+        own = [self._own_logits(torch.from_numpy(drafts[i].token_ids[:-1]))[-steps:] for i in in_tree_order(prompts)]
         return not self._differ(torch.cat(found), torch.stack(own, 1).flatten(0, 1))
 
 

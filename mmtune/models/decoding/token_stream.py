@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from mmtune.models.decoding.answers import PLAIN
+from mmtune.models.decoding.draft import Draft
+from mmtune.models.decoding.sampler import Sampler
+
+# a model's own generation_config.json may ask for sampling or for a penalty on repetition
+PLAIN = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
 
 
-def spoken(
-    language: Any, inputs: dict[str, torch.Tensor], most: int, choose: Callable[[torch.Tensor], int]
-) -> Generator[int, None, None]:
-    """Generate an answer in a thread of its own, which ends with the iterator.
+def by_transformers(
+    language: Any, inputs: dict[str, torch.Tensor], draft: Draft, sampler: Sampler
+) -> Generator[None, None, None]:
+    """Write a draft by transformers' own `generate`, in a thread of its own, which ends with the iterator.
 
     Args:
         language: a causal language model of transformers, with its own attention.
         inputs: the prompt, as the model takes it.
-        most: tokens that there may be.
-        choose: gives a token for the logits [1, vocabulary].
+        draft: what is written.
+        sampler: chooses its tokens.
 
     Yields:
-        The tokens.
+        After each token.
     """
     given = next(iter(inputs.values()))
     mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
-    tokens: queue.Queue[int | BaseException | None] = queue.Queue()
+    steps: queue.Queue[bool | BaseException] = queue.Queue()  # whether there was one more token
     wanted, over = threading.Semaphore(0), threading.Event()
 
     def generate() -> None:
@@ -38,28 +42,28 @@ def spoken(
                 language.generate(
                     **inputs,
                     attention_mask=mask,
-                    max_new_tokens=most,
-                    logits_processor=LogitsProcessorList([_Chosen(choose, tokens, wanted, over)]),
+                    max_new_tokens=draft.most,
+                    logits_processor=LogitsProcessorList([_Chosen(draft, sampler, steps, wanted, over)]),
                     stopping_criteria=StoppingCriteriaList([_Over(over)]),
                     eos_token_id=None,
                     pad_token_id=0,
                     **PLAIN,
                 )
-            tokens.put(None)
+            steps.put(False)
         except BaseException as error:  # raised where the tokens are read
-            tokens.put(error)
+            steps.put(error)
 
     thread = threading.Thread(target=generate, daemon=True)
     thread.start()
     try:
-        while True:
+        while not draft.done:
             wanted.release()
-            token = tokens.get()
-            if token is None:
+            step = steps.get()
+            if isinstance(step, BaseException):
+                raise step
+            if not step:
                 return
-            if isinstance(token, BaseException):
-                raise token
-            yield token
+            yield
     finally:
         over.set()
         wanted.release()
@@ -71,19 +75,22 @@ class _Chosen(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped
 
     def __init__(
         self,
-        choose: Callable[[torch.Tensor], int],
-        tokens: queue.Queue[Any],
+        draft: Draft,
+        sampler: Sampler,
+        steps: queue.Queue[Any],
         wanted: threading.Semaphore,
         over: threading.Event,
     ) -> None:
-        self._choose, self._tokens, self._wanted, self._over = choose, tokens, wanted, over
+        self._draft, self._sampler = draft, sampler
+        self._steps, self._wanted, self._over = steps, wanted, over
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self._wanted.acquire()
         token = 0
         if not self._over.is_set():
-            token = self._choose(scores)
-            self._tokens.put(token)
+            self._sampler.extend(scores, [self._draft])
+            token = self._draft.written[-1]
+            self._steps.put(True)
         only = torch.full_like(scores, float("-inf"))
         only[:, token] = 0
         return only
