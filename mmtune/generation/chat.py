@@ -13,8 +13,9 @@ from mmtune.data.conversation import IMAGE_PLACEHOLDER, is_unicode
 from mmtune.data.rendering.templates import THOUGHT_END
 from mmtune.generation.calls import Photos, one_text, photos_of_turn
 from mmtune.generation.prompts import PromptEncoder
-from mmtune.generation.request import closed, draft_of, engine_of, passes_of
+from mmtune.generation.request import closed, engine_of, passes_of, stop_conditions
 from mmtune.interfaces import FinishReason, SamplingParams, Turn
+from mmtune.models.decoding.draft import Draft
 from mmtune.models.decoding.engine import Counts, PrefixSharing
 from mmtune.models.decoding.sampler import Numbers, Sampler, random_numbers
 from mmtune.models.decoding.session import Session
@@ -182,7 +183,7 @@ class Chat:
         if limit < 1:  # a thought has taken all the room
             self.finish_reason = "window"
             return
-        draft = draft_of(self.model, ids, limit, stop, numbers, "length" if limit == most else "window")
+        draft = Draft(ids, stop_conditions(self.model, most, stop).within(limit), self.model.tokenizer, numbers)
         said = ""
         with contextlib.closing(self._engine.stream(draft, sampler)) as steps:
             for _ in steps:

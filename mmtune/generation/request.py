@@ -18,7 +18,6 @@ from mmtune.models.composed import ComposedModel
 from mmtune.models.decoding.alone import OneByOne
 from mmtune.models.decoding.draft import Draft
 from mmtune.models.decoding.engine import Passes, PrefixSharing
-from mmtune.models.decoding.prefixes import TokenIds
 from mmtune.models.decoding.sampler import Numbers, Sampler, random_numbers
 from mmtune.models.decoding.stopping import StopConditions
 from mmtune.models.window import room_left
@@ -112,6 +111,7 @@ class Request:
     def _write(self, pending: Sequence[_Pending], limit: int, stop: Sequence[str], sampler: Sampler) -> None:
         """Write what follows each text, at most `limit` tokens, and no more than the window has room for."""
         merges = sampler.greedy and self._model.share_prefixes
+        conditions = stop_conditions(self._model, limit, stop)
         drafts: list[Draft] = []
         known: dict[bytes, Draft] = {}
         for one in pending:
@@ -122,7 +122,7 @@ class Request:
             elif (room := room_left(len(ids), limit, self._model.window)) < 1:
                 one.draft = None
             else:
-                one.draft = draft_of(self._model, ids, room, stop, one.numbers, "length" if room == limit else "window")
+                one.draft = Draft(ids, conditions.within(room), self._model.tokenizer, one.numbers)
                 known[ids.tobytes()] = one.draft
                 drafts.append(one.draft)
         self._engine.complete(drafts, sampler)
@@ -155,12 +155,9 @@ def passes_of(model: ComposedModel, encoder: PromptEncoder) -> Passes:
     return Passes(model.base_language, model.body, model.output_layer, encoder.embed)
 
 
-def draft_of(
-    model: ComposedModel, ids: TokenIds, room: int, stop: Sequence[str], numbers: Numbers, limited_by: FinishReason
-) -> Draft:
-    """What follows token ids, at most `room` tokens."""
-    conditions = StopConditions(room, stop, model.end_ids(), model.end_texts(), limited_by)
-    return Draft(ids, conditions, model.tokenizer, numbers)
+def stop_conditions(model: ComposedModel, limit: int, stop: Sequence[str]) -> StopConditions:
+    """What ends a completion of a model: a number of tokens, stop strings, its own markers of an end."""
+    return StopConditions(limit, stop, model.end_ids(), model.end_texts())
 
 
 def closed(thought: str) -> str:

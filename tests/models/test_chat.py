@@ -16,8 +16,9 @@ from mmtune.common.errors import UserError
 from mmtune.generation.chat import Chat
 from mmtune.generation.generator import VisionLanguageModel
 from mmtune.generation.prompts import PromptEncoder
-from mmtune.generation.request import draft_of, engine_of, passes_of
+from mmtune.generation.request import engine_of, passes_of, stop_conditions
 from mmtune.interfaces import Prompt, SamplingParams, Turn
+from mmtune.models.decoding.draft import Draft
 from mmtune.models.decoding.sampler import Sampler, random_numbers
 from mmtune.models.decoding.session import Session
 from mmtune.models.decoding.stopping import StopConditions, StreamDecoder
@@ -34,7 +35,7 @@ def anew(model: VisionLanguageModel, turns: list[Turn], photos: list[Image.Image
     """The answer of the evaluation's engine to the whole conversation, rendered at once."""
     encoder = PromptEncoder(model)
     ids = encoder.token_ids(model.template.prompt(turns), photos)
-    draft = draft_of(model, ids, limit, (), random_numbers(0, "", 0), "length")
+    draft = Draft(ids, stop_conditions(model, limit, ()), model.tokenizer, random_numbers(0, "", 0))
     with torch.inference_mode():
         engine_of(model, encoder).complete([draft], Sampler(SamplingParams()))
     return draft.text
@@ -114,7 +115,8 @@ def test_what_the_model_said_is_not_computed_again(text_model: VisionLanguageMod
     prompt = chat._encoder.token_ids(text_model.template.prompt([Turn("user", "Hi")]))
     said = np.array(text_model.tokenizer(answer, add_special_tokens=False)["input_ids"])
     chat._engine = Session(passes_of(text_model, chat._encoder))
-    whole = draft_of(text_model, np.concatenate([prompt, said]), 1, (), random_numbers(0, "", 0), "length")
+    conditions = stop_conditions(text_model, 1, ())
+    whole = Draft(np.concatenate([prompt, said]), conditions, text_model.tokenizer, random_numbers(0, "", 0))
     list(chat._engine.stream(whole, Sampler(SamplingParams())))
     computed = chat.counts.computed
     heard(chat, "So?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmtune.interfaces import FinishReason
@@ -41,6 +41,10 @@ class StopConditions:
     end_ids: Sequence[int]
     end_texts: Sequence[str] = ()
     limited_by: FinishReason = "length"
+
+    def within(self, room: int) -> StopConditions:
+        """The same where the window has room for so many tokens."""
+        return self if room >= self.max_tokens else replace(self, max_tokens=room, limited_by="window")
 
     def settled(self, text: str) -> str:
         """The text without an end that further tokens may change: part of a character, or of the end marker."""
