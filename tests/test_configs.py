@@ -12,6 +12,7 @@ import torch
 from command_lines import parse_training
 
 from mmtune.common.files import resource_folder, write_json
+from mmtune.common.layers import read_layered
 from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.saving import FORMAT
 
@@ -19,6 +20,7 @@ CONFIGS = sorted(p.stem for p in resource_folder("configs").glob("*.yaml"))
 STRATEGIES = sorted(p.stem for p in resource_folder("configs").glob("strategies/*.yaml"))
 LOGGERS = sorted(p.stem for p in resource_folder("configs").glob("loggers/*.yaml"))
 RECIPES = [name for name in CONFIGS if name.startswith(("llama2_7b_", "vicuna_7b_"))]
+GOLDENS: dict[str, Any] = json.loads(Path(__file__).with_name("config_goldens.json").read_text())
 TUNING = [name for name in RECIPES if not name.endswith("_align")]
 LANGUAGE, TOWER, PROJECTOR, ADAPTERS = 6_738_415_616, 304_293_888, 20_979_712, 319_815_680
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -93,6 +95,26 @@ def test_the_recipes_are_complete() -> None:
         *("vicuna_7b_lora", "vicuna_7b_lora_50_50", "vicuna_7b_lora_visual"),
         *("vicuna_7b_full", "vicuna_7b_full_50_50", "vicuna_7b_full_visual"),
     }
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_a_config_stands_for_the_same_settings_as_ever(name: str) -> None:
+    assert read_layered(resource_folder("configs") / f"{name}.yaml", "configs") == GOLDENS[name]
+
+
+def test_every_config_has_goldens() -> None:
+    assert set(GOLDENS) == {
+        *CONFIGS,
+        *(f"strategies/{name}" for name in STRATEGIES),
+        *(f"loggers/{n}" for n in LOGGERS),
+    }
+
+
+@pytest.mark.parametrize("name", TUNING)
+def test_a_tuning_recipe_is_a_model_an_objective_and_data(name: str) -> None:
+    text = (resource_folder("configs") / f"{name}.yaml").read_text()
+    settings = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(settings) == 2
 
 
 @pytest.mark.parametrize("name", CONFIGS)

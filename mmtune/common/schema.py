@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from mmtune.common.errors import UserError, did_you_mean
-from mmtune.common.files import read_yaml
+from mmtune.common.layers import read_layered
 
 T = TypeVar("T")
 _TYPE_NAMES = {str: "text", int: "a whole number", list: "a list", dict: "a mapping of keys to values"}
@@ -30,13 +30,13 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_yaml(path: Path) -> Any:
-    """The value of a YAML file.
+def load_layered(path: Path) -> Any:
+    """Read a suite's or a task's file, laid over those that it includes.
 
     Raises:
-        UserError: the file is missing, unreadable or not YAML; the line is named.
+        UserError: a file is missing, unreadable or not YAML; the line is named.
     """
-    return read_yaml(path, _StrictLoader)
+    return read_layered(path, "eval_suites", _StrictLoader)
 
 
 class Fields:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from mmtune.common.files import find_resource, locate, sha256_file
+import yaml
+
+from mmtune.common.files import find_resource, locate, sha256_file, sha256_json
+from mmtune.common.layers import read_layered
 from mmtune.evaluation.tasks.suite import load_suite
 from mmtune.models.saving import model_folder
 
@@ -23,7 +26,9 @@ def inputs_of(
         base: the aligned model that was given, or None.
     """
     found = {name: sha256_file(path) for name in files if (path := locate(name)).is_file()}
-    found |= {f"config {name}": sha256_file(find_resource("configs", name)) for name in configs}
+    for name in configs:
+        settings = read_layered(find_resource("configs", name), "configs")
+        found[f"config {name}"] = sha256_json(yaml.safe_dump(settings))  # as text: YAML knows dates, JSON does not
     for task in load_suite(suite).tasks:
         found[f"task {task.name}"] = task.definition_hash()
         if data_root is not None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from scripted_models import Scripted, small_data
 
 from mmtune.common.errors import UserError
+from mmtune.common.schema import load_layered
 from mmtune.evaluation.run.engine import evaluate
 from mmtune.evaluation.score.external import OutsideMetric
 from mmtune.evaluation.score.metrics import METRICS, MetricSpec, Outcomes, standard_error
@@ -23,7 +23,7 @@ RATES = ["precision", "recall", "f1", "yes_ratio"]
 
 def pope_with(*metrics: Any) -> Task:
     """POPE with other metrics; their paths start from the folder of the local ones."""
-    raw = yaml.safe_load(Path(load_task("pope").where).read_text())
+    raw = load_layered(Path(load_task("pope").where))
     return task_from({**raw, "metrics": ["accuracy", *metrics]}, "pope.yaml", LOCAL)
 
 
@@ -191,7 +191,7 @@ def test_mistakes_in_the_task_file(metrics: list[Any], complaint: str) -> None:
 
 
 def test_the_score_itself_must_be_one_that_can_be_resampled() -> None:
-    raw = yaml.safe_load(Path(load_task("pope").where).read_text())
+    raw = load_layered(Path(load_task("pope").where))
     with pytest.raises(UserError, match=r"metrics: begins with one that cannot be resampled"):
         task_from({**raw, "metrics": [{"evaluate": {"path": "exact_match"}}]}, "pope.yaml")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from command_lines import parse_training
 from fuzz_cases import Cases, numbered
 from mutations import altered, damaged, written
 
 from mmtune.common.files import resource_folder
+from mmtune.common.layers import read_layered
 
 CONFIGS = sorted(resource_folder("configs").glob("*.yaml"))
 
@@ -23,7 +23,7 @@ CONFIGS = sorted(resource_folder("configs").glob("*.yaml"))
 def test_configs_with_altered_values(numbers: range, cases: Cases, tmp_path: Path) -> None:
     for number in numbers:
         random_ = random.Random(f"config {number}")
-        whole: Any = yaml.safe_load(random_.choice(CONFIGS).read_text())
+        whole: Any = read_layered(random_.choice(CONFIGS), "configs")
         file = tmp_path / f"{number}.yaml"
         file.write_bytes(written(altered(json.loads(json.dumps(whole)), random_), random_))
         case = f"config {number}: {file.read_bytes()[:900]!r}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmtune.common.errors import UserError
-from mmtune.common.files import find_resource, read_yaml
+from mmtune.common.files import find_resource
+from mmtune.common.layers import layers_of
 from mmtune.common.masking import remember
 
 
@@ -30,10 +31,8 @@ def _config(name: str) -> Path:
     """The file of a config; the parser's own complaint about one that cannot be read does not name it."""
     path = find_resource("configs", name)
     try:
-        values = read_yaml(path)
+        for layer in layers_of(path, "configs"):
+            remember(layer.settings)
     except UserError as error:
         raise UserError(f"--config {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: holds no keys and values; the configs that mmtune ships show how")
-    remember(values)
     return path

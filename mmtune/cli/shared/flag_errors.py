@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmtune.cli.shared.trusted_code import not_trusted
 from mmtune.common.errors import brief, reason
+from mmtune.common.layers import layers_of
 
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments: ([^\s=]+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[\w.]+)'|Subcommand '\w+') does not accept option '(?P<key>[^']+)'")
@@ -106,8 +105,9 @@ def _place(key: str, arguments: Sequence[str], flag: str | None = None, value: s
         return flag
     for argument, after in reversed(pairs):
         path = after if argument in ("--config", "-c") else argument.partition("--config=")[2]
-        if path and _holds(yaml.safe_load(Path(path).read_text(encoding="utf-8")), key.split(".")):
-            return f"--config {path}: {key}"
+        for layer in reversed(layers_of(Path(path), "configs")) if path else ():
+            if _holds(layer.settings, key.split(".")):
+                return f"--config {layer.path}: {key}"
     return flag
 
 
@@ -133,9 +133,9 @@ def _key_of(path: str, arguments: Sequence[str]) -> str:
     """The key of the last config that gives this class path."""
     for word, after in reversed(list(zip(arguments, [*arguments[1:], ""], strict=True))):
         file = after if word in ("--config", "-c") else word.partition("--config=")[2]
-        found = _keys(yaml.safe_load(Path(file).read_text(encoding="utf-8")), path) if file else None
-        if found:
-            return found.removesuffix(".class_path")
+        for layer in reversed(layers_of(Path(file), "configs")) if file else ():
+            if found := _keys(layer.settings, path):
+                return found.removesuffix(".class_path")
     return "config"
 
 

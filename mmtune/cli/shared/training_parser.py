@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import mmtune.common.torchvision_ops  # noqa: F401  # before lightning
 
 import yaml  # isort: skip
+from jsonargparse.typing import Path_fr
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mmtune.cli.shared.flag_errors import reworded
 from mmtune.common.errors import UserError
+from mmtune.common.layers import layers_of, read_layered
 from mmtune.common.masking import masked
 from mmtune.common.text import visible
 
@@ -28,6 +32,14 @@ class TrainingParser(LightningArgumentParser):
             raise UserError(message) from ex
         command = self.prog.split()[-1].replace("mmtune", arguments[0] if arguments else "fit")
         raise UserError(f"{reworded(message, self, arguments)} (mmtune {command} --help lists the flags)") from ex
+
+    def parse_path(self, path: str | os.PathLike[str], **options: Any) -> Any:  # type: ignore[override]
+        """Parse a config, laid over those that it includes; paths in it are taken from its own folder."""
+        if len(layers_of(Path(path), "configs")) == 1:
+            return super().parse_path(path, **options)
+        settings = yaml.safe_dump(read_layered(Path(path), "configs"), sort_keys=False)
+        with Path_fr(str(path)).relative_path_context():
+            return self.parse_string(settings, path=Path(path).name, **options)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """The config as YAML, without secrets: it is printed, kept in runs, and told to loggers.

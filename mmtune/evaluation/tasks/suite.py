@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from mmtune.common.errors import UserError, did_you_mean
 from mmtune.common.files import find_resource
-from mmtune.common.schema import Fields, load_yaml
+from mmtune.common.schema import Fields, load_layered
 from mmtune.evaluation.tasks.filters import Protocol
 from mmtune.evaluation.tasks.task import Task, load_task, task_from
 
@@ -62,7 +62,7 @@ def load_suite(name: str | Path) -> Suite:
         UserError: there is no such file, or it (or a task file it names) is wrong.
     """
     path = find_resource("eval_suites", str(name))
-    raw = load_yaml(path)
+    raw = load_layered(path)
     if isinstance(raw, dict) and "tasks" not in raw and "prompt" in raw:
         task = task_from(raw, str(path), path.parent)
         return Suite(task.name, f"the task {task.name}", "blind", (task,))

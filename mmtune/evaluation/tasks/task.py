@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from mmtune.common.errors import UserError, did_you_mean
 from mmtune.common.files import resource_folder, sha256_file, sha256_json, user_path
-from mmtune.common.schema import Fields, load_yaml
+from mmtune.common.schema import Fields, load_layered
 from mmtune.evaluation.score.external import FORMS, Form, OutsideMetric
 from mmtune.evaluation.score.metrics import METRICS, MetricSpec, metric_arguments
 from mmtune.evaluation.tasks.jinja import LETTER_CHOICES, template_names
@@ -173,7 +173,7 @@ def load_task(
         UserError: there is no such task, or its file is wrong; file and key are named.
     """
     path = find_task(name, relative_to)
-    raw = load_yaml(path)
+    raw = load_layered(path)
     if isinstance(raw, dict) and overrides:
         dataset_keys = {"path", "config", "split", "revision"}
         raw = {**raw, **{k: v for k, v in overrides.items() if k not in dataset_keys}}
