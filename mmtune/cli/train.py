@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 import signal
-import sys
-import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,12 +11,8 @@ import mmtune.common.torchvision_ops  # noqa: F401  # before lightning
 
 import lightning.pytorch as pl  # isort: skip
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmtune.cli.main import COMMANDS
 from mmtune.cli.shared.config_checks import check_config
@@ -26,28 +20,29 @@ from mmtune.cli.shared.config_files import with_config_paths
 from mmtune.cli.shared.contamination_callback import unseen_checks
 from mmtune.cli.shared.flag_errors import unreadable
 from mmtune.cli.shared.train_end import report, stopped_at_the_end, stopped_beside_steps
-from mmtune.cli.shared.trainer_options import check_trainer_options
 from mmtune.cli.shared.training_parser import TrainingParser
 from mmtune.cli.shared.trusted_classes import class_names
 from mmtune.cli.shared.trusted_code import FLAG, restrict_parsers, trusted_packages
 from mmtune.common.errors import UserError
-from mmtune.common.files import atomic_path, check_links, hold_folder
+from mmtune.common.files import atomic_path
 from mmtune.common.signals import Terminated, stopped, terminating
 from mmtune.data.datamodule import InstructionData
-from mmtune.models.cost.weightless import adapters_note
-from mmtune.models.decoding.batches import is_out_of_memory
-from mmtune.models.language import check_context
-from mmtune.training.callbacks.ledger import Ledger
-from mmtune.training.callbacks.progress import TrainingProgress
-from mmtune.training.callbacks.resume import RandomStates, SaveModel
-from mmtune.training.callbacks.stopping import SoundLoss, StopOnSignal, Stopped
-from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole, steps_taken
-from mmtune.training.checkpoint_reading import guard_checkpoints, guard_deletion
+from mmtune.training.callbacks.stopping import Stopped
 from mmtune.training.dates import keep_date
-from mmtune.training.loggers import check_loggers, choose_loggers, named_loggers
+from mmtune.training.loggers import check_loggers, named_loggers
 from mmtune.training.module import InstructionTuning
-from mmtune.training.optimizers import check_optimizer
-from mmtune.training.sharding import check_sharding
+from mmtune.training.trainer import (
+    DEFAULTS,
+    SEED,
+    check_run,
+    checkpoint_of,
+    claim_run,
+    explained,
+    make_trainer,
+    quieten,
+    run_options,
+)
+from mmtune.training.trainer_options import check_trainer_options
 
 
 class SaveConfig(SaveConfigCallback):
@@ -165,17 +160,8 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Look at the model's parts and at what trains them before the data is read."""
-        if isinstance(strategy := self.trainer.strategy, ModelParallelStrategy):
-            check_sharding(self.model.spec, self.model.stage, strategy)
         self.model.new_schedule = self._get(self.config_init, "new_schedule")
-        self.model.check_parts()
-        if (note := adapters_note(self.model.spec)) is not None:
-            rank_zero_only(print)(f"mmtune: note: {note}", file=sys.stderr)
-        if not self.model.fitness.packed:
-            told = self.model.fitness.told(self.model.spec.language)
-            rank_zero_only(print)(f"mmtune: note: {told}", file=sys.stderr)
-        check_context(self.model.spec.language, self.datamodule.max_length)
-        check_optimizer(self.model.optimizer_name, strategy.root_device)
+        check_run(self.model, self.datamodule, self.trainer)
 
     def before_validate(self) -> None:
         """Look at the model's parts before the data is read."""
@@ -200,18 +186,9 @@ class TrainingCLI(LightningCLI):
         if subcommand != "fit":
             return arguments
         run = Path(self._get(self.config_init, "out"))
-        check_links(run, "--out", ["checkpoints", "tensorboard"])
-        rank_zero_only(hold_folder)(run, "--out")
-        if (run / "model").exists():
-            raise UserError(
-                f"--out {run}: holds a finished run; choose another folder, or delete that one to train again"
-            )
-        if arguments.get("ckpt_path") is None and (found := newest_whole(run / "checkpoints")) is not None:
-            which = "its last checkpoint" if found.name == LAST else f"{found.name}, for {LAST} is damaged or missing"
-            steps = steps_taken(found)
-            after = "" if steps is None else f" after step {steps}"
-            rank_zero_only(print)(f"Resuming {run}{after} from {which}.", file=sys.stderr)
-            arguments["ckpt_path"] = str(found)
+        claim_run(run)
+        if arguments.get("ckpt_path") is None:
+            arguments["ckpt_path"] = checkpoint_of(run)
         return arguments
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -222,44 +199,15 @@ class TrainingCLI(LightningCLI):
         """
         run = Path(self._get(self.config_init, "out"))
         options = self._get(self.config_init, "trainer", default={})
-        check_trainer_options(options)
-        callbacks = list(options.get("callbacks") or [])
-        loggers = named_loggers(options.get("logger"))
         if self.subcommand == "fit":
-            callbacks += [Ledger(run), RandomStates(), SoundLoss(), SaveModel(run), StopOnSignal(run)]
-            callbacks += unseen_checks(run, *(self._get(self.config_init, k) for k in ("unseen", "unseen_data_root")))
-            own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
-            if options.get("enable_progress_bar") is not False and not own_bar:
-                callbacks.append(TrainingProgress())
+            unseen = unseen_checks(run, *(self._get(self.config_init, k) for k in ("unseen", "unseen_data_root")))
             every = self._get(self.config_init, "checkpoint_every")
-            if every and options.get("enable_checkpointing") is not False:
-                callbacks.append(
-                    ModelCheckpoint(
-                        dirpath=run / "checkpoints",
-                        save_last=True,
-                        save_top_k=0,
-                        every_n_train_steps=every,
-                        # a run that was moved would leave last.ckpt as it is and go on with last-v1.ckpt
-                        enable_version_counter=False,
-                    )
-                )
-            loggers = choose_loggers(run, options.get("logger"))
-        try:
-            trainer: pl.Trainer = super().instantiate_trainer(
-                default_root_dir=str(run),
-                callbacks=callbacks,
-                logger=loggers or False,
-                enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-                **kwargs,
-            )
-        except (ValueError, ImportError, RuntimeError, TypeError) as error:  # two callbacks of a kind, say
-            raise UserError(f"--trainer: {error}") from error
-        # only in the place of Lightning's own: strategies and plugins may bring another
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeCheckpoints()
-        guard_checkpoints(trainer.strategy)
-        guard_deletion(trainer)
-        return trainer
+            chosen = run_options(run, options, checkpoint_every=every, more=unseen)
+        else:
+            check_trainer_options(options)
+            chosen = {"callbacks": list(options.get("callbacks") or []), "logger": named_loggers(options.get("logger"))}
+        make = functools.partial(super().instantiate_trainer, **kwargs)
+        return make_trainer(make, run, chosen["callbacks"], chosen["logger"])
 
 
 CLI = TypeVar("CLI", bound=TrainingCLI)
@@ -275,10 +223,8 @@ def main(argv: list[str]) -> int:
         UserError: anything the user can mend.
     """
     try:
-        with terminating():
+        with explained(), terminating():
             cli = command_line(TrainingCLI, argv)
-    except MisconfigurationException as error:  # options of Lightning's trainer that do not go together
-        raise UserError(f"--trainer: {error}") from error
     except Stopped as stop:
         return stopped(stop.number, f" after step {stop.step}")
     except (Terminated, SIGTERMException):  # before the first step, or after the last
@@ -287,14 +233,6 @@ def main(argv: list[str]) -> int:
         if not isinstance(leave.__context__, KeyboardInterrupt):
             raise
         return stopped_beside_steps(signal.SIGINT)  # Lightning makes exit(1) of it
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            "out of memory; lower --data.pack_tokens (and --data.max_length, which it must hold), give "
-            "--model.gradient_checkpointing true, or keep the frozen weights in 4 bits with --model.quantise nf4 and "
-            "--model.lora"
-        ) from error
     if cli.subcommand == "fit":
         report(cli)
         return stopped_at_the_end(cli)
@@ -303,39 +241,17 @@ def main(argv: list[str]) -> int:
 
 def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
     """A command line over mmtune's module and data; making it runs the command."""
-    _quieten()
+    quieten()
     restrict_parsers([*class_names(), *trusted_packages(argv)])
     return kind(
         InstructionTuning,
         InstructionData,
         args=with_config_paths(argv),
         save_config_callback=SaveConfig,
-        trainer_defaults={
-            "max_epochs": 1,
-            "log_every_n_steps": 1,
-            "use_distributed_sampler": False,
-            "enable_model_summary": False,  # the progress bar says how much is trained
-        },
-        seed_everything_default=42,
+        trainer_defaults=DEFAULTS,
+        seed_everything_default=SEED,
         parser_kwargs={"prog": "mmtune"},
         parser_class=TrainingParser,
         auto_configure_optimizers=False,
         **options,
     )
-
-
-def _quieten() -> None:
-    """Keep advice that does not apply out of the user's sight."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*Total length of `list` across ranks is zero.*",  # there is no validation set
-        # nothing is wanted of the callback's state but what RandomStates restores
-        ".*callbacks used to create the checkpoint need to be provided.*",
-        "The dirpath has changed.*",
-        ".*does not have many workers.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*exists and is not empty.*",
-        ".*The number of training batches.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

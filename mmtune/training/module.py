@@ -28,7 +28,8 @@ from mmtune.models.spec import LoraOptions, ModelSpec, ProjectorKind, Quantisati
 from mmtune.models.vision import build_tower
 from mmtune.models.vlm import Stage
 from mmtune.training.image_features import encoded, stored_features
-from mmtune.training.objectives.token_loss import supervised_loss
+from mmtune.training.objectives.objective import Objective
+from mmtune.training.objectives.sft import SupervisedObjective
 from mmtune.training.optimizers import OptimizerName, build_optimizer
 from mmtune.training.resuming import ResumableModule
 from mmtune.training.sharding import shard
@@ -113,6 +114,7 @@ class InstructionTuning(ResumableModule):
         self.dtype_of_frozen: torch.dtype = getattr(torch, dtype)
         self.gradient_checkpointing, self.stored_features_gib = gradient_checkpointing, stored_features_gib
         self.training_template = training_template or ("plain" if stage == "align" else self.spec.template)
+        self.objective: Objective = SupervisedObjective()
         self.model: VisionLanguageModel | None = None
         self.new_schedule = False  # whether a resumed run may have another course of the learning rate
         self._step_started = time.perf_counter()
@@ -295,14 +297,13 @@ class InstructionTuning(ResumableModule):
         assert self.model is not None
         nothing = self._unseen(batch)  # before the model, where the other processes' projectors run
         hidden = self.model(batch)
-        loss = supervised_loss(hidden, batch.targets, self.model.output_layer)
+        loss = self.objective.loss(hidden, batch, self.model.output_layer)
         return loss if nothing is None else loss + nothing
 
     def _unseen(self, batch: PackedBatch) -> torch.Tensor | None:
-        """For a pack without photos, a zero that the projector has a part in; the tower stays out of it.
+        """Zero-valued term that gives the projector a gradient on packs without photos; None where it is not needed.
 
-        The projector gets a gradient (of zero), so that processes which see photos and processes which do not agree on
-        what they exchange.
+        So processes with photos and processes without exchange the same gradients. The tower does not run.
         """
         assert self.model is not None
         projector, tower = self.model.projector, self.model.tower

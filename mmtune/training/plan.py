@@ -25,7 +25,7 @@ from mmtune.models.cost.memory import (
 from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
 from mmtune.models.vision import tower_shape
 from mmtune.training.module import InstructionTuning
-from mmtune.training.objectives.token_loss import CHUNK, chunked_loss
+from mmtune.training.objectives.objective import Objective
 
 # bytes a weight: two moments in float32, or in 8 bits with a float32 per 256 of them (arXiv 2110.02861, section 2)
 MOMENTS: dict[str, float] = {"adamw": 8, **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit"), 2 * (1 + 4 / 256))}
@@ -228,7 +228,7 @@ def estimates(
         if key not in working:
             step = TrainingPass(
                 max(work.packs, key=lambda pack: pack.tokens),
-                chunked_loss,
+                module.objective.loss_at,
                 autocast=schedule.autocast,
                 accumulates=schedule.accumulated > 1,
                 tower_runs=not module.stored_features_gib,
@@ -249,7 +249,7 @@ def estimates(
             work.name,
             trainable=sum(p.numel() for p in parameters if p.requires_grad),
             total=sum(p.numel() for p in parameters),
-            flops=operations(model, work, tower_once=bool(module.stored_features_gib)),
+            flops=operations(model, work, module.objective, tower_once=bool(module.stored_features_gib)),
             gpu=step_memory(
                 model,
                 there,
@@ -272,7 +272,7 @@ def estimates(
     return found
 
 
-def operations(model: VisionLanguageModel, work: Workload, *, tower_once: bool) -> StepFlops:
+def operations(model: VisionLanguageModel, work: Workload, objective: Objective, *, tower_once: bool) -> StepFlops:
     """Of a run, counted as the ledger counts them. With `tower_once`, a photo's features are kept for later epochs."""
     counter = FlopsCounter(model)
     steps = [
@@ -281,7 +281,7 @@ def operations(model: VisionLanguageModel, work: Workload, *, tower_once: bool) 
             supervised=pack.supervised,
             image_tokens=pack.image_tokens,
             photos=pack.photos,
-            head_twice=pack.supervised > CHUNK,
+            head_twice=objective.computes_logits_twice(pack.supervised),
         )
         for pack in work.packs
     ]

@@ -23,7 +23,6 @@ from mmtune.models.cost.flops import FlopsCounter, count_parameters, matrix_prod
 from mmtune.training.callbacks.energy import EnergyMeter
 from mmtune.training.distributed import of_every_process, process_number
 from mmtune.training.module import InstructionTuning
-from mmtune.training.objectives.token_loss import CHUNK
 
 _TIMES = ("wall_s", "train_s")
 _LIBRARIES = ("mmtune", "torch", "transformers", "peft", "lightning", "open_clip_torch", "timm", "datasets")
@@ -102,6 +101,7 @@ class Ledger(pl.Callback):
     ) -> None:
         """Add the step."""
         assert self._flops is not None
+        assert isinstance(pl_module, InstructionTuning)
         tokens, image = len(batch.input_ids), batch.image_tokens
         photos = _photos_encoded(pl_module) - self._tower_before
         supervised = batch.supervised_tokens
@@ -110,7 +110,7 @@ class Ledger(pl.Callback):
             supervised=supervised,
             image_tokens=image,
             photos=photos,
-            head_twice=supervised > CHUNK,
+            head_twice=pl_module.objective.computes_logits_twice(supervised),
         )
         for name, amount in {
             "train_s": time.perf_counter() - self._step_begun,

@@ -1,0 +1,27 @@
+"""Supervised fine-tuning: cross entropy at the answers' tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from mmtune.data.collate import PackedBatch
+from mmtune.models.head import Head
+from mmtune.training.objectives.token_loss import CHUNK, chunked_loss, supervised_loss
+
+
+class SupervisedObjective:
+    """Mean cross entropy over the supervised tokens."""
+
+    name = "sft"
+
+    def loss(self, hidden: torch.Tensor, batch: PackedBatch, head: Head) -> torch.Tensor:
+        """See `Objective.loss`."""
+        return supervised_loss(hidden, batch.targets, head)
+
+    def loss_at(self, states: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
+        """See `Objective.loss_at`."""
+        return chunked_loss(states, targets, head)
+
+    def computes_logits_twice(self, supervised: int) -> bool:
+        """See `Objective.computes_logits_twice`; the logits of several chunks are not kept."""
+        return supervised > CHUNK
