@@ -1,0 +1,227 @@
+"""A run from Python: what `mmtune fit` does, without a command line."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+
+from mmtune.common.errors import UserError, did_you_mean
+from mmtune.common.files import atomic_path, read_json
+from mmtune.data.datamodule import InstructionData
+from mmtune.data.mixture import Mixture
+from mmtune.data.sources.in_memory import rows_file
+from mmtune.models.saving import model_folder
+from mmtune.models.spec import LoraOptions, VisionOptions
+from mmtune.training.callbacks.stopping import Stopped
+from mmtune.training.dates import keep_date
+from mmtune.training.module import InstructionTuning
+from mmtune.training.trainer import (
+    DEFAULTS,
+    SEED,
+    check_run,
+    checkpoint_of,
+    claim_run,
+    explained,
+    make_trainer,
+    quieten,
+    run_options,
+)
+
+_OURS = ("callbacks", "logger")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        path: its directory.
+    """
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The folder of the tuned model."""
+        return self.path / "model"
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        """What it cost; see docs/reference."""
+        found: dict[str, Any] = read_json(self.path / "ledger.json")
+        return found
+
+
+def fit(
+    model: str | Path | Mapping[str, Any],
+    data: Any,
+    out: str | Path = "runs/fit",
+    *,
+    checkpoint_every: int = 100,
+    new_schedule: bool = False,
+    seed: int = SEED,
+    **trainer: Any,
+) -> Run:
+    """Train a model, with all that `mmtune fit` does: packs, exact resuming, ledger, guards.
+
+    An unfinished run in `out` is gone on with.
+
+    Args:
+        model: a run, a saved model or a language model to start from; or options of
+            `mmtune.training.module.InstructionTuning`, as a config has them under `model`.
+        data: rows (a list of dicts, a `datasets.Dataset`, a pandas frame), the path of a file or several; or options of
+            `mmtune.data.datamodule.InstructionData`, as a config has them under `data`, whose `train` is a mapping.
+            Rows may also stand where a config names a file.
+        out: the run directory.
+        checkpoint_every: steps between checkpoints to resume from; 0 for none.
+        new_schedule: resume with another number of steps than the run began with, though the learning rate jumps.
+        seed: of all random numbers but those that model and data have seeds for.
+        **trainer: options of Lightning's trainer: `max_steps`, `max_epochs`, `accumulate_grad_batches`, `precision`, …
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: as the command line says it; names of flags stand for the options of the same name.
+        KeyboardInterrupt: Ctrl-C was pressed; the step is finished and saved.
+    """
+    run = Path(out)
+    _check_names(trainer, pl.Trainer, "trainer")
+    options = {**DEFAULTS, **trainer}
+    model_options, data_options = _model_options(model), _data_options(data)
+    settings = {
+        "out": str(run),
+        "checkpoint_every": checkpoint_every,
+        "seed_everything": seed,
+        "model": model_options,
+        "data": data_options,
+        "trainer": {name: value for name, value in options.items() if name not in _OURS},
+    }
+    quieten()
+    with explained():
+        pl.seed_everything(seed, workers=True, verbose=False)
+        dated = SimpleNamespace(template_date=model_options.get("template_date"))
+        keep_date(dated, run)
+        module = _module({**model_options, "template_date": dated.template_date})
+        module.new_schedule = new_schedule
+        datamodule = _datamodule(data_options, module)
+        record = [_RecordSettings(run, settings)]
+        ours = run_options(run, options, checkpoint_every=checkpoint_every, more=record)
+        plain = {name: value for name, value in options.items() if name not in (*_OURS, "enable_checkpointing")}
+        made = make_trainer(functools.partial(pl.Trainer, **plain), run, ours["callbacks"], ours["logger"])
+        check_run(module, datamodule, made)
+        claim_run(run)
+        try:
+            made.fit(module, datamodule=datamodule, ckpt_path=checkpoint_of(run), weights_only=True)
+        except Stopped as stop:
+            if stop.number == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise
+    return Run(run)
+
+
+class _RecordSettings(pl.Callback):
+    """Writes `RUN/config.yaml`, with which `mmtune fit --config` does the run again."""
+
+    def __init__(self, run: Path, settings: dict[str, Any]) -> None:
+        self._run, self._settings = run, settings
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the settings before anything is computed, and tell them to the loggers."""
+        assert isinstance(pl_module, InstructionTuning)
+        model = {**self._settings["model"], "template_date": pl_module.spec.template_date}
+        settings = _plain({**self._settings, "model": model})
+        if trainer.is_global_zero:
+            with atomic_path(self._run / "config.yaml") as temporary:
+                temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+            for logger in trainer.loggers:
+                logger.log_hyperparams(settings)
+
+
+def _model_options(model: Any) -> dict[str, Any]:
+    if isinstance(model, str | Path):
+        return {"base" if model_folder(str(model)) is not None else "language": str(model)}
+    if not isinstance(model, Mapping):
+        raise UserError(f"model: is a {type(model).__name__}; give a path, a hub id, or a dict of options")
+    _check_names(model, InstructionTuning, "model")
+    return dict(model)
+
+
+def _data_options(data: Any) -> dict[str, Any]:
+    if isinstance(data, str | Path):
+        return {"train": {"visual": [str(data)]}}
+    if isinstance(data, Sequence) and data and all(isinstance(one, str | Path) for one in data):
+        return {"train": {"visual": list(map(str, data))}}
+    if not isinstance(data, Mapping):
+        return {"train": {"visual": [str(rows_file(data))]}}
+    _check_names(data, InstructionData, "data")
+    found = dict(data)
+    if found.get("validation") is not None:
+        found["validation"] = _sources(found["validation"], "data.validation")
+    train = found.get("train")
+    if not isinstance(train, Mapping):
+        found["train"] = _data_options(train)["train"] if train is not None else {}
+        return found
+    _check_names(train, Mixture, "data.train")
+    kinds = ("text", "visual")
+    read = {kind: _sources(train[kind], f"data.train.{kind}") for kind in kinds if train.get(kind) is not None}
+    found["train"] = {**train, **read}
+    return found
+
+
+def _sources(given: Any, name: str) -> list[str]:
+    """Files and hub ids, and files of rows that are in memory."""
+    if isinstance(given, str | Path):
+        return [str(given)]
+    if isinstance(given, Sequence) and all(isinstance(one, str | Path) for one in given):
+        return list(map(str, given))
+    return [str(rows_file(given, name))]
+
+
+def _module(options: dict[str, Any]) -> InstructionTuning:
+    kinds: dict[str, Callable[..., Any]] = {"lora": LoraOptions, "vision": VisionOptions}
+    for name, kind in kinds.items():
+        if isinstance(options.get(name), Mapping):
+            _check_names(options[name], kind, f"model.{name}")
+            options[name] = kind(**options[name])
+    return InstructionTuning(**options)
+
+
+def _datamodule(options: dict[str, Any], module: InstructionTuning) -> InstructionData:
+    return InstructionData(**{**options, "train": Mixture(**options["train"]), "inputs": module.inputs})
+
+
+def _check_names(given: Mapping[str, Any], kind: Callable[..., Any], where: str) -> None:
+    """Refuse options that are not there.
+
+    Raises:
+        UserError: there is one; the nearest is named.
+    """
+    known = [name for name in inspect.signature(kind).parameters if name not in ("self", "inputs")]
+    for name in given:
+        if name not in known:
+            raise UserError(f"{where}: there is no option {name!r}; {did_you_mean(str(name), known)}")
+
+
+def _plain(value: Any) -> Any:
+    """Settings as YAML has them; objects that it has no form for are left out."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items() if _has_form(one)}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value if _has_form(one)]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _has_form(value: Any) -> bool:
+    return is_dataclass(value) or isinstance(value, str | int | float | bool | None | Mapping | list | tuple | Path)
