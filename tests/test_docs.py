@@ -183,3 +183,12 @@ def test_every_promise_of_security_has_its_test() -> None:
         assert named <= written
     for file in re.findall(r"`(tests/[\w/]+\.py)`", text):
         assert (ROOT / file).is_file(), file
+
+
+def test_a_newcomers_changes_have_a_place() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("| to add | open |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`([^`]+)`", line) for line in table.splitlines() if line.startswith("| a")]
+    assert len(rows) >= 20
+    assert [path for paths in rows for path in paths if not (ROOT / path).is_file()] == []
+    assert all(rows)
