@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from mmtune.analysis.compare import Comparison, Estimate
+from mmtune.analysis.comparison import Comparison, Estimate
 from mmtune.analysis.tables import p_text, points_text
 from mmtune.common.files import atomic_path
 from mmtune.common.text import visible

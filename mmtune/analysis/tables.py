@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from mmtune.analysis.compare import Against, Comparison, Estimate
+from mmtune.analysis.comparison import Against, Comparison, Estimate
 from mmtune.analysis.plots import flop_unit
 from mmtune.analysis.records import MODALITIES, PairedSample, Sample, TaskChange
 from mmtune.analysis.study import Study, cheaper

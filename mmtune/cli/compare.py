@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mmtune.analysis.compare import compare, write_json_file
+from mmtune.analysis.compare import compare
+from mmtune.analysis.comparison import write_json_file
 from mmtune.analysis.pages import write_comparison_page
 from mmtune.analysis.tables import comparison_table, evaluations_table, flips_table
 from mmtune.cli.shared.flags import build_parser, parse

@@ -14,7 +14,8 @@ from evaluations import HOSTILE, sample, write_evaluation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmtune.analysis.compare import Comparison, compare, write_json_file
+from mmtune.analysis.compare import compare
+from mmtune.analysis.comparison import Comparison, write_json_file
 from mmtune.common.errors import UserError
 from mmtune.evaluation.run.load_model import COSTS
 from mmtune.evaluation.run.results import Results, Sample, TaskResult
