@@ -67,6 +67,7 @@ def test_what_a_kill_cut_off_is_written_over(tower: VisionTower) -> None:
 
 
 def _add(tower: VisionTower, numbers: range) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads are not there in a forked process, which would wait for them
     for number in numbers:
         FeatureStore(tower).add({digests(number)[0]: of(tower, number)})
 

@@ -29,9 +29,14 @@ def test_the_random_state_is_the_same_whether_it_was_converted_before_or_not(ggu
     assert torch.equal(*drawn)
 
 
+def _load(gguf: str) -> None:
+    torch.set_num_threads(1)  # OpenMP's threads are not there in a forked process, which would wait for them
+    load_language(gguf)
+
+
 def test_two_processes_convert_once(gguf: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     context = multiprocessing.get_context("fork")
-    both = [context.Process(target=load_language, args=(gguf,)) for _ in range(2)]
+    both = [context.Process(target=_load, args=(gguf,)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
