@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         if debug:
             raise
-        return _complain(str(error))
+        return _report(str(error))
     except BrokenPipeError:
         # the reader of our output (head, less) has seen enough; Python's own flush at exit must not complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,13 +88,13 @@ def main(argv: list[str] | None = None) -> int:
         found = disk.trouble(error)
         if debug or found is None:
             raise
-        return _complain(disk.advice(found))
+        return _report(disk.advice(found))
     except KeyboardInterrupt:
         print("mmtune: interrupted", file=sys.stderr)
         return 130
 
 
-def _complain(message: str) -> int:
+def _report(message: str) -> int:
     print(f"mmtune: error: {shown(' '.join(message.split()))}", file=sys.stderr)  # it may quote data
     return 2
 

@@ -43,7 +43,7 @@ class Fields:
     """A mapping from a file, taken apart key by key.
 
     Attributes:
-        where: the file (and key) that complaints name.
+        where: the file (and key) that messages name.
     """
 
     def __init__(self, raw: Any, where: str) -> None:
@@ -53,7 +53,7 @@ class Fields:
         self._known: set[str] = set()
         self.where = where
 
-    def complaint(self, key: str, problem: str) -> UserError:
+    def error(self, key: str, problem: str) -> UserError:
         """An error about a key."""
         return UserError(f"{self.where}: {key}: {problem}")
 
@@ -72,7 +72,7 @@ class Fields:
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             wanted = _TYPE_NAMES.get(kind, kind.__name__)
             hint = "; put it in quotes" if kind is str and not isinstance(value, (dict, list)) else ""
-            raise self.complaint(key, f"must be {wanted}, not {value!r}{hint}")
+            raise self.error(key, f"must be {wanted}, not {value!r}{hint}")
         return value
 
     def optional(self, key: str, kind: type[T]) -> T | None:
@@ -87,7 +87,7 @@ class Fields:
         """The value of a key that must be one of a few words."""
         value = self.take(key, str, default)
         if value not in choices:
-            raise self.complaint(key, f"unknown {value!r}; {did_you_mean(value, choices)}")
+            raise self.error(key, f"unknown {value!r}; {did_you_mean(value, choices)}")
         return value
 
     def texts(self, key: str, choices: Collection[str] | None = None) -> tuple[str, ...]:
@@ -98,16 +98,16 @@ class Fields:
         values = self.take(key, list, [])
         for value in values:
             if not isinstance(value, str):
-                raise self.complaint(key, f"every entry must be text, not {value!r}")
+                raise self.error(key, f"every entry must be text, not {value!r}")
             if choices is not None and value not in choices:
-                raise self.complaint(key, f"unknown {value!r}; {did_you_mean(value, choices)}")
+                raise self.error(key, f"unknown {value!r}; {did_you_mean(value, choices)}")
         return tuple(values)
 
     def positive(self, key: str) -> int:
         """The value of a key that must be a whole number above 0."""
         value = self.take(key, int)
         if value < 1:
-            raise self.complaint(key, f"must be at least 1, not {value}")
+            raise self.error(key, f"must be at least 1, not {value}")
         return value
 
     def raw(self, key: str) -> Any:

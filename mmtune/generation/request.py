@@ -10,7 +10,7 @@ import numpy as np
 
 from mmtune.common.errors import UserError
 from mmtune.data.conversation import IMAGE_PLACEHOLDER
-from mmtune.data.rendering.templates import THOUGHT_END, join_primer
+from mmtune.data.rendering.templates import THOUGHT_END, join_response_prefix
 from mmtune.generation.fitting import PromptWriter
 from mmtune.generation.prompts import PromptEncoder, as_text
 from mmtune.interfaces import Completion, FinishReason, Prompt, SamplingParams
@@ -139,7 +139,7 @@ class Request:
             thought = closed(thought)
         # a mark that the model wrote is no place for an image
         text = one.text + f"{thought}\n\n".replace(IMAGE_PLACEHOLDER, "image")
-        one.text = join_primer(text, as_text(self._prompts[one.number].response_prefix))
+        one.text = join_response_prefix(text, as_text(self._prompts[one.number].response_prefix))
         return True
 
 

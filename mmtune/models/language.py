@@ -28,7 +28,7 @@ from mmtune.models.gguf_header import check_gguf
 from mmtune.models.interop.chat_templates import chat_template_of
 from mmtune.models.interop.llava_hf import TransformersLlava
 from mmtune.models.interop.sources import load_source_language, open_source
-from mmtune.models.load_errors import complaining
+from mmtune.models.load_errors import explaining
 from mmtune.models.spec import LoraOptions, Quantisation
 from mmtune.models.vocabulary import check_tokenizer, vocabulary_size
 from mmtune.models.window import window_of
@@ -42,7 +42,7 @@ def load_config(reference: str) -> Any:
     Raises:
         UserError: it cannot be found, or its architecture is not known.
     """
-    with complaining(partial(_not_loadable, reference)):
+    with explaining(partial(_not_loadable, reference)):
         if (source := open_source(reference)) is not None:
             return pretrained.harmless(source.language_config(), reference)
         return pretrained.load_config(_transformers_name(reference))
@@ -63,7 +63,7 @@ def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantis
     options: dict[str, Any] = {}
     if quantise is not None:
         options["quantization_config"] = _quantisation(quantise, dtype, _kept_whole(reference))
-    with complaining(partial(_not_loadable, reference)):
+    with explaining(partial(_not_loadable, reference)):
         if (source := open_source(reference)) is not None:
             language = load_source_language(source, dtype=dtype, **options)
         else:
@@ -99,7 +99,7 @@ def _check_complete(found: dict[str, Any]) -> None:
 
 def empty_language(reference: str, *, dtype: torch.dtype = torch.float32) -> Any:
     """The same architecture without weights, on the meta device: for counting and planning."""
-    with complaining(partial(_not_loadable, reference)), torch.device("meta"):
+    with explaining(partial(_not_loadable, reference)), torch.device("meta"):
         return pretrained.build_causal_model(load_config(reference), dtype=dtype)
 
 
@@ -111,7 +111,7 @@ def check_language(reference: str, lora: LoraOptions | None) -> None:
     """
     name = _transformers_name(reference)
     names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-    with complaining(partial(_not_loadable, reference)):
+    with explaining(partial(_not_loadable, reference)):
         if not any(pretrained.find_file(name, file) for file in names):
             raise OSError(f"there is none of {', '.join(names)}")
     if lora is not None:
@@ -142,7 +142,7 @@ def load_tokenizer(reference: str) -> Any:
         UserError: there is none.
         VocabularyError: it gives ids that the model's embedding has no row for.
     """
-    with complaining(partial(_not_loadable, reference)):
+    with explaining(partial(_not_loadable, reference)):
         tokenizer = _read_tokenizer(reference)
         tokenizer("a")  # what is wrong with its settings shows only in use
         check_tokenizer(tokenizer, embedding_rows(reference), reference)
@@ -253,7 +253,7 @@ def _converted(gguf: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     print(f"Converting {gguf.name} once, to {folder} ...", file=sys.stderr, flush=True)
     check_gguf(gguf)
-    with complaining(lambda error: UserError(f"{gguf}: not a GGUF file that transformers can read: {reason(error)}")):
+    with explaining(lambda error: UserError(f"{gguf}: not a GGUF file that transformers can read: {reason(error)}")):
         tokenizer, quantised = pretrained.load_gguf(gguf)
     config = AutoConfig.for_model(quantised.config.model_type)
     settings = quantised.config.to_dict()

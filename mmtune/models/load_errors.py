@@ -1,4 +1,4 @@
-"""What libraries raise over files that others wrote, as complaints about these files."""
+"""What libraries raise over files that others wrote, as messages about these files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mmtune.models.decoding.batches import is_out_of_memory
 
 
 @contextmanager
-def complaining(complaint: Callable[[Exception], UserError]) -> Iterator[None]:
-    """Within, whatever a library raises becomes the complaint; complaints of our own and lack of memory stay.
+def explaining(message: Callable[[Exception], UserError]) -> Iterator[None]:
+    """Within, whatever a library raises becomes the message; messages of our own and lack of memory stay.
 
     transformers, tokenizers, peft and torch raise exceptions of nearly any kind over a value that they do not expect in
     a JSON file, a pickle or a GGUF file.
@@ -23,4 +23,4 @@ def complaining(complaint: Callable[[Exception], UserError]) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        raise complaint(error) from None
+        raise message(error) from None

@@ -28,7 +28,7 @@ from mmtune.data.rendering.template_date import check_date
 from mmtune.models.composed import ComposedModel
 from mmtune.models.interop.sources import Source, check_vocabulary, open_source
 from mmtune.models.language import load_config
-from mmtune.models.load_errors import complaining
+from mmtune.models.load_errors import explaining
 from mmtune.models.spec import ModelSpec
 
 Model = TypeVar("Model", bound=ComposedModel)
@@ -80,7 +80,7 @@ def _read_spec(reference: str, language: str | None) -> ModelSpec:
             )
         if reference.startswith("runs/") and not locate(reference).exists():
             raise UserError(f"{reference}: no such run; train it first, or name another run, saved model or hub id")
-        with complaining(partial(_not_a_model, reference)):
+        with explaining(partial(_not_a_model, reference)):
             if (source := open_source(reference)) is not None:
                 spec = source.spec(language)
                 spec.check(reference)
@@ -156,7 +156,7 @@ def load_trained(model: ComposedModel, reference: str) -> None:
         UserError: a file is missing, damaged, or of another shape.
     """
     if (folder := model_folder(reference)) is None:
-        with complaining(partial(_not_a_model, reference)):
+        with explaining(partial(_not_a_model, reference)):
             if (source := open_source(reference)) is not None:
                 _load_source(model, source)
         return

@@ -1,4 +1,4 @@
-"""`mmtune compare`: its tables, its files and its complaints."""
+"""`mmtune compare`: its tables, its files and its messages."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def test_a_step_that_fails_ends_it_and_the_rest_is_done_later(gone_on: GoneOn) -
 
 
 @pytest.mark.parametrize(
-    ("flags", "complaint"),
+    ("flags", "message"),
     [
         (["--budget", "3"], "--budget 3: must be at least 16"),
         (["--seeds", "0"], "--seeds 0: must be at least 1"),
@@ -286,9 +286,9 @@ def test_a_step_that_fails_ends_it_and_the_rest_is_done_later(gone_on: GoneOn) -
         (["--preset", "large"], "large"),
     ],
 )
-def test_wrong_flags(run: Reproduce, flags: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_flags(run: Reproduce, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*flags) == 2
-    assert complaint in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_another_comparison_in_the_folder_is_refused(

@@ -146,7 +146,7 @@ def test_chatml_in_full() -> None:
     )
 
 
-def test_primers_begin_the_answer() -> None:
+def test_response_prefixes_begin_the_answer() -> None:
     user = [Turn("user", "Hi")]
     assert TEMPLATES["vicuna_v1"].prompt(user, response_prefix="The").endswith("USER: Hi ASSISTANT: The")
     assert TEMPLATES["chatml"].prompt(user, response_prefix="The").endswith("<|im_start|>assistant\nThe")

@@ -350,7 +350,7 @@ def test_a_text_only_model_is_told_before_anything_runs(suite: Path, data: Path)
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "message"),
     [
         ({"limit": 0}, r"--limit 0: must be at least 1"),
         ({"batch_tokens": 0}, r"--batch-tokens 0: must be at least 1"),
@@ -359,8 +359,8 @@ def test_a_text_only_model_is_told_before_anything_runs(suite: Path, data: Path)
         ({"tasks": ["pop"]}, r"--tasks: 'pop' is not in suite small; did you mean 'pope'"),
     ],
 )
-def test_bad_arguments(suite: Path, data: Path, options: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
+def test_bad_arguments(suite: Path, data: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         run(Scripted(oracle), suite, data, **options)
 
 

@@ -1,4 +1,4 @@
-"""`mmtune eval`: its flags, its table and its complaints."""
+"""`mmtune eval`: its flags, its table and its messages."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_names_cannot_steer_the_terminal(
 
 
 @pytest.mark.parametrize(
-    ("extra", "complaint"),
+    ("extra", "message"),
     [
         (["--suite", "mlan"], "mlan: no file and no name in mmtune's eval_suites; did you mean 'mlan9'?"),
         (["--tasks", "bolq"], "did you mean 'boolq'?"),
@@ -92,13 +92,13 @@ def test_names_cannot_steer_the_terminal(
     ],
 )
 def test_mistakes_exit_with_2_and_one_line_before_the_model_is_loaded(
-    flags: list[str], loaded: list[Any], extra: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    flags: list[str], loaded: list[Any], extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*flags, *extra]) == 2
     error = capsys.readouterr().err
     assert error.startswith("mmtune: error: ")
     assert error.count("\n") == 1
-    assert complaint in error
+    assert message in error
     assert loaded == []
 
 

@@ -110,7 +110,7 @@ def test_choices_of_the_task_file(data: Path, choices: str, asked: list[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("extra", "complaint"),
+    ("extra", "message"),
     [
         ("choices: other", r"toy.yaml: choices: .* has no column 'other'"),
         ("choices: words[:2]", r"choices: row 0: 2 texts for 3 valid answers"),
@@ -119,8 +119,8 @@ def test_choices_of_the_task_file(data: Path, choices: str, asked: list[str]) ->
         ("answering: guess", r"answering: unknown 'guess'"),
     ],
 )
-def test_mistakes_in_the_task_file(data: Path, extra: str, complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
+def test_mistakes_in_the_task_file(data: Path, extra: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         score(data, Scripted(lambda _: ""), extra, answering="likelihood")
 
 

@@ -149,32 +149,32 @@ def test_a_folder_here_is_not_taken_for_the_hub(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("code", "complaint"),
+    ("code", "message"),
     [
         ("x = 1", r"pope.yaml: metrics: metric .*broken.py: cannot be loaded"),
         ("raise RuntimeError('boom\\nmore')", r"pope.yaml: metrics: metric .*broken.py: cannot be loaded: boom$"),
         ("x = (", r"pope.yaml: metrics: metric .*broken.py: cannot be loaded"),
     ],
 )
-def test_a_metric_that_cannot_be_loaded(tmp_path: Path, code: str, complaint: str) -> None:
+def test_a_metric_that_cannot_be_loaded(tmp_path: Path, code: str, message: str) -> None:
     (tmp_path / "broken.py").write_text(code)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         evaluated(tmp_path, pope_with({"evaluate": {"path": str(tmp_path / "broken.py")}}), trust_metric_code=True)
 
 
 def test_a_metric_that_fails_or_lacks_the_result() -> None:
     outcomes = random_answers(0)
-    for entry, complaint in (
+    for entry, message in (
         ({"path": "share_right.py", "result": "gone"}, r"share_right.py: does not compute 'gone'"),
         ({"path": "share_right.py", "arguments": {"x": 1}}, r"share_right.py: does not compute 'share_right': .*'x'"),
         ({"path": "confusion_rates.py", "result": "f1"}, r"confusion_rates.py: does not compute 'f1'"),
     ):
-        with pytest.raises(UserError, match=complaint):
+        with pytest.raises(UserError, match=message):
             outside(pope_with({"evaluate": entry}))[0](outcomes)
 
 
 @pytest.mark.parametrize(
-    ("metrics", "complaint"),
+    ("metrics", "message"),
     [
         ([{"evaluate": {}}], r"pope.yaml: metrics: evaluate: key 'path' is missing"),
         ([{"evaluate": {"path": "gone.py"}}], r"metrics: evaluate: path: .*gone.py: no such file"),
@@ -185,8 +185,8 @@ def test_a_metric_that_fails_or_lacks_the_result() -> None:
         (["vqa_accuracy"], r"pope.yaml: metrics: accuracy and vqa_accuracy mark one answer in two ways"),
     ],
 )
-def test_mistakes_in_the_task_file(metrics: list[Any], complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
+def test_mistakes_in_the_task_file(metrics: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         pope_with(*metrics)
 
 

@@ -206,7 +206,7 @@ def test_prompts(task: str, row: dict[str, Any], prompt: str, target: str) -> No
     assert len(asked.photos) == prompt.count("<image>")
 
 
-def test_every_task_of_the_nine_has_its_primer_and_limits() -> None:
+def test_every_task_of_the_nine_has_its_response_prefix_and_limits() -> None:
     tasks = {task.name: task for task in load_suite("mlan9").tasks}
     limits = {name: task.max_tokens for name, task in tasks.items()}
     assert limits == {

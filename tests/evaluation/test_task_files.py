@@ -35,7 +35,7 @@ def test_the_smallest_task() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("change", "message"),
     [
         ({"promt": "x"}, r"mine.yaml: unknown key 'promt'; did you mean 'prompt'\?"),
         ({"prompt": None}, r"mine.yaml: key 'prompt' is missing"),
@@ -79,13 +79,13 @@ def test_the_smallest_task() -> None:
         ),
     ],
 )
-def test_bad_tasks(change: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint):
+def test_bad_tasks(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         task_from({**TASK, **change}, "mine.yaml")
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         ("a: [", r"bad.yaml, line 1: not valid YAML"),
         ("name: x\nname: y\n", r"bad.yaml, line 2: .*'name' is given twice"),
@@ -93,12 +93,12 @@ def test_bad_tasks(change: dict[str, Any], complaint: str) -> None:
         ("", r"bad.yaml: must be a mapping"),
     ],
 )
-def test_bad_yaml(tmp_path: Path, text: str, complaint: str) -> None:
+def test_bad_yaml(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         load_task(str(file))
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         load_suite(file)
 
 
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tasks", "complaint"),
+    ("tasks", "message"),
     [
         ("[]", r"suite.yaml: tasks: is empty"),
         ("[bolq]", r"unknown task 'bolq'; did you mean 'boolq'"),
@@ -121,10 +121,10 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         ("[gone.yaml]", r"gone.yaml: no such task file"),
     ],
 )
-def test_bad_suites(tmp_path: Path, tasks: str, complaint: str) -> None:
+def test_bad_suites(tmp_path: Path, tasks: str, message: str) -> None:
     file = tmp_path / "suite.yaml"
     file.write_text(f"name: s\ntasks: {tasks}\n")
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         load_suite(file)
 
 

@@ -59,19 +59,19 @@ def test_the_work_is_shared_and_can_be_done_again(data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("mistake", "complaint"),
+    ("mistake", "message"),
     [
         (["--tasks", "bolq"], "--tasks: 'bolq' is not in suite small"),
         (["--seeed", "1"], "--help lists the flags"),
     ],
 )
-def test_a_mistake_is_told_once(data: Path, tmp_path: Path, llama: Path, mistake: list[str], complaint: str) -> None:
+def test_a_mistake_is_told_once(data: Path, tmp_path: Path, llama: Path, mistake: list[str], message: str) -> None:
     flags = ["--model", llama, "--suite", data / "small.yaml", "--data-root", data, "--out", tmp_path / "out", *mistake]
     codes = f'{sys.executable} -m mmtune.cli.main eval "$@"; echo $? > {tmp_path}/code$RANK'
     done = run([*PARTS, "--no-python", "sh", "-c", codes, "eval", *flags])
     assert [(tmp_path / f"code{rank}").read_text().strip() for rank in range(2)] == ["2", "2"]
     assert done.stderr.count("mmtune: error: ") == 1
-    assert complaint in done.stderr
+    assert message in done.stderr
 
 
 class Fake:

@@ -30,7 +30,7 @@ class Command:
         arguments: of a world and a place.
         area: the part of the place whose disk operations are counted: `out`, `cache`, or nothing for both.
         prepare: of a world, what is done in the process before.
-        finished: what a complaint says when it is the result that is in the way.
+        finished: what a message says when it is the result that is in the way.
     """
 
     name: str

@@ -51,7 +51,7 @@ class Ended:
     seconds: float
 
     @property
-    def complaint(self) -> str:
+    def error(self) -> str:
         """The one line that tells a user what to do; empty where there is none, more than one, or a traceback."""
         lines = [line for line in self.said.splitlines() if line.startswith("mmtune: error:")]
         return lines[0] if len(lines) == 1 and "Traceback" not in self.said else ""

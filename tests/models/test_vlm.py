@@ -295,7 +295,7 @@ class TestGenerate:
             whole[: whole.index(stop) + 1]
         ]
 
-    def test_the_primer_begins_the_answer_and_is_no_part_of_it(self, text_model: VisionLanguageModel) -> None:
+    def test_the_response_prefix_begins_the_answer_and_is_no_part_of_it(self, text_model: VisionLanguageModel) -> None:
         tokenizer = text_model.tokenizer
         ids = tokenizer(
             "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nThe",

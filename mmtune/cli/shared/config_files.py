@@ -28,7 +28,7 @@ def with_config_paths(argv: list[str]) -> list[str]:
 
 
 def _config(name: str) -> Path:
-    """The file of a config; the parser's own complaint about one that cannot be read does not name it."""
+    """The file of a config; the parser's own message about one that cannot be read does not name it."""
     path = find_resource("configs", name)
     try:
         for layer in layers_of(path, "configs"):

@@ -1,4 +1,4 @@
-"""The parsers' complaints, in words that name the flag or the config's key and say what to write instead."""
+"""The parsers' messages, in words that name the flag or the config's key and say what to write instead."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def reworded(message: str, parser: argparse.ArgumentParser, arguments: Sequence[
 
 
 def unreadable(arguments: Sequence[str], error: ValueError | OverflowError) -> str:
-    """What jsonargparse lets through: code that is not trusted, and Python's own complaint about very long numbers."""
+    """What jsonargparse lets through: code that is not trusted, and Python's own message about very long numbers."""
     if code := _NOT_TRUSTED.search(str(error)):  # where a group of flags is given as one
         return str(not_trusted(place_of(_key_of(code["path"], arguments), arguments), code["path"]))
     culprit = next((argument for argument in arguments if re.search(r"\d{300}", argument)), "--config")

@@ -17,7 +17,7 @@ Options = TypeVar("Options")
 
 
 class OneLineParser(ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose messages are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise instead of printing the usage.

@@ -20,7 +20,7 @@ from mmtune.common.text import visible
 
 
 class TrainingParser(LightningArgumentParser):
-    """A parser whose complaints are one line, and that takes no beginning of a flag for the flag."""
+    """A parser whose messages are one line, and that takes no beginning of a flag for the flag."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})

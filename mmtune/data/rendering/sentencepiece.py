@@ -46,7 +46,7 @@ def check_settings(tokenizer: Any, settings: Mapping[str, Any], added: Mapping[s
         tokenizer: of `build_tokenizer`.
         settings: of `tokenizer_config.json`.
         added: of `added_tokens.json`, the ids of tokens.
-        reference: what the tokenizer is called in the complaint.
+        reference: what the tokenizer is called in the message.
 
     Raises:
         UserError: there are tokens that the model does not know, or others that begin and end a text.

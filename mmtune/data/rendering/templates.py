@@ -158,7 +158,7 @@ class Template:
         system = turns[0].text if turns[0].role == "system" else None
         writer = _Writer(thinking=thinking)
         self.write(writer, self._system(system), photo_first([t for t in turns if t.role != "system"]))
-        return join_primer(writer.text, response_prefix)
+        return join_response_prefix(writer.text, response_prefix)
 
     def _system(self, given: str | None) -> str:
         return given if given is not None else self.default_system or ""
@@ -168,7 +168,7 @@ class _NoPlaceError(UserError):
     """The template has no place for what is to be written; the row is named by who knows it."""
 
 
-def join_primer(prompt: str, response_prefix: str) -> str:
+def join_response_prefix(prompt: str, response_prefix: str) -> str:
     """Begin the assistant's turn with `response_prefix`, after a space unless the prompt ends in white space."""
     if not response_prefix or prompt[-1:].isspace():
         return prompt + response_prefix

@@ -1,4 +1,4 @@
-"""Read files and hub data sets into conversations, naming file and row in every complaint."""
+"""Read files and hub data sets into conversations, naming file and row in every message."""
 
 from __future__ import annotations
 

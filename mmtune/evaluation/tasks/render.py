@@ -116,7 +116,7 @@ class Renderer:
         """Make a row ready.
 
         Args:
-            number: the row's number in the split, for complaints.
+            number: the row's number in the split, for messages.
             row: the columns; photos as `Photo` or None.
 
         Raises:
@@ -127,11 +127,11 @@ class Renderer:
         photos = tuple(row[column] for column in self._task.images if row[column] is not None)
         kind = cast(Kind, str(self._evaluate("answer", number, self._kind, names)).strip())
         if kind not in KINDS:
-            raise self._complaint("answer", number, f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
+            raise self._error("answer", number, f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
         if self._labels_from and all(is_null(row.get(column, "")) for column in self._labels_from):
             columns = " and ".join(sorted(self._labels_from))
             problem = f"there is no gold answer: {columns} is null; leave such rows out with `filter`"
-            raise self._complaint("target", number, problem)
+            raise self._error("target", number, problem)
         target = str(self._evaluate("target", number, self._target, names)).strip()
         self._check_target(number, target, kind, options)
         references = self._reference_texts(number, target, names)
@@ -165,13 +165,13 @@ class Renderer:
         options = self._texts("options", number, self._evaluate("options", number, self._options, names))
         if len(options) > len(LETTERS):
             problem = f"{len(options)} options, but there are only {len(LETTERS)} letters"
-            raise self._complaint("options", number, problem)
+            raise self._error("options", number, problem)
         return {**names, "options": list(options)}, options
 
     def _names(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return {"asks_yes_no": self._asks_yes_no, **row}
 
-    def _complaint(self, key: str, number: int, problem: str) -> UserError:
+    def _error(self, key: str, number: int, problem: str) -> UserError:
         return UserError(f"{self._task.where}: {key}: row {number}: {problem}")
 
     def _evaluate(
@@ -181,14 +181,14 @@ class Renderer:
             with limited():
                 value = shown(run(names))
         except _FAULTS as error:
-            raise self._complaint(key, number, str(error) or type(error).__name__) from None
+            raise self._error(key, number, str(error) or type(error).__name__) from None
         if isinstance(value, StrictUndefined):
-            raise self._complaint(key, number, "the value is undefined")
+            raise self._error(key, number, "the value is undefined")
         return value
 
     def _texts(self, key: str, number: int, value: Any) -> tuple[str, ...]:
         if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, str) for v in value):
-            raise self._complaint(key, number, f"must give a list of texts, not {value!r}")
+            raise self._error(key, number, f"must give a list of texts, not {value!r}")
         return tuple(value)
 
     def _reference_texts(self, number: int, target: str, names: Mapping[str, Any]) -> tuple[str, ...]:
@@ -198,7 +198,7 @@ class Renderer:
         references = self._texts("references", number, self._evaluate("references", number, self._references, names))
         if len(references) < 2:
             problem = "must be the answers of at least two people; for those of one, `target` is enough"
-            raise self._complaint("references", number, problem)
+            raise self._error("references", number, problem)
         return references
 
     def _choice_texts(
@@ -209,12 +209,12 @@ class Renderer:
         if not labels:
             if self._task.answering != "generate":
                 problem = "a free answer has no choices to compare; use `answering: generate`"
-                raise self._complaint("answer", number, problem)
+                raise self._error("answer", number, problem)
             return ()
         if self._choices is not None:
             choices = self._texts("choices", number, self._evaluate("choices", number, self._choices, names))
             if len(choices) != len(labels):
-                raise self._complaint("choices", number, f"{len(choices)} texts for {len(labels)} valid answers")
+                raise self._error("choices", number, f"{len(choices)} texts for {len(labels)} valid answers")
             return choices
         return labels if kind == "yes_no" or self._task.choices == LETTER_CHOICES else options
 
@@ -222,7 +222,7 @@ class Renderer:
         valid = _labels(kind, options)
         if (kind != "short" and target not in valid) or not target:
             wanted = "some text" if kind == "short" else f"one of {', '.join(valid) or '(no options)'}"
-            raise self._complaint("target", number, f"the gold answer must be {wanted}, not {target!r}")
+            raise self._error("target", number, f"the gold answer must be {wanted}, not {target!r}")
 
     def _without_marks(self, names: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the prompt may use: where it marks photos itself, a mark in the row's text is no further one."""
@@ -232,7 +232,7 @@ class Renderer:
         if IMAGE_PLACEHOLDER in self._task.prompt:
             if prompt.count(IMAGE_PLACEHOLDER) != photos:
                 written = prompt.count(IMAGE_PLACEHOLDER)
-                raise self._complaint("prompt", number, f"{written} {IMAGE_PLACEHOLDER} mark(s) for {photos} photo(s)")
+                raise self._error("prompt", number, f"{written} {IMAGE_PLACEHOLDER} mark(s) for {photos} photo(s)")
             return prompt
         # a mark inside the row's own text is no place for a photo
         return f"{IMAGE_PLACEHOLDER}\n" * photos + prompt.replace(IMAGE_PLACEHOLDER, "image")

@@ -73,12 +73,12 @@ def load_suite(name: str | Path) -> Suite:
     entries = fields.take("tasks", list)
     fields.finish()
     if not entries:
-        raise fields.complaint("tasks", "is empty; list at least one task")
+        raise fields.error("tasks", "is empty; list at least one task")
     tasks = tuple(_entry(fields, path.parent, entry) for entry in entries)
     names = [task.name for task in tasks]
     for task_name in names:
         if names.count(task_name) > 1:
-            raise fields.complaint("tasks", f"{task_name!r} is listed twice; give one another name with `as`")
+            raise fields.error("tasks", f"{task_name!r} is listed twice; give one another name with `as`")
     return Suite(suite_name, description, cast(Protocol, protocol), tasks)
 
 
@@ -86,11 +86,11 @@ def _entry(fields: Fields, folder: Path, entry: Any) -> Task:
     if isinstance(entry, str):
         return load_task(entry, relative_to=folder)
     if not isinstance(entry, dict) or not isinstance(entry.get("task"), str):
-        raise fields.complaint("tasks", f"every entry must be a name or {{task: name, …}}, not {entry!r}")
+        raise fields.error("tasks", f"every entry must be a name or {{task: name, …}}, not {entry!r}")
     overrides = {key: value for key, value in entry.items() if key != "task"}
     for key, instead in _RESERVED.items():
         if key in overrides:
-            raise fields.complaint("tasks", f"{entry['task']}: {key!r} cannot be set here; use {instead}")
+            raise fields.error("tasks", f"{entry['task']}: {key!r} cannot be set here; use {instead}")
     if "as" in overrides:
         overrides["name"] = overrides.pop("as")
     return load_task(entry["task"], relative_to=folder, overrides=overrides, overridden_by=fields.where)

@@ -68,7 +68,7 @@ class Task:
 
     Attributes:
         name: what it is called in tables and file names.
-        where: the file it came from, for complaints.
+        where: the file it came from, for messages.
         version: raised whenever a change makes scores incomparable.
         modality: which average it counts in.
         dataset: where the rows are.
@@ -167,7 +167,7 @@ def load_task(
         name: a shipped task's name, or the path of a YAML file.
         relative_to: the folder that such a path starts from.
         overrides: keys to replace; `path`, `config`, `split`, `revision` replace those of `dataset`.
-        overridden_by: the file that the overrides stand in, for complaints.
+        overridden_by: the file that the overrides stand in, for messages.
 
     Raises:
         UserError: there is no such task, or its file is wrong; file and key are named.
@@ -202,7 +202,7 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
 
     Args:
         raw: the value.
-        where: the file, for complaints.
+        where: the file, for messages.
         folder: where the paths in it start from.
 
     Raises:
@@ -211,7 +211,7 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
     fields = Fields(raw, where)
     name = fields.take("name", str)
     if not _NAME.fullmatch(name):
-        raise fields.complaint("name", f"{name!r} may hold only letters, digits, '_', '-' and '.'")
+        raise fields.error("name", f"{name!r} may hold only letters, digits, '_', '-' and '.'")
     task = Task(
         name=name,
         where=where,
@@ -250,23 +250,21 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
         if source is not None:
             template_names(source, f"{where}: {key}", expression=expression)
     if "{" not in task.answer and task.answer not in KINDS:
-        raise fields.complaint("answer", f"unknown {task.answer!r}; {did_you_mean(task.answer, KINDS)}")
+        raise fields.error("answer", f"unknown {task.answer!r}; {did_you_mean(task.answer, KINDS)}")
     if task.answer == "letter" and task.options is None:
-        raise fields.complaint(
-            "options", "missing, and `answer: letter` needs them; say which column lists the options"
-        )
+        raise fields.error("options", "missing, and `answer: letter` needs them; say which column lists the options")
     if task.modality == "vision" and not task.images:
-        raise fields.complaint("images", "missing, and `modality: vision` needs them; name the column of the photo")
+        raise fields.error("images", "missing, and `modality: vision` needs them; name the column of the photo")
     if task.answering != "generate" and not task.has_choices:
-        raise fields.complaint("answering", f"{task.answering} needs `answer: letter` or `yes_no`; use generate")
+        raise fields.error("answering", f"{task.answering} needs `answer: letter` or `yes_no`; use generate")
     if task.thinking_budget < 0:
-        raise fields.complaint("thinking_budget", f"must be at least 0, not {task.thinking_budget}")
+        raise fields.error("thinking_budget", f"must be at least 0, not {task.thinking_budget}")
     if task.thinking_budget and task.answering != "generate":
-        raise fields.complaint("thinking_budget", f"{task.answering} compares choices, before any thought; remove one")
+        raise fields.error("thinking_budget", f"{task.answering} compares choices, before any thought; remove one")
     if task.marking == "vqa_accuracy" and task.references is None:
-        raise fields.complaint("references", "missing, and vqa_accuracy needs them; say which column lists the answers")
+        raise fields.error("references", "missing, and vqa_accuracy needs them; say which column lists the answers")
     if "" in task.stop:
-        raise fields.complaint("stop", "an empty text would end every answer at once; remove it")
+        raise fields.error("stop", "an empty text would end every answer at once; remove it")
     return task
 
 
@@ -285,7 +283,7 @@ def _dataset(fields: Fields) -> DatasetSpec:
     inner.finish()
     for key, part in (("path", path), ("config", spec.config), ("split", spec.split)):
         if part is not None and (not part or ".." in part or part.startswith("/")):
-            raise inner.complaint(key, f"{part!r} is no hub id or name")
+            raise inner.error(key, f"{part!r} is no hub id or name")
     return spec
 
 
@@ -296,7 +294,7 @@ def _options(fields: Fields) -> str | None:
         return raw
     if isinstance(raw, list) and raw and all(isinstance(name, str) for name in raw):
         return "[" + ", ".join(raw) + "]"
-    raise fields.complaint("options", f"must be an expression or a list of columns, not {raw!r}")
+    raise fields.error("options", f"must be an expression or a list of columns, not {raw!r}")
 
 
 def _metrics(fields: Fields, folder: Path) -> tuple[MetricSpec | OutsideMetric, ...]:
@@ -307,31 +305,31 @@ def _metrics(fields: Fields, folder: Path) -> tuple[MetricSpec | OutsideMetric, 
         if isinstance(entry, dict) and len(entry) == 1:
             name, arguments = next(iter(entry.items()))
         if not isinstance(name, str) or not isinstance(arguments, dict):
-            raise fields.complaint("metrics", f"every entry must be a name, or a name with arguments, not {entry!r}")
+            raise fields.error("metrics", f"every entry must be a name, or a name with arguments, not {entry!r}")
         outside = name == "evaluate"
         found.append(_outside_metric(fields, arguments, folder) if outside else _metric(fields, name, arguments))
     names = [metric.name for metric in found]
     if not found or isinstance(found[0], OutsideMetric):
         reason = "is empty" if not found else "begins with one that cannot be resampled for a standard error"
-        raise fields.complaint("metrics", f"{reason}; the first metric is the task's score, e.g. [accuracy]")
+        raise fields.error("metrics", f"{reason}; the first metric is the task's score, e.g. [accuracy]")
     for name in names:
         if names.count(name) > 1:
-            raise fields.complaint("metrics", f"{name!r} is named twice")
+            raise fields.error("metrics", f"{name!r} is named twice")
     marks = [name for name in names if name in MARKS]
     if len(marks) > 1:
-        raise fields.complaint("metrics", f"{' and '.join(marks)} mark one answer in two ways; name one of them")
+        raise fields.error("metrics", f"{' and '.join(marks)} mark one answer in two ways; name one of them")
     return tuple(found)
 
 
 def _metric(fields: Fields, name: str, arguments: Mapping[str, Any]) -> MetricSpec:
     if name not in METRICS:
-        raise fields.complaint("metrics", f"unknown {name!r}; {did_you_mean(name, [*METRICS, 'evaluate'])}")
+        raise fields.error("metrics", f"unknown {name!r}; {did_you_mean(name, [*METRICS, 'evaluate'])}")
     for key, value in arguments.items():
         if key not in metric_arguments(name):
             hint = did_you_mean(str(key), metric_arguments(name))
-            raise fields.complaint("metrics", f"{name} has no argument {key!r}; {hint}")
+            raise fields.error("metrics", f"{name} has no argument {key!r}; {hint}")
         if not isinstance(value, str):
-            raise fields.complaint("metrics", f"{name}: {key} must be text, not {value!r}; put it in quotes")
+            raise fields.error("metrics", f"{name}: {key} must be text, not {value!r}; put it in quotes")
     return MetricSpec(name, arguments)
 
 
@@ -341,7 +339,7 @@ def _outside_metric(fields: Fields, raw: Mapping[str, Any], folder: Path) -> Out
     if path.endswith(".py"):
         file = folder / user_path(path)
         if not file.is_file():
-            raise inner.complaint("path", f"{file}: no such file")
+            raise inner.error("path", f"{file}: no such file")
         path, code = str(file), sha256_file(file)
     metric = OutsideMetric(
         path=path,
@@ -358,5 +356,5 @@ def _outside_metric(fields: Fields, raw: Mapping[str, Any], folder: Path) -> Out
 def _limit(fields: Fields) -> int | None:
     limit = fields.optional("limit", int)
     if limit is not None and limit < 1:
-        raise fields.complaint("limit", f"must be at least 1, not {limit}")
+        raise fields.error("limit", f"must be at least 1, not {limit}")
     return limit

@@ -24,7 +24,7 @@ def fitness_of(config: Any, reference: str, *, sees: bool = False) -> Fitness:
 
     Args:
         config: of transformers.
-        reference: what the model is called in the complaint.
+        reference: what the model is called in the message.
         sees: it is to be given photos.
 
     Raises:

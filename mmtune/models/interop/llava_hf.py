@@ -36,7 +36,7 @@ def language_fault(config: Any, names: Iterable[str], reference: str) -> str:
     Args:
         config: of the language model.
         names: of its weights, as the causal language model has them.
-        reference: what the model is called in a complaint.
+        reference: what the model is called in a message.
     """
     if not fitness_of(config, reference).plain_head:
         return f"{architecture(config)} changes its logits behind the output layer, which transformers' LLaVA does not"
