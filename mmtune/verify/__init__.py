@@ -1,1 +1,1 @@
-"""Extraction and comparison of answers."""
+"""Extraction, comparison and verdicts."""

@@ -1,4 +1,4 @@
-"""Extraction and marks: the rules by example, and what must hold for any text."""
+"""Extraction and scores: the rules by example, and what must hold for any text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mmtune.interfaces import Completion, Verdict
+from mmtune.verify.answer_verifier import Reference
 from mmtune.verify.comparison import plain
 from mmtune.verify.contractions import CONTRACTIONS
-from mmtune.verify.extraction import KINDS, MARKS, STEPS, Kind, mark, parse, vqa, vqa_normalise
+from mmtune.verify.extraction import KINDS, STEPS, Kind, parse
+from mmtune.verify.normalize import vqa_normalise
 from mmtune.verify.option_names import LETTERS
+from mmtune.verify.registry import VERIFIERS
+from mmtune.verify.vqa import VqaVerifier
 
 OPTIONS = ["a red fox", "Two dogs.", "don't know"]
 # any text at all: control characters, markup, halves of surrogate pairs
@@ -25,6 +30,11 @@ TEXTS = ANY_TEXT | LIKELY
 OPTION_LISTS = st.lists(st.text(max_size=12) | st.sampled_from(["A", "B", "yes"]), max_size=6)
 STEP_LISTS = st.lists(st.sampled_from(sorted(STEPS)), max_size=6)
 ANY_SPEED = settings(deadline=None)
+vqa = VqaVerifier().compare
+
+
+def score(answer: str | None, golds: list[str], steps: list[str], verifier: str = "exact") -> float:
+    return VERIFIERS[verifier](steps).verify_answer(answer, Reference(tuple(golds))).score
 
 
 @pytest.mark.parametrize(
@@ -94,21 +104,29 @@ def test_number_words_only_when_they_are_the_whole_answer() -> None:
     assert parse("Nine", ["number_words"], "short", []) == "9"
     assert parse("none", ["number_words"], "short", []) == "0"
     assert parse("two dogs", ["number_words"], "short", []) == "two dogs"
-    assert mark("2", ["two"], ["number_words"], "short") == 1
+    assert score("2", ["two"], ["number_words"]) == 1
 
 
 def test_short_answers_ignore_case_articles_and_punctuation() -> None:
     steps = ["first_clause", "vqa_normalise"]
     assert parse(' A circle."', steps, "short", []) == "circle"
-    assert mark(parse("a circle", steps, "short", []), ["circle"], steps, "short") == 1
-    assert mark(parse("two cats", steps, "short", []), ["2 cats"], steps, "short") == 1
-    assert mark(parse("circles", steps, "short", []), ["circle"], steps, "short") == 0
-    assert mark(None, ["circle"], steps, "short") == 0
+    assert score(parse("a circle", steps, "short", []), ["circle"], steps) == 1
+    assert score(parse("two cats", steps, "short", []), ["2 cats"], steps) == 1
+    assert score(parse("circles", steps, "short", []), ["circle"], steps) == 0
+    assert score(None, ["circle"], steps) == 0
+
+
+def test_a_verdict_has_score_and_answer_of_what_follows_the_thought() -> None:
+    verifier, wanted = VERIFIERS["exact"](["first_clause", "option_text"]), Reference(("B",), "letter", tuple(OPTIONS))
+    assert verifier.verify(Completion("two dogs.", thought="A"), wanted) == Verdict(1.0, "B")
+    assert verifier.verify(Completion("A"), wanted) == Verdict(0.0, "A")
+    assert verifier.verify(Completion("", thought="B"), wanted) == Verdict(0.0)
+    assert verifier.verify_answer("B", wanted) == Verdict(1.0, "B")
 
 
 def test_any_of_several_gold_answers_counts() -> None:
-    assert mark("Sofa.", ["couch", "sofa"], [], "short") == 1
-    assert mark("chair", ["couch", "sofa"], [], "short") == 0
+    assert score("Sofa.", ["couch", "sofa"], []) == 1
+    assert score("chair", ["couch", "sofa"], []) == 0
 
 
 @pytest.mark.parametrize(
@@ -191,7 +209,7 @@ def test_vqa_accuracy_for_any_number_of_people(answers: list[str], answer: str) 
     ],
 )
 def test_math_answers_are_compared_by_value(said: str, gold: str, expected: int) -> None:
-    assert mark(said, [gold], ["first_line"], "short", "math_accuracy") == expected
+    assert score(said, [gold], ["first_line"], "math") == expected
 
 
 def test_a_letter_stays_even_if_another_option_reads_like_it() -> None:
@@ -238,15 +256,16 @@ def test_yes_and_no_survive_every_step(steps: list[str]) -> None:
 def test_a_short_gold_answer_said_word_for_word_is_right(gold: str, steps: list[str]) -> None:
     said = parse(gold, steps, "short", [])
     reworded = vqa_normalise(gold, ()) if "vqa_normalise" in steps else gold
-    assert mark(said, [gold], steps, "short") == bool(reworded)
+    assert score(said, [gold], steps) == bool(reworded)
     assert gold == said or set(steps) & {"true_false", "number_words", "vqa_normalise"}
 
 
 @ANY_SPEED
-@given(TEXTS, st.lists(TEXTS, min_size=1, max_size=10), st.sampled_from(sorted(MARKS)))
-def test_marks_never_raise_and_lie_between_0_and_1(said: str, golds: list[str], rule: str) -> None:
-    assert 0 <= MARKS[rule](said, golds) <= 1
-    assert MARKS[rule](said, [said] * 10) == 1
+@given(TEXTS, st.lists(TEXTS, min_size=1, max_size=10), st.sampled_from(sorted(VERIFIERS)))
+def test_scores_never_raise_and_lie_between_0_and_1(said: str, golds: list[str], rule: str) -> None:
+    compare = VERIFIERS[rule]().compare
+    assert 0 <= compare(said, golds) <= 1
+    assert compare(said, [said] * 10) == 1
 
 
 @ANY_SPEED

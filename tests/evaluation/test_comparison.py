@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmtune.interfaces import Completion, Verdict
+from mmtune.verify.answer_verifier import Reference
 from mmtune.verify.comparison import as_typed, plain, same_answer, term, value
-from mmtune.verify.extraction import mark, parse
+from mmtune.verify.exact import ExactVerifier
+from mmtune.verify.extraction import parse
 
 SAME = [
     ("Yes", "\u201cYes\u201d"),
@@ -66,7 +69,7 @@ DIFFERENT = [
 def test_the_same_answer(one: str, other: str) -> None:
     assert same_answer(one, other)
     assert same_answer(other, one)
-    assert mark(parse(one, [], "short", []), [other], [], "short") == 1
+    assert ExactVerifier().verify(Completion(one), Reference((other,))) == Verdict(1.0, one.strip())
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)

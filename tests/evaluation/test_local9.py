@@ -17,7 +17,9 @@ from mmtune.evaluation.tasks.render import Question, Renderer
 from mmtune.evaluation.tasks.rows import load_rows
 from mmtune.evaluation.tasks.suite import load_suite
 from mmtune.evaluation.tasks.task import Task, load_task
-from mmtune.verify.extraction import mark, parse, vqa
+from mmtune.interfaces import Completion
+from mmtune.verify.extraction import parse
+from mmtune.verify.vqa import VqaVerifier
 
 LOCAL9 = [task.name for task in load_suite("local9").tasks]
 OTHERS = ["nlvr", "easy_vqa", "easy_vqa_shape", "easy_vqa_colour", "easy_vqa_presence"]
@@ -50,8 +52,7 @@ def test_every_row_is_asked_and_its_gold_answer_is_right(name: str, protocol: Pr
             assert question.prompt.endswith(f"{'ABCDEFG'[len(question.options) - 1]}: {question.options[-1]}")
         if name == "hellaswag":
             assert "[title]" not in question.prompt
-        said = parse(f'{question.target}"', task.extract, question.kind, question.options)
-        earned = mark(said, question.references, task.extract, question.kind, task.marking)
+        earned = task.make_verifier().verify(Completion(f'{question.target}"'), question.reference).score
         assert earned == 1 or name == "vqav2"  # of ten people, fewer than three may agree
         assert earned > 0
     if task.images and name != "scienceqa":
@@ -77,14 +78,14 @@ def test_blind_prompts_are_the_same_whatever_the_gold_answer(shared_data: Path) 
 
 def test_vqa_accuracy_of_real_answers_is_that_of_answers_compared_as_they_are(shared_data: Path) -> None:
     """People's answers in VQAv2 were normalised before they were published; ours must leave them as they are."""
-    draw = random.Random(0)
+    draw, compare = random.Random(0), VqaVerifier().compare
     for question in questions(load_task("vqav2"), shared_data):
         for answer in {*question.references, draw.choice(["yes", "2", "dog"])}:
             matches = question.references.count(answer)
             others = len(question.references) - matches
             formula = (matches * min((matches - 1) / 3, 1) + others * min(matches / 3, 1)) / len(question.references)
-            assert vqa(answer, question.references) == pytest.approx(formula)
-            assert vqa(f" The {answer.upper()}.", question.references) == pytest.approx(formula)
+            assert compare(answer, question.references) == pytest.approx(formula)
+            assert compare(f" The {answer.upper()}.", question.references) == pytest.approx(formula)
 
 
 SAID = {

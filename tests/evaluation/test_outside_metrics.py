@@ -182,7 +182,7 @@ def test_a_metric_that_fails_or_lacks_the_result() -> None:
         ([{"evaluate": {"path": "m", "arg": 1}}], r"evaluate: unknown key 'arg'"),
         ([{"evaluate": {"path": "m"}}] * 2, r"pope.yaml: metrics: 'evaluate:m' is named twice"),
         (["accuracy"], r"pope.yaml: metrics: 'accuracy' is named twice"),
-        (["vqa_accuracy"], r"pope.yaml: metrics: accuracy and vqa_accuracy mark one answer in two ways"),
+        (["vqa_accuracy"], r"pope.yaml: metrics: vqa_accuracy is the mean score of `verifier: vqa`, not of exact"),
     ],
 )
 def test_mistakes_in_the_task_file(metrics: list[Any], message: str) -> None:

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mmtune.verify.extraction import MARKS
-
 Floats = npt.NDArray[np.float64]
 
 RESAMPLES = 1000
@@ -53,7 +51,7 @@ class Outcomes:
 
 
 def mean_score(outcomes: Outcomes) -> Floats:
-    """The mean of the samples' marks; what a mark is, the metric's name tells (`answers.MARKS`)."""
+    """The mean of the samples' scores, which the task's verifier gave."""
     return np.asarray(outcomes.score.mean(-1))
 
 
@@ -80,9 +78,13 @@ def yes_ratio(outcomes: Outcomes, positive: str = "yes") -> Floats:
     return np.asarray((outcomes.prediction == positive).mean(-1))
 
 
+VERIFIER_OF = {"vqa_accuracy": "vqa", "math_accuracy": "math"}
+"""Names that the mean score has where one verifier gives the scores; `accuracy` it has with any."""
+
 Metric = Callable[..., Floats]
 METRICS: dict[str, Metric] = {
-    **dict.fromkeys(MARKS, mean_score),
+    "accuracy": mean_score,
+    **dict.fromkeys(VERIFIER_OF, mean_score),
     **{metric.__name__: metric for metric in (precision, recall, f1, yes_ratio)},
 }
 

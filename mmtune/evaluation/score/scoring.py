@@ -16,35 +16,37 @@ from mmtune.evaluation.score.metrics import Outcomes, standard_error, summarise
 from mmtune.evaluation.tasks.render import Question
 from mmtune.evaluation.tasks.rows import Photo
 from mmtune.evaluation.tasks.task import Task
-from mmtune.interfaces import Completion
-from mmtune.verify.extraction import mark, parse
+from mmtune.interfaces import Completion, Verdict
 
 
 def score_answer(task: Task, question: Question, answer: Answer) -> Sample:
     """What became of a question.
 
     Args:
-        task: the way of answering and the extraction.
+        task: the way of answering and the verifier.
         question: what was asked.
         answer: what was said.
     """
-    response, prediction = Completion(answer.response, answer.thought).response, None
-    if answer.loglikelihoods is not None:
+    completion = Completion(answer.response, answer.thought)
+    response, verifier, reference = completion.response, task.make_verifier(), question.reference
+    if answer.error is not None:
+        verdict = Verdict(0.0, error=answer.error)
+    elif answer.loglikelihoods is None:
+        verdict = verifier.verify(completion, reference)
+    else:
         best = likeliest(answer.loglikelihoods, question.choices, normalised=task.answering == "likelihood_norm")
-        if best is not None:
-            response, prediction = question.choices[best], _label(question, best)
-    elif answer.error is None:
-        prediction = parse(answer.response, task.extract, question.kind, question.options)
+        response = response if best is None else question.choices[best]
+        verdict = verifier.verify_answer(None if best is None else _label(question, best), reference)
     return Sample(
         id=question.row,
         prompt=question.prompt,
         response=response,
-        prediction=prediction,
+        prediction=verdict.answer,
         target=question.target,
-        score=mark(prediction, question.references, task.extract, question.kind, task.marking),
+        score=verdict.score,
         image=_digest(question.photos),
         group=question.group,
-        error=answer.error,
+        error=verdict.error,
         loglikelihoods=answer.loglikelihoods,
         finish_reason=answer.finish_reason,
     )

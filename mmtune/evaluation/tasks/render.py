@@ -17,6 +17,7 @@ from mmtune.evaluation.tasks.jinja import ENVIRONMENT, LETTER_CHOICES, environme
 from mmtune.evaluation.tasks.rows import Photo
 from mmtune.evaluation.tasks.task import Task
 from mmtune.interfaces import Prompt
+from mmtune.verify.answer_verifier import Reference
 from mmtune.verify.extraction import KINDS, YES_NO, Kind
 from mmtune.verify.option_names import LETTERS
 
@@ -72,6 +73,11 @@ class Question:
     def labels(self) -> tuple[str, ...]:
         """The valid answers: letters, or yes and no; empty for a free answer."""
         return _labels(self.kind, self.options)
+
+    @property
+    def reference(self) -> Reference:
+        """What a verifier is told of the wanted answer."""
+        return Reference(self.references, self.kind, self.options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,12 @@ from mmtune.common.errors import UserError, did_you_mean
 from mmtune.common.files import resource_folder, sha256_file, sha256_json, user_path
 from mmtune.common.schema import Fields, load_layered
 from mmtune.evaluation.score.external import FORMS, Form, OutsideMetric
-from mmtune.evaluation.score.metrics import METRICS, MetricSpec, metric_arguments
+from mmtune.evaluation.score.metrics import METRICS, VERIFIER_OF, MetricSpec, metric_arguments
 from mmtune.evaluation.tasks.jinja import LETTER_CHOICES, template_names
 from mmtune.interfaces import SamplingParams
-from mmtune.verify.extraction import KINDS, MARKS, STEPS
+from mmtune.verify.answer_verifier import AnswerVerifier
+from mmtune.verify.extraction import KINDS, STEPS
+from mmtune.verify.registry import VERIFIERS
 
 Modality = Literal["language", "vision"]
 Answering = Literal["generate", "likelihood", "likelihood_norm"]
@@ -88,6 +90,7 @@ class Task:
         thinking_budget: the most tokens of a thought before the answer; 0 for an answer at once.
         stop: strings that end an answer.
         extract: names of extraction steps, in order.
+        verifier: what scores an answer, one of `VERIFIERS`.
         metrics: the first is the task's score.
         group_by: expression that names a row's group, or None.
         limit: use the first so many rows; None for all.
@@ -112,19 +115,19 @@ class Task:
     thinking_budget: int
     stop: tuple[str, ...]
     extract: tuple[str, ...]
+    verifier: str
     metrics: tuple[MetricSpec | OutsideMetric, ...]
     group_by: str | None
     limit: int | None
 
     @property
-    def marking(self) -> str:
-        """How an answer is marked, one of `MARKS`: as the metric says that is the mean of the marks."""
-        return next((metric.name for metric in self.metrics if metric.name in MARKS), "accuracy")
-
-    @property
     def sampling(self) -> SamplingParams:
         """How completions of its prompts are chosen."""
         return SamplingParams(max_tokens=self.max_tokens, stop=tuple(self.stop), thinking_budget=self.thinking_budget)
+
+    def make_verifier(self) -> AnswerVerifier:
+        """The verifier of its answers, with its extraction steps."""
+        return VERIFIERS[self.verifier](self.extract)
 
     def definition_hash(self) -> str:
         """Changes with anything in the definition, but not with where the file lies."""
@@ -232,6 +235,7 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
         thinking_budget=fields.take("thinking_budget", int, 0),
         stop=fields.texts("stop"),
         extract=fields.texts("extract", STEPS),
+        verifier=fields.choice("verifier", VERIFIERS, "exact"),
         metrics=_metrics(fields, folder),
         group_by=fields.optional("group_by", str),
         limit=_limit(fields),
@@ -261,11 +265,20 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
         raise fields.error("thinking_budget", f"must be at least 0, not {task.thinking_budget}")
     if task.thinking_budget and task.answering != "generate":
         raise fields.error("thinking_budget", f"{task.answering} compares choices, before any thought; remove one")
-    if task.marking == "vqa_accuracy" and task.references is None:
-        raise fields.error("references", "missing, and vqa_accuracy needs them; say which column lists the answers")
+    _check_verifier(task, fields)
     if "" in task.stop:
         raise fields.error("stop", "an empty text would end every answer at once; remove it")
     return task
+
+
+def _check_verifier(task: Task, fields: Fields) -> None:
+    for metric in task.metrics:
+        if VERIFIER_OF.get(metric.name, task.verifier) != task.verifier:
+            wanted = f"{metric.name} is the mean score of `verifier: {VERIFIER_OF[metric.name]}`"
+            raise fields.error("metrics", f"{wanted}, not of {task.verifier}; name that verifier, or use accuracy")
+    if task.verifier == "vqa" and task.references is None:
+        problem = "missing, and `verifier: vqa` needs them"
+        raise fields.error("references", f"{problem}; say which column lists the answers")
 
 
 def _dataset(fields: Fields) -> DatasetSpec:
@@ -315,9 +328,6 @@ def _metrics(fields: Fields, folder: Path) -> tuple[MetricSpec | OutsideMetric, 
     for name in names:
         if names.count(name) > 1:
             raise fields.error("metrics", f"{name!r} is named twice")
-    marks = [name for name in names if name in MARKS]
-    if len(marks) > 1:
-        raise fields.error("metrics", f"{' and '.join(marks)} mark one answer in two ways; name one of them")
     return tuple(found)
 
 

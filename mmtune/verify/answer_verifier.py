@@ -1,0 +1,58 @@
+"""Verifiers that read an answer in a completion and compare it with gold answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mmtune.interfaces import Completion, Verdict
+from mmtune.verify.extraction import Kind, parse
+from mmtune.verify.normalize import normalize_gold
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What was wanted.
+
+    Attributes:
+        answers: all gold answers that count, at least one.
+        kind: what counts as an answer.
+        options: the options' texts; empty for a free answer.
+    """
+
+    answers: tuple[str, ...]
+    kind: Kind = "short"
+    options: tuple[str, ...] = ()
+
+
+class AnswerVerifier(ABC):
+    """A `Verifier` by a rule: extraction steps find the answer, and `compare` scores it."""
+
+    name: ClassVar[str]
+
+    def __init__(self, steps: Sequence[str] = ()) -> None:
+        """A verifier of one task.
+
+        Args:
+            steps: names of extraction steps, in order; those that normalize are applied to short gold answers too.
+        """
+        self.steps = tuple(steps)
+
+    def verify(self, completion: Completion, reference: Reference) -> Verdict:
+        """The verdict on the answer that stands in a completion; its thought does not count."""
+        return self.verify_answer(parse(completion.text, self.steps, reference.kind, reference.options), reference)
+
+    def verify_answer(self, answer: str | None, reference: Reference) -> Verdict:
+        """The verdict on an answer that is known, such as the likeliest choice; None, no answer, scores 0."""
+        if answer is None:
+            return Verdict(0.0)
+        golds = reference.answers
+        if reference.kind == "short":
+            golds = tuple(normalize_gold(gold, self.steps) for gold in golds)
+        return Verdict(self.compare(answer, golds), answer)
+
+    @abstractmethod
+    def compare(self, answer: str, golds: Sequence[str]) -> float:
+        """How well an answer agrees with the gold answers, from 0 to 1. It never raises."""

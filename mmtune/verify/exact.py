@@ -1,0 +1,17 @@
+"""Comparison with each gold answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmtune.verify.answer_verifier import AnswerVerifier
+from mmtune.verify.comparison import same_answer
+
+
+class ExactVerifier(AnswerVerifier):
+    """1 for a gold answer, as `same_answer` compares; else 0."""
+
+    name = "exact"
+
+    def compare(self, answer: str, golds: Sequence[str]) -> float:  # noqa: D102
+        return float(any(same_answer(answer, gold) for gold in golds))
