@@ -29,7 +29,7 @@ from mmtune.data import conversation as conversation_module
 from mmtune.data import encoding
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.data.encoding import ModelInputs, Tokens, tokenise
-from mmtune.data.rendering import template_faults, templates, turn_ends
+from mmtune.data.rendering import layouts, template_faults, templates, turn_ends
 from mmtune.interfaces import Turn
 
 _FILE = 2**16  # rows that are kept in memory until they are written; none is lost but by a kill
@@ -37,6 +37,7 @@ _CODE = (
     conversation_module,
     encoding,
     templates,
+    layouts,
     template_faults,
     turn_ends,
     sys.modules[__name__],

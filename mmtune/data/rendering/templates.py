@@ -2,8 +2,8 @@
 
 `vicuna_v1`, `llama_2` and `plain` are LLaVA's (conversation.py and train.py of the released code, checked
 token by token against its own preprocessing in tests/data/test_templates.py); `chatml` is Qwen's and
-SmolLM2's; `tokenizer` renders with the chat template that the tokenizer itself carries, with a thought before
-the answer (Qwen3's `<think>…</think>`) where the answer brings one.
+SmolLM2's; `layouts.py` has them. `tokenizer` renders with the chat template that the tokenizer itself carries,
+with a thought before the answer (Qwen3's `<think>…</think>`) where the answer brings one.
 """
 
 from __future__ import annotations
@@ -18,19 +18,11 @@ from mmtune.common.errors import RowError, UserError, did_you_mean, reason
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.data.rendering import template_faults as faults
 from mmtune.data.rendering.chat_rendering import render_chat
+from mmtune.data.rendering.layouts import LAYOUTS, Layout
 from mmtune.data.rendering.template_date import dated, reads_clock
 from mmtune.data.rendering.turn_ends import Messages, TurnEnds, find_turn_ends
 from mmtune.interfaces import Turn
 
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-LLAMA_2_SYSTEM = (
-    "You are a helpful language and vision assistant. "
-    "You are able to understand the visual content that the user provides, "
-    "and assist the user with a variety of tasks using natural language."
-)
 TOKENIZER_TEMPLATE = "tokenizer"
 THOUGHT_BEGIN, THOUGHT_END = faults.THOUGHT_BEGIN, faults.THOUGHT_END
 Thinking = Literal["never", "optional", "always"]
@@ -188,57 +180,37 @@ def photo_first(turns: Sequence[Turn]) -> list[Turn]:
     ]
 
 
-def _write_vicuna_v1(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
-    out.add(f"{system} ")
-    for turn in turns:
-        if turn.role == "user":
-            out.add(f"USER: {turn.text} ASSISTANT:")
-        else:
-            out.answer(f" {turn.text}</s>", supervised=turn.supervised)
+def _writer_of(layout: Layout, name: str) -> Callable[[_Writer, str, Sequence[Turn]], None]:
+    """What writes turns by a layout."""
+
+    def write(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
+        before, after = layout.system or ("", "")
+        about = f"{before}{system}{after}" if layout.system and (system or layout.empty_system) else ""
+        if not layout.system_in_turn:
+            out.add(about)
+        for position, turn in enumerate(turns):
+            if turn.role == "user":
+                said = _photos_of(turn, name) if layout.photos_alone else turn.text
+                inner = about if layout.system_in_turn and position == 0 else ""
+                begin = layout.before_later if position else ""
+                out.add(f"{begin}{layout.user[0]}{inner}{said}{layout.user[1]}{layout.cue}")
+            else:
+                out.answer(f"{layout.answer[0]}{turn.text}{layout.answer[1]}", supervised=turn.supervised)
+                out.add(layout.after_answer)
+
+    return write
 
 
-def _write_llama_2(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
-    for position, turn in enumerate(turns):
-        if turn.role == "user":
-            start = "" if position == 0 else "<s>"
-            wrapped = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if position == 0 and system else ""
-            out.add(f"{start}[INST] {wrapped}{turn.text} [/INST]")
-        else:
-            out.answer(f" {turn.text} </s>", supervised=turn.supervised)
-
-
-def _write_plain(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
-    for turn in turns:
-        if turn.role == "user":
-            photos = turn.text.count(IMAGE_PLACEHOLDER)
-            if not photos:
-                raise _NoPlaceError(
-                    "template 'plain' is for photo and caption; this turn has no photo (use a chat template)"
-                )
-            out.add(IMAGE_PLACEHOLDER * photos)
-        else:
-            out.answer(f"{turn.text}\n", supervised=turn.supervised)
-
-
-def _write_chatml(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
-    if system:
-        out.add(f"<|im_start|>system\n{system}<|im_end|>\n")
-    for turn in turns:
-        if turn.role == "user":
-            out.add(f"<|im_start|>user\n{turn.text}<|im_end|>\n<|im_start|>assistant\n")
-        else:
-            out.answer(f"{turn.text}<|im_end|>", supervised=turn.supervised)
-            out.add("\n")
+def _photos_of(turn: Turn, name: str) -> str:
+    photos = turn.text.count(IMAGE_PLACEHOLDER)
+    if not photos:
+        raise _NoPlaceError(f"template {name!r} is for photo and caption; this turn has no photo (use a chat template)")
+    return IMAGE_PLACEHOLDER * photos
 
 
 TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        Template("vicuna_v1", _write_vicuna_v1, ("</s>",), VICUNA_SYSTEM),
-        Template("llama_2", _write_llama_2, ("</s>",), LLAMA_2_SYSTEM),
-        Template("plain", _write_plain, ("\n",)),
-        Template("chatml", _write_chatml, ("<|im_end|>",)),
-    )
+    name: Template(name, _writer_of(layout, name), (layout.stop,), layout.default_system)
+    for name, layout in LAYOUTS.items()
 }
 
 

@@ -7,12 +7,11 @@ from typing import Any
 
 from mmtune.common.errors import UserError
 from mmtune.data.rendering.chat_rendering import render_source
+from mmtune.data.rendering.layouts import LAYOUTS, Layout
 from mmtune.data.rendering.template_date import dated, split_date
 from mmtune.data.rendering.templates import (
-    LLAMA_2_SYSTEM,
     TEMPLATES,
     TOKENIZER_TEMPLATE,
-    VICUNA_SYSTEM,
     content_parts,
     takes_parts,
     tokenizer_template,
@@ -44,51 +43,26 @@ _FLATTEN = """\
 _AT_ONCE = "{%- set enable_thinking = enable_thinking | default(false) -%}\n"
 # the system prompt apart from the turns
 _SYSTEM = """\
-{%%- set about = namespace(system=%s) -%%}
-{%%- if messages and messages[0]['role'] == 'system' -%%}
-{%%- set about.system = messages[0]['content'] -%%}
-{%%- set messages = messages[1:] -%%}
-{%%- endif -%%}
+{{%- set about = namespace(system={default}) -%}}
+{{%- if messages and messages[0]['role'] == 'system' -%}}
+{{%- set about.system = messages[0]['content'] -%}}
+{{%- set messages = messages[1:] -%}}
+{{%- endif -%}}
 """
-_BODIES = {
-    "vicuna_v1": _SYSTEM % json.dumps(VICUNA_SYSTEM)
-    + """\
-{{- about.system + ' ' -}}
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}
-{{- 'USER: ' + message['content'] + ' ASSISTANT:' -}}
-{%- else -%}
-{{- ' ' + message['content'] + '</s>' -}}
-{%- endif -%}
-{%- endfor -%}""",
-    "llama_2": _SYSTEM % json.dumps(LLAMA_2_SYSTEM)
-    + """\
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}
-{{- '' if loop.first else '<s>' -}}
-{{- '[INST] ' -}}
-{{- '<<SYS>>\\n' + about.system + '\\n<</SYS>>\\n\\n' if loop.first and about.system else '' -}}
-{{- message['content'] + ' [/INST]' -}}
-{%- else -%}
-{{- ' ' + message['content'] + ' </s>' -}}
-{%- endif -%}
-{%- endfor -%}""",
-    "plain": """\
-{%- for message in messages -%}
-{%- if message['role'] == 'user' -%}
-{{- '<image>' * message['content'].count('<image>') -}}
-{%- elif message['role'] == 'assistant' -%}
-{{- message['content'] + '\\n' -}}
-{%- endif -%}
-{%- endfor -%}""",
-    "chatml": """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}""",
-}
+_TURNS = """\
+{{{{- {system} -}}}}
+{{%- for message in messages -%}}
+{{%- if message['role'] == 'user' -%}}
+{{{{- {before_later} + {user[0]} + {inner} + {said} + {user[1]} -}}}}
+{{%- elif message['role'] == 'assistant' -%}}
+{{{{- {answer[0]} + message['content'] + {answer[1]} -}}}}
+{{%- else -%}}
+{{{{- raise_exception('a turn must be of user or assistant, after one system prompt at most') -}}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{{%- if add_generation_prompt -%}}
+{{{{- {cue} -}}}}
+{{%- endif -%}}"""
 _PROBES = (
     [Turn("user", "<image>\nwhat?")],
     [Turn("system", "be kind"), Turn("user", "one"), Turn("assistant", "two"), Turn("user", "three")],
@@ -104,12 +78,35 @@ def jinja_template(name: str, tokenizer: Any, date: str | None = None) -> str:
         date: that its own template is told to write; None leaves it as it is.
     """
     if name != TOKENIZER_TEMPLATE:
-        return _FLATTEN + _BODIES[name]
+        return _FLATTEN + _body(LAYOUTS[name])
     prelude, own = split_date(tokenizer.chat_template)
     at_once = _AT_ONCE if tokenizer_template(tokenizer).thinking == "optional" else ""
     before = at_once + ("" if takes_parts(tokenizer) else _FLATTEN)
     text = own if own.startswith(before) else before + own  # exported once before, it begins so
     return prelude + text if date is None else dated(text, date)
+
+
+def _body(layout: Layout) -> str:
+    """A layout as jinja; messages have strings for their content."""
+    system, nothing = "''", "''"
+    if layout.system is not None:
+        system = f"({_quoted(layout.system[0])} + about.system + {_quoted(layout.system[1])}"
+        system += ")" if layout.empty_system else " if about.system else '')"
+    begin = f"('' if loop.first else {_quoted(layout.before_later)})" if layout.before_later else nothing
+    return _SYSTEM.format(default=_quoted(layout.default_system or "")) + _TURNS.format(
+        system=nothing if layout.system_in_turn else system,
+        inner=f"({system} if loop.first else '')" if layout.system_in_turn else nothing,
+        before_later=begin,
+        user=[_quoted(text) for text in layout.user],
+        said="'<image>' * message['content'].count('<image>')" if layout.photos_alone else "message['content']",
+        answer=[_quoted(layout.cue + layout.answer[0]), _quoted(layout.answer[1] + layout.after_answer)],
+        cue=_quoted(layout.cue),
+    )
+
+
+def _quoted(text: str) -> str:
+    """A text as jinja writes it."""
+    return json.dumps(text)
 
 
 def chat_template_of(reference: str) -> str | None:
