@@ -127,7 +127,7 @@ class Siege:
         whole, found = self.reference(command), list[Outcome]()
 
         def note(attack: str, ended: Ended, statuses: set[int]) -> None:
-            fine = ended.status in statuses or (ended.status == 2 and ended.message != "")
+            fine = ended.status in statuses or (ended.status == 2 and ended.error != "")
             found.append(Outcome(attack, command.name))
             found[-1].note("" if fine else f"exit status {ended.status}: {ended.said[-700:]}")
 
@@ -205,7 +205,7 @@ class Siege:
                 second = self._start(command, place, log="second")
                 both = [first.end(), second.end()]
                 refused = [ended for ended in both if ended.status == 2]
-                fine = all(ended.status == 0 or (ended.status == 2 and ended.message) for ended in both)
+                fine = all(ended.status == 0 or (ended.status == 2 and ended.error) for ended in both)
                 problem = (
                     "" if fine and len(refused) < 2 else " and ".join(f"{e.status}: {e.said[-400:]}" for e in both)
                 )
@@ -253,7 +253,7 @@ class Siege:
         if ended.status == 0:
             remove()
             return self._go_on(command, place), "had room enough"
-        if ended.status != 2 or not ended.message:
+        if ended.status != 2 or not ended.error:
             return f"exit status {ended.status}: {ended.said[-700:]}", ""
         left = [name for name in strays(place) if "sqlite" not in name]  # SQLite's log of what it has not written yet
         remove()
@@ -267,7 +267,7 @@ class Siege:
             while _is_held(ended) and time.monotonic() < deadline:
                 time.sleep(1)
                 ended = self._start(command, place, *prepare).end()
-            if ended.status == 0 or (command.finished and command.finished in ended.message):
+            if ended.status == 0 or (command.finished and command.finished in ended.error):
                 return differences(results(place), whole.results) or _stray(place)
             if ended.status == 2:
                 break

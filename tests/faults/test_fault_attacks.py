@@ -113,7 +113,7 @@ def test_a_process_is_struck_where_it_was_meant_to_be(tmp_path: Path) -> None:
     ended = start(work, log, prepare=[limiting_file_size(50)]).end()
     assert ended.status == 1
     assert "File too large" in ended.said
-    assert ended.message == ""
+    assert ended.error == ""
 
 
 def test_the_table_counts() -> None:
