@@ -18,6 +18,7 @@ from tiny_models import save_byte_llama, save_llama, save_tower
 from warm_processes import WarmPopen
 
 import mmtune.common.torchvision_ops  # noqa: F401  # before a test imports lightning or transformers
+from mmtune.common import masking
 from mmtune.common.files import cache_dir
 
 subprocess.Popen = WarmPopen  # type: ignore[misc]  # `subprocess.run` uses it, too
@@ -40,6 +41,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def ctrl_c_is_heard() -> None:
     """Take Ctrl-C also where a shell runs the tests in the background, and has them and their commands ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_secret_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin each test without the secrets of others, which would be masked in its messages."""
+    monkeypatch.setattr(masking, "_known", set())
 
 
 @pytest.fixture(scope="session")

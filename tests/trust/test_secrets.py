@@ -16,18 +16,12 @@ from command_lines import parse_training
 
 from mmtune.cli.main import main
 from mmtune.cli.shared.config_checks import check_config
-from mmtune.common import masking
 from mmtune.common.errors import UserError
 from mmtune.common.masking import MASK, is_secret, masked, masked_address, masked_text, remember
 from mmtune.evaluation.run import results
 from mmtune.training.callbacks import ledger
 
 KEY, PASSWORD = "k3y-0f-the-service", "pa55word"
-
-
-@pytest.fixture(autouse=True)
-def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masking, "_known", set())
 
 
 @pytest.mark.parametrize(
