@@ -17,7 +17,7 @@ TOOLS = runpy.run_path(str(ROOT / "notebooks" / "run.py"))
 NOTEBOOKS: list[Path] = TOOLS["NOTEBOOKS"]
 SMALL = {
     "01_quickstart": {"ROWS": 3, "SAMPLES": 20},
-    "02_your_own_instructions": {"SAMPLES": 60, "HELD_OUT": 6, "STEPS": 12},
+    "02_your_own_instructions": {"SAMPLES": 40, "HELD_OUT": 4, "STEPS": 8},
     "03_evaluate_and_compare": {"ROWS": 4, "SAMPLES": 20, "TASKS": ["openbookqa", "easy_vqa_colour"]},
     "04_what_does_text_tuning_change": {"ROWS": 3, "SAMPLES": 20},
 }

@@ -212,6 +212,13 @@ def decoder_blocks(language: Any) -> nn.ModuleList:
     return next(blocks for blocks in lists if len(blocks) == count)
 
 
+def recompute_activations(language: Any) -> None:
+    """Have the activations of a language model's blocks computed again in the backward pass, rather than kept."""
+    new = "activation_checkpointing_enable"  # gradient_checkpointing_enable is its name in older transformers
+    enable = getattr(language, new if hasattr(language, new) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": False})
+
+
 def _transformers_name(reference: str) -> str:
     """What transformers can load: a folder, or a hub id. A GGUF file is converted once and cached."""
     path = locate(reference)

@@ -23,7 +23,7 @@ from mmtune.models import saving
 from mmtune.models.fitness.check import fitness_of
 from mmtune.models.fitness.result import Fitness
 from mmtune.models.inputs import model_inputs
-from mmtune.models.language import check_language, load_config, load_tokenizer
+from mmtune.models.language import check_language, load_config, load_tokenizer, recompute_activations
 from mmtune.models.spec import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
 from mmtune.models.vision import build_tower
 from mmtune.models.vlm import Stage
@@ -190,7 +190,7 @@ class InstructionTuning(ResumableModule):
         if self.stage == "tune" and model.projector is not None and not self.projector_learning_rate:
             model.projector.requires_grad_(False)
         if self.gradient_checkpointing:
-            model.base_language.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(model.base_language)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

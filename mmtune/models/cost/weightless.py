@@ -22,7 +22,7 @@ from mmtune.models.attention.packed import PACKED, packed_hidden, use_attention
 from mmtune.models.decoding.alone import Alone
 from mmtune.models.fitness.check import fitness_of
 from mmtune.models.fitness.result import Fitness
-from mmtune.models.language import decoder_blocks, empty_language
+from mmtune.models.language import decoder_blocks, empty_language, recompute_activations
 from mmtune.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def language_without_weights(model: TunableModel) -> Any:
     for name, parameter in language.named_parameters():
         parameter.requires_grad_(name in trained)
     if getattr(model.base_language, "is_gradient_checkpointing", False):
-        language.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(language)
     return language.train()
 
 

@@ -15,12 +15,7 @@ class Objective(Protocol):
 
     The module weighs a pack's loss by its supervised tokens, so that the loss of an optimizer step is the mean over all
     tokens that the step learns from, however they are spread over packs and processes.
-
-    Attributes:
-        name: as it is recorded.
     """
-
-    name: str
 
     def loss(self, hidden: torch.Tensor, batch: PackedBatch, head: Head) -> torch.Tensor:
         """The mean loss over a pack's supervised tokens, a scalar.

@@ -12,8 +12,6 @@ from mmtune.training.objectives.token_loss import CHUNK, chunked_loss, supervise
 class SupervisedObjective:
     """Mean cross entropy over the supervised tokens."""
 
-    name = "sft"
-
     def loss(self, hidden: torch.Tensor, batch: PackedBatch, head: Head) -> torch.Tensor:
         """See `Objective.loss`."""
         return supervised_loss(hidden, batch.targets, head)
