@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, overload
 
 import torch
 
+from mmtune.common.attributes import set_attributes
 from mmtune.common.errors import UserError, did_you_mean
 from mmtune.generation.calls import Photos, Prompts, choices_of_each, stop_strings
 from mmtune.generation.fitting import too_long
@@ -40,7 +41,7 @@ class VisionLanguageModel(TunableModel):
         """Complete prompts.
 
         What several prompts begin with, the prompt of several completions, and an image that several show (the same
-        object), is computed once.
+        object), is computed once; by a model that is computed one by one (docs/models.md), the image alone is.
 
         Args:
             prompts: conversations; their images are Pillow's, paths, bytes or arrays (`mmtune.generation.calls.Photo`).
@@ -161,17 +162,9 @@ class VisionLanguageModel(TunableModel):
         return too_long(self, prompts, choices=choices, params=params)
 
 
-@contextlib.contextmanager
-def _set(model: VisionLanguageModel, settings: Mapping[str, Any]) -> Iterator[None]:
+def _set(model: VisionLanguageModel, settings: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Have a model's settings be these for one call."""
     for name in settings:
         if name not in _SETTINGS:
             raise UserError(f"{name}: there is no such option; {did_you_mean(name, _SETTINGS)}")
-    before = {name: getattr(model, name) for name in settings}
-    try:
-        for name, value in settings.items():
-            setattr(model, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(model, name, value)
+    return set_attributes(model, settings)

@@ -56,7 +56,7 @@ class Run:
 
     @property
     def ledger(self) -> dict[str, Any]:
-        """What it cost; see docs/reference."""
+        """What it cost: the content of ledger.json; see docs/training.md."""
         found: dict[str, Any] = read_json(self.path / "ledger.json")
         return found
 
@@ -71,9 +71,9 @@ def fit(
     seed: int = SEED,
     **trainer: Any,
 ) -> Run:
-    """Train a model, with all that `mmtune fit` does: packs, exact resuming, ledger, guards.
+    """Train a model as `mmtune fit` does: packs, exact resuming, ledger, guards.
 
-    An unfinished run in `out` is gone on with.
+    An unfinished run in `out` is gone on with. Only the command line compares rows with evaluation sets (`--unseen`).
 
     Args:
         model: a run, a saved model or a language model to start from; or options of
@@ -93,6 +93,7 @@ def fit(
     Raises:
         UserError: as the command line says it; names of flags stand for the options of the same name.
         KeyboardInterrupt: Ctrl-C was pressed; the step is finished and saved.
+        Stopped: SIGTERM came; the step is finished and saved. It is a SystemExit of Lightning's.
     """
     run = Path(out)
     _check_names(trainer, pl.Trainer, "trainer")

@@ -65,7 +65,7 @@ class Scripted:
         counts = [len(prompt.images) for prompt in prompts]
         assert [text.count("<image>") for text in texts] == counts
         (prefix,) = {prompt.response_prefix for prompt in prompts}
-        self.options = {"response_prefix": prefix}
+        self.options = {"response_prefix": prefix, "share_prefixes": self.share_prefixes}
         self.calls.append(texts)
         self.images.append(counts)
         self.photos = {id(photo) for prompt in prompts for photo in prompt.images}

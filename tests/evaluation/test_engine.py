@@ -309,9 +309,16 @@ def test_a_photo_is_decoded_once_for_all_its_questions(suite: Path, data: Path) 
 
 @pytest.mark.parametrize(("given", "kept"), [(None, True), (False, False), (True, True)])
 def test_prefixes_are_shared_as_the_flag_says(suite: Path, data: Path, given: bool | None, kept: bool) -> None:
-    model = Scripted(oracle)
+    seen: list[bool] = []
+
+    def answer(prompt: str) -> str:
+        seen.append(model.share_prefixes)
+        return oracle(prompt)
+
+    model = Scripted(answer)
     run(model, suite, data, tasks=["boolq"], share_prefixes=given)
-    assert model.share_prefixes is kept
+    assert set(seen) == {kept}
+    assert model.share_prefixes is True  # as the model had it before
 
 
 def test_a_metric_that_gives_no_number(

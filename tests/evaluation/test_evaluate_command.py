@@ -64,7 +64,7 @@ def test_flags_reach_the_evaluation(flags: list[str], loaded: list[Any], tmp_pat
     assert main([*flags, "--answering", "likelihood_norm", "--no-share-prefixes", "--strict", "--limit", "2"]) == 0
     tasks = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
     assert {task["answering"] for task in tasks.values()} == {"likelihood_norm"}
-    assert loaded[0].share_prefixes is False
+    assert loaded[0].options["share_prefixes"] is False
 
 
 def test_names_cannot_steer_the_terminal(

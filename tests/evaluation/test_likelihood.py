@@ -96,7 +96,7 @@ def test_the_flag_goes_before_the_task_file(data: Path) -> None:
     assert score(data, model, "answering: likelihood\n", answering="generate").samples["toy"][0].loglikelihoods is None
     results = score(data, model, answering="likelihood")
     assert results.samples["toy"][0].loglikelihoods is not None
-    assert model.options == {"response_prefix": ""}
+    assert model.options["response_prefix"] == ""
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_letters_yes_and_no_and_photos(data: Path) -> None:
         ("boolq", "openbookqa", "pope"), 1
     )
     assert results.tasks["pope"].cost["tower_passes"] == len(POPE)
-    assert model.options == {"response_prefix": 'The best answer is "'}
+    assert model.options["response_prefix"] == 'The best answer is "'
     assert results.tasks["pope"].metrics["yes_ratio"] == sum(row["answer"] == "yes" for row in POPE) / len(POPE)
 
 

@@ -107,3 +107,13 @@ def test_an_answer_tells_why_it_ended(
 def test_a_model_that_tells_no_window_is_asked_all(data: Path) -> None:
     results = score(data, Scripted(lambda _: "yes"), past_window="shorten")
     assert [sample.finish_reason for sample in results.samples["long"]] == ["stop"] * 3
+
+
+def test_a_model_keeps_its_own_settings(data: Path, model: VisionLanguageModel) -> None:
+    """What an evaluation sets holds within it alone: afterwards nothing is shortened unless the user says so."""
+    before = (model.past_window, model.batch_tokens, model.share_prefixes)
+    score(data, model, "long", past_window="shorten", batch_tokens=77, share_prefixes=False)
+    assert (model.past_window, model.batch_tokens, model.share_prefixes) == before
+    with pytest.raises(UserError):
+        score(data, model, "long")
+    assert (model.past_window, model.batch_tokens, model.share_prefixes) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,14 @@ def test_weights_and_files_are_those_of_the_command_line(
         for folder in (tmp_path / "cli", run.path)
     )
     assert cli == python
-    assert run.ledger["steps"] == 6
+    ledger = json.loads((tmp_path / "cli" / "ledger.json").read_text())
+    for name in ("steps", "samples", "tokens", "flops", "tower_passes", "params"):
+        assert ledger[name] == run.ledger[name], name
+    assert ledger["steps"] == 6
+    logs = [list(csv.DictReader((p / "metrics.csv").open())) for p in (tmp_path / "cli", run.path)]
+    timeless = [[{k: v for k, v in row.items() if k != "tokens_per_s"} for row in rows] for rows in logs]
+    assert timeless[0] == timeless[1]
+    assert len(logs[0]) == 6
     assert (tmp_path / "cli" / "data.json").read_text() == (run.path / "data.json").read_text()
     # its config does it again
     assert main(["fit", "--config", str(run.path / "config.yaml"), "--out", str(tmp_path / "again")]) == 0

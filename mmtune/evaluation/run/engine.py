@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
+from mmtune.common.attributes import set_attributes
 from mmtune.common.errors import UserError
 from mmtune.common.files import sha256_json
 from mmtune.evaluation.run.chunks import Chunk, plan_chunks
@@ -19,6 +19,7 @@ from mmtune.evaluation.run.load_model import (
     computing_note,
     fold_adapters,
     load_model,
+    settings_of,
     usage_of,
 )
 from mmtune.evaluation.run.preflight import (
@@ -45,7 +46,7 @@ from mmtune.evaluation.tasks.render import Question, Renderer
 from mmtune.evaluation.tasks.rows import check_data, load_rows
 from mmtune.evaluation.tasks.suite import Suite, load_suite
 from mmtune.evaluation.tasks.task import Task
-from mmtune.interfaces import Generator, capabilities
+from mmtune.interfaces import Generator
 
 
 def evaluate(
@@ -140,10 +141,7 @@ def evaluate(
             fingerprint = ready.fingerprint
             if ready is not model:
                 fold_adapters(ready)
-            if "batching" in capabilities(ready):
-                settings = cast(Any, ready)
-                settings.batch_tokens = batch_tokens
-                settings.share_prefixes = settings.share_prefixes if share_prefixes is None else share_prefixes
+            settings = settings_of(ready, batch_tokens, share_prefixes, past_window)
             evaluation = _Evaluation(
                 model=ready,
                 conditions=_Conditions(fingerprint, rule, limit, seed, past_window),
@@ -157,7 +155,8 @@ def evaluate(
             )
             if note := computing_note(ready):
                 evaluation.report.say(note)
-            return evaluation.run(plan, chosen, earlier, store if workers.first else None)
+            with set_attributes(ready, settings):
+                return evaluation.run(plan, chosen, earlier, store if workers.first else None)
         finally:
             database.close()
 

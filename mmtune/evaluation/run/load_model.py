@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mmtune.common.errors import UserError
-from mmtune.interfaces import Generator
+from mmtune.interfaces import Generator, capabilities
 
 USAGE = ("prompt_tokens", "generated_tokens", "reused_tokens", "tower_passes")
 COSTS = ("seconds", *USAGE)
@@ -88,6 +88,20 @@ def computing_note(model: Generator) -> str | None:
     if isinstance(model, VisionLanguageModel) and not model.fitness.packed:
         return model.fitness.told(model.name)
     return None
+
+
+def settings_of(
+    model: Generator, batch_tokens: int, share_prefixes: bool | None, past_window: str
+) -> dict[str, bool | int | str]:
+    """The attributes that a model declares to have, as they are to be while it is evaluated."""
+    able, found = capabilities(model), dict[str, bool | int | str]()
+    if "batching" in able:
+        found["batch_tokens"] = batch_tokens
+        if share_prefixes is not None:
+            found["share_prefixes"] = share_prefixes
+    if "window" in able:
+        found["past_window"] = past_window
+    return found
 
 
 def usage_of(model: Generator) -> dict[str, int]:

@@ -38,7 +38,6 @@ def rows_past_window(model: Generator, task: Task, questions: Sequence[Question]
     if not has_window(model):
         return {}
     reader = cast(Any, model)
-    reader.past_window = rule
     found: dict[int, int] = reader.too_long(
         [prompt_of(task, question, [None] * len(question.photos)) for question in questions],
         choices=None if task.answering == "generate" else [question.choices for question in questions],
