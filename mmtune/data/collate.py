@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,10 @@ class PackedBatch:
         features: [photos, tokens, width], what the tower said of the photos before; None where there are pixels.
         photo_keys: an int per photo, equal for equal photos.
         where: file and row of each document.
-        step_supervised: how many positions are learnt from in the whole optimizer step; 0 where there is none.
+        document_values: float32 [documents] by column, the numbers of the rows that the objective reads.
+        weight: of the pack in the mean loss of its optimizer step; by default the positions that are learnt.
+        step_weight: of the whole step, all its packs and processes; 0 where there is none.
+        repeated: whether the pack only fills up the last round of an epoch, and nothing is learnt from it.
     """
 
     input_ids: torch.Tensor
@@ -40,7 +43,15 @@ class PackedBatch:
     features: torch.Tensor | None
     photo_keys: tuple[int, ...]
     where: tuple[str, ...]
-    step_supervised: int = 0
+    document_values: dict[str, torch.Tensor] = field(default_factory=dict)
+    weight: float = 0
+    step_weight: float = 0
+    repeated: bool = False
+
+    @property
+    def counted_weight(self) -> float:
+        """What the pack counts for in its step: its weight, or 0 where it is repeated."""
+        return 0 if self.repeated else self.weight
 
     @property
     def supervised_tokens(self) -> int:
@@ -76,7 +87,7 @@ class PackedBatch:
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor)}
-        return replace(self, **changed)
+        return replace(self, **changed, document_values={k: change(v) for k, v in self.document_values.items()})
 
 
 def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
@@ -102,6 +113,10 @@ def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
         features=features,
         photo_keys=tuple(_photo_key(photo) for photo, _ in photos),
         where=tuple(example.where for example in examples),
+        document_values={
+            column: torch.tensor([example.values[column] for example in examples]) for column in inputs.value_columns
+        },
+        weight=sum(map(inputs.weight, examples)),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from mmtune.common.errors import RowError
 from mmtune.data.images import Photo, open_photo
@@ -24,12 +25,14 @@ class Conversation:
         images: the photos, in the order of their placeholders.
         source: the file or hub id the row came from.
         row: its number there, counted from 1 (the line number in JSON Lines).
+        values: numbers of the row that an objective reads, by column.
     """
 
     turns: tuple[Turn, ...]
     images: tuple[Photo, ...]
     source: str
     row: int
+    values: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def where(self) -> str:

@@ -112,10 +112,13 @@ class InstructionData(pl.LightningDataModule):
                 example = self._encoded(conversation, tokens)
                 return None if example is None else store.add(example, conversation)
 
-            drawn = self.mixture.draw(self.bad_rows, take) if training else []
+            columns = self.inputs.value_columns
+            drawn = self.mixture.draw(self.bad_rows, take, columns) if training else []
             train, validation = hold_out(drawn, store, self.validation_fraction, self.mixture.seed)
             for source in self.validation:
-                rows = read_conversations(source, image_root=self.mixture.image_root, bad_rows=self.bad_rows)
+                rows = read_conversations(
+                    source, image_root=self.mixture.image_root, bad_rows=self.bad_rows, value_columns=columns
+                )
                 validation += (n for n in map(take, rows) if n is not None)
         seen = count_seen(validation, train, store) if self.validation and training else 0
         self._say_what_was_found(seen, len(validation))
@@ -207,6 +210,8 @@ class InstructionData(pl.LightningDataModule):
         for example in self._train.examples:
             digest.update(example.input_ids.tobytes())
             digest.update(np.packbits(example.supervised).tobytes())
+            for column, value in sorted(example.values.items()):
+                digest.update(repr((column, value)).encode())
             for photo in example.images:
                 digest.update(self._photo_digest(photo))
         return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,27 +24,6 @@ IGNORED = -100  # a target that is not learnt from; torch's cross entropy skips 
 Tokens = tuple[np.ndarray, np.ndarray]  # input_ids int32 [length] and supervised bool [length]
 
 
-@dataclass(frozen=True)
-class ModelInputs:
-    """What the data has to know of the model it is made for.
-
-    Attributes:
-        tokenizer: a transformers tokenizer with offset mapping (a fast one).
-        template: how conversations are written down.
-        tokens_per_photo: positions one photo takes; 0 for a text-only model.
-        preprocess: turns a decoded photo into the tower's input, float32 [3, height, width].
-        features: what the tower said of a photo before, [tokens_per_photo, width]; None where it is to be asked.
-        embedding_rows: how many token ids the model has a row for; None where there is no model.
-    """
-
-    tokenizer: Any
-    template: Template
-    tokens_per_photo: int = 0
-    preprocess: Callable[[Image.Image], torch.Tensor] | None = None
-    features: Callable[[Photo], torch.Tensor] | None = None
-    embedding_rows: int | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Example:
     """A tokenised conversation.
@@ -55,6 +34,7 @@ class Example:
         images: the photos, in order.
         where: file and row, for messages.
         cut: how many tokens were cut off its end.
+        values: numbers of its row that the objective reads, by column.
     """
 
     input_ids: np.ndarray
@@ -62,9 +42,40 @@ class Example:
     images: tuple[Photo, ...]
     where: str
     cut: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+def count_supervised(example: Example) -> int:
+    """How many tokens are predicted and learnt; the first of a document is not predicted."""
+    return int(example.supervised[1:].sum())
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What the data has to know of the model it is made for, and of the objective.
+
+    Attributes:
+        tokenizer: a transformers tokenizer with offset mapping (a fast one).
+        template: how conversations are written down.
+        tokens_per_photo: positions one photo takes; 0 for a text-only model.
+        preprocess: turns a decoded photo into the tower's input, float32 [3, height, width].
+        features: what the tower said of a photo before, [tokens_per_photo, width]; None where it is to be asked.
+        embedding_rows: how many token ids the model has a row for; None where there is no model.
+        value_columns: columns of the rows that the objective reads, one number a conversation.
+        weight: of a document in the mean loss of an optimizer step.
+    """
+
+    tokenizer: Any
+    template: Template
+    tokens_per_photo: int = 0
+    preprocess: Callable[[Image.Image], torch.Tensor] | None = None
+    features: Callable[[Photo], torch.Tensor] | None = None
+    embedding_rows: int | None = None
+    value_columns: tuple[str, ...] = ()
+    weight: Callable[[Example], float] = count_supervised
 
 
 def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_photo: int = 1) -> Tokens:
@@ -180,7 +191,7 @@ def as_example(
             raise RowError(f"{where}: cut at {limit}, it would have no answer left; raise it")
     if not supervised[1:].any():
         raise RowError(f"{where}: the answer is empty once tokenised")
-    return Example(ids, supervised, images, where, cut)
+    return Example(ids, supervised, images, where, cut, conversation.values)
 
 
 def missing_row(ids: np.ndarray, embedding_rows: int | None, tokenizer: Any) -> str | None:

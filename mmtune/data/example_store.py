@@ -34,6 +34,7 @@ class ExampleStore:
         self._begins = array("q", [0])  # in words of 4 bytes
         self._photos: dict[Photo, int] = {}  # numbered as they are met first
         self._shown, self._shown_until = array("i"), array("q", [0])
+        self._values: dict[str, array[float]] = {}  # the same columns of every example
         self._buffer: bytearray = bytearray()
         self._file: IO[bytes] | None = None
 
@@ -51,6 +52,8 @@ class ExampleStore:
         self._texts.append(_text_key(conversation))
         self._shown.extend(self._photos.setdefault(photo, len(self._photos)) for photo in example.images)
         self._shown_until.append(len(self._shown))
+        for column, value in example.values.items():
+            self._values.setdefault(column, array("d")).append(value)
         self._buffer += example.input_ids.tobytes() + example.supervised.tobytes()
         self._buffer += bytes(-len(example) % 4)
         self._begins.append(self._begins[-1] + len(example) + -(-len(example) // 4))
@@ -90,7 +93,8 @@ class ExampleStore:
         words = self._words[begin : self._begins[number + 1]]
         supervised = words[length:].view(bool)[:length]
         where = f"{self.kind(number)[0]}, row {self._rows[number]}"
-        return Example(words[:length], supervised, self.images(number), where, self._cut[number])
+        values = {column: each[number] for column, each in self._values.items()}
+        return Example(words[:length], supervised, self.images(number), where, self._cut[number], values)
 
     @cached_property
     def _names(self) -> list[str]:

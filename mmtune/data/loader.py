@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmtune.common.errors import UserError
 from mmtune.data.collate import PackedBatch, pack
-from mmtune.data.encoding import IGNORED, Example, ModelInputs
+from mmtune.data.encoding import IGNORED, Example, ModelInputs, count_supervised
 
 
 class PackDataset(Dataset[PackedBatch]):
@@ -29,17 +29,25 @@ class PackDataset(Dataset[PackedBatch]):
         return pack([self.examples[i] for i in self.packs[number]], self.inputs)
 
     @functools.cached_property
-    def learnt(self) -> np.ndarray:
+    def supervised(self) -> np.ndarray:
         """How many tokens of each pack are learnt: int64 [packs]."""
-        each = [int(example.supervised[1:].sum()) for example in self.examples]
-        return np.asarray([sum(each[i] for i in pack) for pack in self.packs], dtype=np.int64)
+        return self._summed(count_supervised)
+
+    @functools.cached_property
+    def weights(self) -> np.ndarray:
+        """The weight of each pack in the mean loss of a step: [packs]."""
+        return self.supervised if self.inputs.weight is count_supervised else self._summed(self.inputs.weight)
+
+    def _summed(self, of: Callable[[Example], float]) -> np.ndarray:
+        each = list(map(of, self.examples))
+        return np.asarray([sum(each[i] for i in pack) for pack in self.packs])
 
     @property
     def longest(self) -> int:
         """The pack with most tokens; of several, the one with most to learn."""
         lengths = [len(example) for example in self.examples]
         tokens = [sum(lengths[i] for i in pack) for pack in self.packs]
-        return max(range(len(self)), key=lambda number: (tokens[number], self.learnt[number]))
+        return max(range(len(self)), key=lambda number: (tokens[number], self.supervised[number]))
 
 
 class EpochOrder:
@@ -87,8 +95,8 @@ class EpochOrder:
 class PackLoader(DataLoader[PackedBatch]):
     """A loader of packs that can be stopped and resumed in the middle of an epoch.
 
-    Each pack is told how many tokens are learnt in its optimizer step, that is in its round and the others of the same
-    accumulation, by all processes together. Where an epoch is cut short, `rounds` is how many are trained.
+    Each pack is told the weight of its optimizer step, that is of its round and the others of the same accumulation, of
+    all processes together. Where an epoch is cut short, `rounds` is how many are trained.
 
     It counts its own epochs unless it is told them (Lightning tells), and a state loaded from a checkpoint
     continues the pass it was taken in. Lightning saves and restores the state with the fit loop.
@@ -128,15 +136,15 @@ class PackLoader(DataLoader[PackedBatch]):
         self._continue = False
         packs: PackDataset = self.dataset  # type: ignore[assignment]
         repeated = order.repeated()
-        learnt = np.where(repeated, 0, packs.learnt[order.everyones()]).sum(axis=1)[: self.rounds]
-        steps = np.add.reduceat(learnt, np.arange(0, len(learnt), self.rounds_per_step))
+        weights = np.where(repeated, 0, packs.weights[order.everyones()]).sum(axis=1)[: self.rounds]
+        steps = np.add.reduceat(weights, np.arange(0, len(weights), self.rounds_per_step))
         for batch in super().__iter__():
             # a trainer that is to stop early may still ask for a round ahead
             step = min(self._delivered // self.rounds_per_step, len(steps) - 1)
             if repeated[self._delivered, order.rank]:
-                batch = replace(batch, targets=torch.full_like(batch.targets, IGNORED))
+                batch = replace(batch, targets=torch.full_like(batch.targets, IGNORED), repeated=True)
             self._delivered += 1
-            yield replace(batch, step_supervised=int(steps[step]))
+            yield replace(batch, step_weight=steps[step].item())
 
     def __len__(self) -> int:
         return len(self.order)

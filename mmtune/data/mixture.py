@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -50,7 +50,9 @@ class Mixture:
             raise UserError(f"--data.train.total {self.total}: must be at least 1")
         check_seed(self.seed, "--data.train.seed")
 
-    def draw(self, bad_rows: BadRows, take: Callable[[Conversation], T | None]) -> list[T]:
+    def draw(
+        self, bad_rows: BadRows, take: Callable[[Conversation], T | None], value_columns: Sequence[str] = ()
+    ) -> list[T]:
         """Read the sources and draw the rows, shuffled by the seed.
 
         No conversation is kept, only what `take` makes of it: where not every row is drawn, the sources are read once
@@ -60,6 +62,7 @@ class Mixture:
             bad_rows: what to do with rows that cannot be used.
             take: called once for a row that is about to be drawn; where it gives None, another row takes its place, so
                 that fraction and total are those of what is trained on.
+            value_columns: columns that hold a number in every row; see `read_conversations`.
 
         Returns:
             What `take` gave for the rows that are drawn.
@@ -72,7 +75,7 @@ class Mixture:
             raise UserError("no training data: give --data.train.text or --data.train.visual a file or hub id")
         every_row = self.total is None and self.text_fraction is None
         pools: Pools[T] = ([], [])
-        for conversation in self._rows(bad_rows):
+        for conversation in self._rows(bad_rows, value_columns):
             pools[bool(conversation.images)].append(take(conversation) if every_row else None)
         text, visual = map(len, pools)
         if not text and not visual:
@@ -83,7 +86,7 @@ class Mixture:
         orders = random.permutation(text), random.permutation(visual)
         if not every_row:
             counts = self._counts(text, visual)  # complains before the work that `take` may be
-            self._take(pools, orders, counts if self.total is not None else (text, visual), take)
+            self._take(pools, orders, counts if self.total is not None else (text, visual), take, value_columns)
         taken = [
             [one for place in order if (one := pool[place]) is not None]
             for pool, order in zip(pools, orders, strict=True)
@@ -99,13 +102,13 @@ class Mixture:
             drawn += ones[:count]
         return [drawn[i] for i in random.permutation(len(drawn))]
 
-    def _rows(self, bad_rows: BadRows) -> Iterator[Conversation]:
+    def _rows(self, bad_rows: BadRows, value_columns: Sequence[str]) -> Iterator[Conversation]:
         """Every row of the sources that may be drawn."""
         left_out = _named_rows(self.leave_out) if self.leave_out else set()
 
         def kept(source: str, image_root: str | None = None) -> Iterator[Conversation]:
             place = _place(source)
-            rows = read_conversations(source, image_root=image_root, bad_rows=bad_rows)
+            rows = read_conversations(source, image_root=image_root, bad_rows=bad_rows, value_columns=value_columns)
             return (c for c in rows if (place, c.row) not in left_out) if left_out else rows
 
         for source in self.text:
@@ -123,6 +126,7 @@ class Mixture:
         orders: tuple[np.ndarray, np.ndarray],
         counts: tuple[int, int],
         take: Callable[[Conversation], T | None],
+        value_columns: Sequence[str],
     ) -> None:
         """Fill the first so many places in the order of each pool, and for each row that is refused the next."""
         asked, filled = [0, 0], [0, 0]
@@ -135,7 +139,7 @@ class Mixture:
             if not any(places.any() for places in wanted):
                 return
             seen = [0, 0]
-            for conversation in self._rows(BadRows("skip")):  # bad ones are noted already
+            for conversation in self._rows(BadRows("skip"), value_columns):  # bad ones are noted already
                 kind = int(bool(conversation.images))
                 place = seen[kind]
                 seen[kind] += 1

@@ -24,6 +24,7 @@ from mmtune.models.spec import LoraOptions, VisionOptions
 from mmtune.training.callbacks.stopping import Stopped
 from mmtune.training.dates import keep_date
 from mmtune.training.module import InstructionTuning
+from mmtune.training.objectives.objective import Objective
 from mmtune.training.trainer import (
     DEFAULTS,
     SEED,
@@ -66,6 +67,7 @@ def fit(
     data: Any,
     out: str | Path = "runs/fit",
     *,
+    objective: Objective | None = None,
     checkpoint_every: int = 100,
     new_schedule: bool = False,
     seed: int = SEED,
@@ -82,6 +84,8 @@ def fit(
             `mmtune.data.datamodule.InstructionData`, as a config has them under `data`, whose `train` is a mapping.
             Rows may also stand where a config names a file.
         out: the run directory.
+        objective: the loss; supervised fine-tuning where it is left out. config.yaml does not hold it, the ledger its
+            name.
         checkpoint_every: steps between checkpoints to resume from; 0 for none.
         new_schedule: resume with another number of steps than the run began with, though the learning rate jumps.
         seed: of all random numbers but those that model and data have seeds for.
@@ -114,6 +118,7 @@ def fit(
         keep_date(dated, run)
         module = _module({**model_options, "template_date": dated.template_date})
         module.new_schedule = new_schedule
+        module.objective = objective or module.objective
         datamodule = _datamodule(data_options, module)
         record = [_RecordSettings(run, settings)]
         ours = run_options(run, options, checkpoint_every=checkpoint_every, more=record)

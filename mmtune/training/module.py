@@ -114,12 +114,12 @@ class InstructionTuning(ResumableModule):
         self.dtype_of_frozen: torch.dtype = getattr(torch, dtype)
         self.gradient_checkpointing, self.stored_features_gib = gradient_checkpointing, stored_features_gib
         self.training_template = training_template or ("plain" if stage == "align" else self.spec.template)
-        self.objective: Objective = SupervisedObjective()
+        self.objective: Objective = SupervisedObjective()  # another one is set before the data is made
         self.model: VisionLanguageModel | None = None
         self.new_schedule = False  # whether a resumed run may have another course of the learning rate
         self._step_started = time.perf_counter()
         self._step = torch.zeros(3)
-        self._wrong_photo = torch.zeros(2, dtype=torch.float64)
+        self._held_out = self._wrong_photo = torch.zeros(2, dtype=torch.float64)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -138,7 +138,12 @@ class InstructionTuning(ResumableModule):
             self.spec.template_date = today()
             template = get_template(self.training_template, self.tokenizer, self.spec.template_date)
         template.check_trainable(f"--model.template {template.name}: {self.spec.language}")
-        return dataclasses.replace(model_inputs(self.spec, self.tokenizer), template=template)
+        return dataclasses.replace(
+            model_inputs(self.spec, self.tokenizer),
+            template=template,
+            value_columns=self.objective.value_columns,
+            weight=self.objective.weight,
+        )
 
     @property
     def fitness(self) -> Fitness:
@@ -219,24 +224,26 @@ class InstructionTuning(ResumableModule):
         self._begin_step()
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
-        """A pack's share of the loss of its optimizer step, the mean over all tokens that the step learns from.
+        """A pack's share of the loss of its optimizer step, the mean over the weights of all its packs.
 
         Lightning divides by the packs accumulated and takes the mean over the processes; both are multiplied back in.
         A strategy that accumulates by itself, as DeepSpeed's, divides once more.
         """
-        loss, learnt = self._loss(batch), batch.supervised_tokens
-        self._step += torch.stack([loss.detach() * learnt, *loss.new_tensor([learnt, len(batch.input_ids)])])
+        loss = self._loss(batch)
+        self._step += torch.stack(
+            [loss.detach() * batch.counted_weight, *loss.new_tensor([batch.counted_weight, len(batch.input_ids)])]
+        )
         accumulated = self.trainer.accumulate_grad_batches
         packs = accumulated * self.trainer.world_size
         if self.trainer.strategy.handles_gradient_accumulation:
             packs *= accumulated
-        return loss * (packs * learnt / batch.step_supervised)
+        return loss * (packs * batch.counted_weight / batch.step_weight)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log what the step was: its loss, over all its packs and processes, their tokens per second, the rates."""
-        loss, learnt, tokens = self.trainer.strategy.reduce(self._step, reduce_op="sum")
+        loss, weight, tokens = self.trainer.strategy.reduce(self._step, reduce_op="sum")
         elapsed = time.perf_counter() - self._step_started
-        self.log("train_loss", loss / learnt, prog_bar=True, batch_size=1)
+        self.log("train_loss", loss / weight, prog_bar=True, batch_size=1)
         self.log("tokens_per_s", tokens / elapsed, prog_bar=True, batch_size=1)
         for group in optimizer.param_groups:
             self.log(f"lr_{group['name']}", group["lr"], batch_size=1)
@@ -251,24 +258,28 @@ class InstructionTuning(ResumableModule):
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """The loss of a held-out pack; where it has photos, also with every photo exchanged for another."""
-        learnt = batch.supervised_tokens
-        self.log("val_loss", self._loss(batch), prog_bar=True, batch_size=learnt, sync_dist=True)
+        self._held_out += self._weighted(self._loss(batch), batch)
         several = len(set(batch.photo_keys)) > 1
         # processes that hold the model in parts compute it together or not at all
         if self.trainer.strategy.reduce_boolean_decision(several, all=False):
             loss = self._loss(batch.with_photos(_exchanged(batch.photo_keys)) if several else batch)
             if several:
-                self._wrong_photo += torch.tensor([float(loss) * learnt, learnt], dtype=torch.float64)
+                self._wrong_photo += self._weighted(loss, batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin the sum of the losses with exchanged photos."""
-        self._wrong_photo = torch.zeros(2, dtype=torch.float64)
+        """Begin the sums of losses and weights, with the packs' own photos and with exchanged ones."""
+        self._held_out, self._wrong_photo = torch.zeros(2, 2, dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the loss with exchanged photos; processes that saw no photo take part in the exchange, too."""
-        summed = self.trainer.strategy.reduce(self._wrong_photo.to(self.device, torch.float32), reduce_op="sum")
-        if summed[1] > 0:
-            self.log("val_loss_wrong_photo", summed[0] / summed[1], sync_dist=True)
+        """Log the losses, over all processes; those that saw no photo take part in the exchange, too."""
+        for name, sums in (("val_loss", self._held_out), ("val_loss_wrong_photo", self._wrong_photo)):
+            loss, weight = self.trainer.strategy.reduce(sums.to(self.device, torch.float32), reduce_op="sum")
+            if weight > 0:
+                self.log(name, loss / weight, prog_bar=name == "val_loss", sync_dist=True)
+
+    @staticmethod
+    def _weighted(loss: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        return torch.tensor([float(loss) * batch.counted_weight, batch.counted_weight], dtype=torch.float64)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a rate for the projector and one for the language model; linear warm-up, then cosine."""

@@ -19,6 +19,7 @@ from mmtune.models.content import hash_weights
 from mmtune.models.spec import ModelSpec
 from mmtune.models.vlm import Stage
 from mmtune.training.checkpoint_io import differences
+from mmtune.training.objectives.objective import Objective
 from mmtune.training.optimizers import OptimizerName
 
 MEASURED = (".feature_mean", ".feature_std")  # not trained, and yet kept
@@ -31,6 +32,7 @@ class ResumableModule(LightningModule):
     Attributes:
         spec: what the model is made of.
         stage: what is trained.
+        objective: the loss it is trained with.
         optimizer_name, learning_rate, projector_learning_rate, warmup, weight_decay: as they were asked for.
         dtype_of_frozen: in which the weights that are not trained are held.
         model: None until it is built.
@@ -39,6 +41,7 @@ class ResumableModule(LightningModule):
 
     spec: ModelSpec
     stage: Stage
+    objective: Objective
     optimizer_name: OptimizerName
     learning_rate: float
     projector_learning_rate: float
@@ -82,6 +85,7 @@ def settings(module: ResumableModule) -> dict[str, Any]:
     """
     trainer, spec = module.trainer, module.spec
     fixed = {
+        "objective": module.objective.name,
         "--model.stage": module.stage,
         "--model.optimizer": module.optimizer_name,
         "--model.learning_rate": module.learning_rate,

@@ -190,14 +190,14 @@ def test_every_pack_is_learnt_from_once(packs: int, world: int, rounds_per_step:
     assert sorted(n for n in learnt if n) == list(range(1, packs + 1))
     for first in range(0, len(epochs[0]), rounds_per_step):
         step = [batch for batches in epochs for batch in batches[first : first + rounds_per_step]]
-        assert {batch.step_supervised for batch in step} == {sum(batch.supervised_tokens for batch in step)}
+        assert {batch.step_weight for batch in step} == {sum(batch.supervised_tokens for batch in step)}
 
 
 def test_an_epoch_that_is_cut_short_weighs_its_last_step_by_what_it_has() -> None:
     (process,) = shared(12, 1, rounds_per_step=4, rounds=10)
     batches = [batch for batch, _ in zip(process, range(10), strict=False)]
-    assert batches[9].step_supervised == batches[8].supervised_tokens + batches[9].supervised_tokens
-    assert batches[7].step_supervised == sum(batch.supervised_tokens for batch in batches[4:8])
+    assert batches[9].step_weight == batches[8].supervised_tokens + batches[9].supervised_tokens
+    assert batches[7].step_weight == sum(batch.supervised_tokens for batch in batches[4:8])
 
 
 def test_a_place_in_other_rounds_is_refused() -> None:

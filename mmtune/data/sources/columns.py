@@ -5,11 +5,12 @@ docs/data.md shows these tables, and tests/data/test_columns.py compares the two
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmtune.common.errors import RowError
+from mmtune.common.errors import RowError, brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +135,18 @@ def text(value: Any, what: str, where: str) -> str:
         return value
     found = "null" if value is None else "NaN" if is_null(value) else type(value).__name__
     raise RowError(f"{where}: {what} is {found}, not text")
+
+
+def finite_number(value: Any, what: str, where: str) -> float:
+    """The value, if it is a number or spells one, as all cells of CSV files do.
+
+    Raises:
+        RowError: it does not, or is not finite; `what` names it.
+    """
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RowError(f"{where}: {what} is {brief(repr(value))}, not a finite number, which the objective reads there")
+    return number

@@ -16,6 +16,7 @@ from mmtune.common.files import is_file, lies_in, locate
 from mmtune.common.hub import go_offline_if_unreachable, kept_files, undecoded_rows
 from mmtune.data.conversation import Conversation, check
 from mmtune.data.images import Photo
+from mmtune.data.sources.columns import finite_number
 from mmtune.data.sources.formats import Format, parse_row, unread
 from mmtune.data.sources.json_files import NumberedRows, json_lines, json_list
 from mmtune.data.sources.tables import LONGEST_ROW, batches
@@ -74,7 +75,11 @@ class Reading:
 
 
 def read_conversations(
-    source: str, *, image_root: str | None = None, bad_rows: BadRows | None = None
+    source: str,
+    *,
+    image_root: str | None = None,
+    bad_rows: BadRows | None = None,
+    value_columns: Sequence[str] = (),
 ) -> Iterator[Conversation]:
     """Stream the conversations of a file or hub data set.
 
@@ -84,16 +89,23 @@ def read_conversations(
         image_root: the folder photo paths are relative to, and that none may leave; without it, the file's own folder
             (or its `images`).
         bad_rows: what to do with rows that cannot be used (default: stop at the first).
+        value_columns: columns that hold a number in every row, whatever else such a column may mean.
 
     Raises:
         UserError: the source cannot be read at all.
         RowError: a row cannot be used, under the policy `error`.
     """
-    for reading in read_rows(source, image_root=image_root, bad_rows=bad_rows):
+    for reading in read_rows(source, image_root=image_root, bad_rows=bad_rows, value_columns=value_columns):
         yield reading.conversation
 
 
-def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows | None = None) -> Iterator[Reading]:
+def read_rows(
+    source: str,
+    *,
+    image_root: str | None = None,
+    bad_rows: BadRows | None = None,
+    value_columns: Sequence[str] = (),
+) -> Iterator[Reading]:
     """Like `read_conversations`, with the format each row was recognised as."""
     bad_rows = bad_rows or BadRows()
     rows, own = _open(source)
@@ -105,6 +117,7 @@ def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows |
     for number, row in rows:
         where = f"{source}, row {number}"
         try:
+            values, row = _split_values(row, value_columns, where)
             known, drafts = _parse(row, where)
         except RowError as error:
             bad_rows.handle(error)
@@ -114,13 +127,21 @@ def read_rows(source: str, *, image_root: str | None = None, bad_rows: BadRows |
         for turns, photos in drafts:  # one that cannot be used does not take the row's others with it
             try:
                 images = tuple(_found(photo, folders, where) for photo in photos)
-                conversation = check(Conversation(tuple(turns), images, source, number))
+                conversation = check(Conversation(tuple(turns), images, source, number, values))
             except RowError as error:
                 bad_rows.handle(error)
             else:
                 yield Reading(known.name, conversation)
     if not number:
         raise UserError(f"{source}: holds no rows")
+
+
+def _split_values(row: Any, columns: Sequence[str], where: str) -> tuple[dict[str, float], Any]:
+    """The numbers in some columns of a row, and the row without these columns."""
+    if not columns or not isinstance(row, dict):
+        return {}, row
+    values = {column: finite_number(row.get(column), repr(column), where) for column in columns}
+    return values, {name: value for name, value in row.items() if name not in values}
 
 
 def _parse(row: Any, where: str) -> tuple[Format, list[Any]]:

@@ -196,6 +196,7 @@ class Ledger(pl.Callback):
                 "device": int(reduced(torch.cuda.max_memory_allocated(device), "max")) if on_cuda else None,
             },
             "energy_kwh": None if math.isnan(energy) else energy,
+            "objective": pl_module.objective.name,
             "documents": pl_module.fitness.way,
             "params": {"trainable": trained, "total": parameters},
             "hardware": hardware(device, trainer.world_size),

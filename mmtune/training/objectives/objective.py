@@ -7,18 +7,38 @@ from typing import Protocol
 import torch
 
 from mmtune.data.collate import PackedBatch
+from mmtune.data.encoding import Example
 from mmtune.models.head import Head
 
 
 class Objective(Protocol):
     """A loss over packs of documents.
 
-    The module weighs a pack's loss by its supervised tokens, so that the loss of an optimizer step is the mean over all
-    tokens that the step learns from, however they are spread over packs and processes.
+    The loss of an optimizer step is the mean of its packs' losses by their weights, however the documents are spread
+    over packs, accumulation and processes.
+
+    Attributes:
+        name: what tells it from other objectives and other settings of it; a resumed run must have the same.
+        value_columns: columns of the training rows that hold a number for each document: an advantage, the
+            log-probability under a reference model, the id of a pair. `PackedBatch.document_values` has them.
     """
 
+    @property
+    def name(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def value_columns(self) -> tuple[str, ...]:
+        """See above."""
+        ...
+
+    def weight(self, example: Example) -> float:
+        """The weight of a document in the mean loss of its step, at least 0; that of a pack is their sum."""
+        ...
+
     def loss(self, hidden: torch.Tensor, batch: PackedBatch, head: Head) -> torch.Tensor:
-        """The mean loss over a pack's supervised tokens, a scalar.
+        """The mean loss over a pack's weight, a finite scalar; in a repeated pack no target is left.
 
         Args:
             hidden: the last hidden states of the pack, [tokens, hidden].
@@ -28,7 +48,7 @@ class Objective(Protocol):
         ...
 
     def loss_at(self, states: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
-        """The same for the supervised positions alone, [positions, hidden] and int64 [positions].
+        """A loss over the supervised positions alone, [positions, hidden] and int64 [positions].
 
         What a step's memory is counted with, on tensors without values.
         """

@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 
 from mmtune.data.collate import PackedBatch
+from mmtune.data.encoding import Example, count_supervised
 from mmtune.models.head import Head
 from mmtune.training.objectives.token_loss import CHUNK, chunked_loss, supervised_loss
 
 
 class SupervisedObjective:
-    """Mean cross entropy over the supervised tokens."""
+    """Mean cross entropy over the supervised tokens; see `Objective`."""
+
+    name = "sft"
+    value_columns: tuple[str, ...] = ()
+
+    def weight(self, example: Example) -> float:
+        """The supervised tokens of a document."""
+        return count_supervised(example)
 
     def loss(self, hidden: torch.Tensor, batch: PackedBatch, head: Head) -> torch.Tensor:
         """See `Objective.loss`."""

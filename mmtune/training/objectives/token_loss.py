@@ -35,6 +35,30 @@ def supervised_loss(
     return chunked_loss(hidden[learnt], targets[learnt], output_layer, chunk=chunk)
 
 
+def token_log_probs(
+    hidden: torch.Tensor, targets: torch.Tensor, output_layer: OutputLayer, *, chunk: int = CHUNK
+) -> torch.Tensor:
+    """Log-probability of each token that is learnt, for objectives that weigh tokens or documents themselves.
+
+    Args:
+        hidden: [tokens, hidden].
+        targets: int64 [tokens], IGNORED where nothing is learnt.
+        output_layer: hidden states to logits.
+        chunk: positions computed at once; their logits are computed again in the backward pass.
+
+    Returns:
+        float32 [tokens], with a gradient; 0 where nothing is learnt.
+    """
+    learnt = targets != IGNORED
+
+    def computed(some_states: torch.Tensor, some_wanted: torch.Tensor) -> torch.Tensor:
+        return -cross_entropy(output_layer(some_states).float(), some_wanted, reduction="none")
+
+    parts = zip(hidden[learnt].split(chunk), targets[learnt].split(chunk), strict=True)
+    found = torch.cat([checkpoint(computed, *part, use_reentrant=False) for part in parts])
+    return torch.zeros(len(targets), device=found.device).masked_scatter(learnt, found)
+
+
 def chunked_loss(
     states: torch.Tensor, wanted: torch.Tensor, output_layer: OutputLayer, *, chunk: int = CHUNK
 ) -> torch.Tensor:
