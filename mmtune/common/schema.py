@@ -1,19 +1,80 @@
-"""Strict reading of YAML: every key is known, has the right type, and stands there once."""
+"""Strict reading of files: a dataclass is the schema, and the first value that does not fit is named in one line."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError, SchemaValidator
 
-from mmtune.common.errors import UserError, did_you_mean
+from mmtune.common.errors import UserError, brief, did_you_mean
 from mmtune.common.layers import read_layered
 
 T = TypeVar("T")
-_TYPE_NAMES = {str: "text", int: "a whole number", list: "a list", dict: "a mapping of keys to values"}
-_REQUIRED: Any = object()
+_STRICT = ("bool", "dict", "float", "int", "list", "str", "tuple")  # pydantic would make them of other types
+_UNKNOWN = "unexpected_keyword_argument"
+_MAPPING = "a mapping of keys to values"
+# pydantic's names of errors
+_WANTED = {
+    "bool_type": "true or false",
+    "dataclass_type": _MAPPING,
+    "dict_type": _MAPPING,
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+_BOUNDS = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
+
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def _as_texts(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
+"""A list of texts in the file; one text is a list of one."""
+
+
+def one_of(choices: Collection[str]) -> AfterValidator:
+    """A check of a text, or of each of several, for a field's annotation."""
+
+    def check(value: Any) -> Any:
+        for text in (value,) if isinstance(value, str) else value:
+            if text not in choices:
+                raise ValueError(f"unknown {brief(repr(text))}; {did_you_mean(text, choices)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _refuse(value: Any) -> Any:
+    raise PydanticCustomError(_UNKNOWN, "not from a file")
+
+
+COMPUTED = BeforeValidator(_refuse)
+"""Of a field that stands in no file, but is set afterwards."""
+
+
+class NullIsAbsent:
+    """Base of a dataclass for files that people write: a key without a value is as good as none."""
+
+    __slots__ = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -39,83 +100,100 @@ def load_layered(path: Path) -> Any:
     return read_layered(path, "eval_suites", _StrictLoader)
 
 
-class Fields:
-    """A mapping from a file, taken apart key by key.
+def validate(
+    kind: type[T],
+    value: Any,
+    where: str,
+    *,
+    extra: Literal["forbid", "ignore"] = "forbid",
+    remedy: str = "",
+    context: Any = None,
+) -> T:
+    """Make a dataclass of a value from JSON or YAML; no value is converted, but a whole number is a number, too.
 
-    Attributes:
-        where: the file (and key) that messages name.
+    Args:
+        kind: the dataclass. Bounds and checks in its annotations count, and those of dataclasses in it.
+        value: the value.
+        where: the file (and key), for messages.
+        extra: what becomes of keys that the dataclass has not.
+        remedy: what to do about a mistake; by default, to edit the file.
+        context: passed on to the dataclass's own validators.
+
+    Raises:
+        UserError: a key is missing, unknown or wrong; one that is unknown is named first, the others in the order of
+            the fields.
     """
+    try:
+        validator = _validator(cast(Any, kind))  # mypy takes no type for hashable
+        return cast(T, validator.validate_python(value, extra=extra, context=context))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_problem(kind, value, error.errors(include_url=False), remedy)}") from None
 
-    def __init__(self, raw: Any, where: str) -> None:
-        if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
-            raise UserError(f"{where}: must be a mapping of keys to values")
-        self._raw: dict[str, Any] = dict(raw)
-        self._known: set[str] = set()
-        self.where = where
 
-    def error(self, key: str, problem: str) -> UserError:
-        """An error about a key."""
-        return UserError(f"{self.where}: {key}: {problem}")
+@functools.cache
+def _validator(kind: Any) -> SchemaValidator:
+    return SchemaValidator(_strict(TypeAdapter(kind).core_schema))
 
-    def take(self, key: str, kind: type[T], default: T = _REQUIRED) -> T:
-        """The value of a key, of this type.
 
-        Raises:
-            UserError: the key is missing and has no default, or the value has another type.
-        """
-        self._known.add(key)
-        value = self._raw.pop(key, None)
-        if value is None:
-            if default is _REQUIRED:
-                raise UserError(f"{self.where}: key {key!r} is missing; add it")
-            return default
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            wanted = _TYPE_NAMES.get(kind, kind.__name__)
-            hint = "; put it in quotes" if kind is str and not isinstance(value, (dict, list)) else ""
-            raise self.error(key, f"must be {wanted}, not {value!r}{hint}")
-        return value
+def _strict(schema: Any) -> Any:
+    """A schema of pydantic's that converts no value. Its own strict mode would take no mapping for a dataclass."""
+    if isinstance(schema, dict):
+        inner = {key: _strict(value) for key, value in schema.items()}
+        return inner | {"strict": True} if inner.get("type") in _STRICT else inner
+    return [_strict(one) for one in schema] if isinstance(schema, list) else schema
 
-    def optional(self, key: str, kind: type[T]) -> T | None:
-        """The value of a key that may be absent or null."""
-        self._known.add(key)
-        if self._raw.get(key) is None:
-            self._raw.pop(key, None)
-            return None
-        return self.take(key, kind)
 
-    def choice(self, key: str, choices: Collection[str], default: str = _REQUIRED) -> str:
-        """The value of a key that must be one of a few words."""
-        value = self.take(key, str, default)
-        if value not in choices:
-            raise self.error(key, f"unknown {value!r}; {did_you_mean(value, choices)}")
-        return value
+def _problem(kind: type, value: Any, errors: Sequence[ErrorDetails], remedy: str) -> str:
+    """The first error and what to do about it, in a line."""
+    error = next((one for one in errors if one["type"] in (_UNKNOWN, "invalid_key")), errors[0])
+    path = _path(value, error)
+    if error["type"] in (_UNKNOWN, "invalid_key", "missing"):
+        path, key = path[:-1], path[-1]
+        said, hint = f"key {key!r} is missing", "add it"
+        if error["type"] == _UNKNOWN:
+            said, hint = f"unknown key {brief(repr(key))}; {did_you_mean(str(key), _names(kind, path))}", ""
+        elif error["type"] == "invalid_key":
+            said, hint = f"key {brief(repr(key))} must be text", "put it in quotes"
+    else:
+        said, hint = _wrong_value(error, [one["type"] for one in errors if _path(value, one) == path])
+        if path and isinstance(path[-1], int) and said.startswith("must"):
+            said, path = f"every entry {said}", path[:-1]
+    place = "".join(f"entry {part + 1}: " if isinstance(part, int) else f"{part}: " for part in path)
+    return place + "; ".join(filter(None, (said, remedy or hint)))
 
-    def texts(self, key: str, choices: Collection[str] | None = None) -> tuple[str, ...]:
-        """The value of a key that holds a list of texts (one text is a list of one); empty if absent."""
-        self._known.add(key)
-        if isinstance(self._raw.get(key), str):
-            self._raw[key] = [self._raw[key]]
-        values = self.take(key, list, [])
-        for value in values:
-            if not isinstance(value, str):
-                raise self.error(key, f"every entry must be text, not {value!r}")
-            if choices is not None and value not in choices:
-                raise self.error(key, f"unknown {value!r}; {did_you_mean(value, choices)}")
-        return tuple(values)
 
-    def positive(self, key: str) -> int:
-        """The value of a key that must be a whole number above 0."""
-        value = self.take(key, int)
-        if value < 1:
-            raise self.error(key, f"must be at least 1, not {value}")
-        return value
+def _path(value: Any, error: ErrorDetails) -> tuple[int | str, ...]:
+    """The keys that lead to an error. What pydantic adds to them are the names of types that a field may have."""
+    for depth, part in enumerate(error["loc"]):
+        if not (part in value if isinstance(value, dict) else isinstance(value, list | tuple)):
+            return error["loc"][: depth + (error["type"] == "missing")]
+        value = value[part]
+    return error["loc"]
 
-    def raw(self, key: str) -> Any:
-        """The value of a key, whatever it is; None if absent."""
-        self._known.add(key)
-        return self._raw.pop(key, None)
 
-    def finish(self) -> None:
-        """Raise a UserError if a key is left that nobody asked for."""
-        for key in self._raw:
-            raise UserError(f"{self.where}: unknown key {key!r}; {did_you_mean(key, self._known)}")
+def _wrong_value(error: ErrorDetails, kinds: Sequence[str]) -> tuple[str, str]:
+    """What is wrong with a value that has these types of errors, and a hint.
+
+    Several types of errors are those of several types that the value may have, of which it has none.
+    """
+    given, context = error["input"], error.get("ctx", {})
+    shown = brief(repr(given))
+    if wanted := dict.fromkeys(_WANTED[kind] for kind in kinds if kind in _WANTED):
+        quotes = kinds == ["string_type"] and not isinstance(given, list | dict)
+        return f"must be {' or '.join(wanted)}" + f", not {shown}" * bool(error["loc"]), "put it in quotes" * quotes
+    if error["type"] in _BOUNDS:
+        bound, name = _BOUNDS[error["type"]]
+        return f"must be {bound} {context[name]:,}, not {shown}", ""
+    if error["type"] == "literal_error":
+        allowed = re.findall("'(.*?)'", context["expected"])
+        return f"unknown {shown}; {did_you_mean(str(given), allowed)}", ""
+    return str(context.get("error", error["msg"])), ""
+
+
+def _names(kind: Any, path: Sequence[int | str]) -> list[str]:
+    """The fields of the dataclass at a place in another one."""
+    for part in path:
+        kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind)[part]
+        kind = next(one for one in (kind, *get_args(kind)) if is_dataclass(one))
+    hints = get_type_hints(kind, include_extras=True)
+    return [name for name, hint in hints.items() if COMPUTED not in get_args(hint)]

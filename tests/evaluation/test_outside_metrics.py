@@ -100,7 +100,7 @@ def test_letters_and_arguments() -> None:
 def evaluated(tmp_path: Path, task: Task, **options: Any) -> Any:
     from mmtune.evaluation.tasks.suite import Suite
 
-    suite = Suite("s", "", "blind", (task,))
+    suite = Suite(name="s", tasks=(task,))
     return evaluate(Scripted(lambda _: "yes"), suite, data_root=small_data(tmp_path), progress=False, **options)
 
 

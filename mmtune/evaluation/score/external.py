@@ -3,42 +3,46 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from mmtune.common.errors import UserError
 from mmtune.common.hub import go_offline_if_unreachable
+from mmtune.common.schema import COMPUTED, NullIsAbsent
 from mmtune.evaluation.score.metrics import Floats, Outcomes
 from mmtune.verify.option_names import LETTERS
 
 Form = Literal["text", "number"]
-FORMS = ("text", "number")
 
 _NUMBERS: dict[str | None, int] = {"no": 0, "yes": 1, **{letter: place for place, letter in enumerate(LETTERS)}}
 
 
-@dataclass(frozen=True, slots=True)
-class OutsideMetric:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideMetric(NullIsAbsent):
     """A metric of `evaluate` as a task file names it.
 
     Attributes:
         path: a hub id, or the path of a Python file.
         revision: the hub's commit, branch or tag; None for the newest.
-        result: which of the values that it computes.
+        result: which of the values that it computes; by default the one that is called as it is.
         answers: how it gets the answers: as text, or as numbers (A is 0, no is 0 and yes is 1, no answer is -1).
         arguments: passed on to it.
         code: SHA-256 of a local file's bytes, None for the hub.
     """
 
     path: str
-    revision: str | None
-    result: str
-    answers: Form
-    arguments: Mapping[str, Any]
-    code: str | None
+    revision: str | None = None
+    result: str = ""
+    answers: Form = "text"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    code: Annotated[str | None, COMPUTED] = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "result", self.result or Path(self.path).stem)
 
     @property
     def name(self) -> str:

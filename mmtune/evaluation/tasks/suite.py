@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, get_args
 
-from mmtune.common.errors import UserError, did_you_mean
+from pydantic import PlainValidator, ValidationInfo
+
+from mmtune.common.errors import UserError, brief, did_you_mean
 from mmtune.common.files import find_resource
-from mmtune.common.schema import Fields, load_layered
+from mmtune.common.schema import NullIsAbsent, load_layered, validate
 from mmtune.evaluation.tasks.filters import Protocol
 from mmtune.evaluation.tasks.task import Task, load_task, task_from
 
-PROTOCOLS = ("blind", "mlan")
+PROTOCOLS = get_args(Protocol)
 # what a suite may not override, and what to use instead
 _RESERVED = {
     "name": "`as`",
@@ -22,8 +24,8 @@ _RESERVED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Suite:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite(NullIsAbsent):
     """Tasks that are scored together.
 
     Attributes:
@@ -34,9 +36,9 @@ class Suite:
     """
 
     name: str
-    description: str
-    protocol: Protocol
-    tasks: tuple[Task, ...]
+    description: str = ""
+    protocol: Protocol = "blind"
+    tasks: Annotated[tuple[Task, ...], PlainValidator(_tasks)]
 
     def select(self, names: Sequence[str] | None) -> tuple[Task, ...]:
         """The tasks of these names, in the suite's order; None for all.
@@ -65,32 +67,33 @@ def load_suite(name: str | Path) -> Suite:
     raw = load_layered(path)
     if isinstance(raw, dict) and "tasks" not in raw and "prompt" in raw:
         task = task_from(raw, str(path), path.parent)
-        return Suite(task.name, f"the task {task.name}", "blind", (task,))
-    fields = Fields(raw, str(path))
-    suite_name = fields.take("name", str)
-    description = fields.take("description", str, "")
-    protocol = fields.choice("protocol", PROTOCOLS, "blind")
-    entries = fields.take("tasks", list)
-    fields.finish()
-    if not entries:
-        raise fields.error("tasks", "is empty; list at least one task")
-    tasks = tuple(_entry(fields, path.parent, entry) for entry in entries)
+        return Suite(name=task.name, description=f"the task {task.name}", tasks=(task,))
+    return validate(Suite, raw, str(path), context=path)
+
+
+def _tasks(value: Any, info: ValidationInfo[Path]) -> tuple[Task, ...]:
+    """The tasks that the entries of a suite's file stand for."""
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list, not {brief(repr(value))}")
+    if not value:
+        raise ValueError("is empty; list at least one task")
+    tasks = tuple(_entry(entry, info.context) for entry in value)
     names = [task.name for task in tasks]
-    for task_name in names:
-        if names.count(task_name) > 1:
-            raise fields.error("tasks", f"{task_name!r} is listed twice; give one another name with `as`")
-    return Suite(suite_name, description, cast(Protocol, protocol), tasks)
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is listed twice; give one another name with `as`")
+    return tasks
 
 
-def _entry(fields: Fields, folder: Path, entry: Any) -> Task:
+def _entry(entry: Any, path: Path) -> Task:
     if isinstance(entry, str):
-        return load_task(entry, relative_to=folder)
+        return load_task(entry, relative_to=path.parent)
     if not isinstance(entry, dict) or not isinstance(entry.get("task"), str):
-        raise fields.error("tasks", f"every entry must be a name or {{task: name, …}}, not {entry!r}")
+        raise ValueError(f"every entry must be a name or {{task: name, …}}, not {brief(repr(entry))}")
     overrides = {key: value for key, value in entry.items() if key != "task"}
     for key, instead in _RESERVED.items():
         if key in overrides:
-            raise fields.error("tasks", f"{entry['task']}: {key!r} cannot be set here; use {instead}")
+            raise ValueError(f"{entry['task']}: {key!r} cannot be set here; use {instead}")
     if "as" in overrides:
         overrides["name"] = overrides.pop("as")
-    return load_task(entry["task"], relative_to=folder, overrides=overrides, overridden_by=fields.where)
+    return load_task(entry["task"], relative_to=path.parent, overrides=overrides, overridden_by=str(path))

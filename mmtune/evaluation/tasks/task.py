@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from mmtune.common.errors import UserError, did_you_mean
+from pydantic import BeforeValidator, PlainValidator, ValidationInfo
+
+from mmtune.common.errors import UserError, brief, did_you_mean
 from mmtune.common.files import resource_folder, sha256_file, sha256_json, user_path
-from mmtune.common.schema import Fields, load_layered
-from mmtune.evaluation.score.external import FORMS, Form, OutsideMetric
+from mmtune.common.schema import COMPUTED, Natural, NullIsAbsent, Positive, Texts, load_layered, one_of, validate
+from mmtune.evaluation.score.external import OutsideMetric
 from mmtune.evaluation.score.metrics import METRICS, VERIFIER_OF, MetricSpec, metric_arguments
 from mmtune.evaluation.tasks.jinja import LETTER_CHOICES, template_names
 from mmtune.interfaces import SamplingParams
@@ -29,7 +31,7 @@ _PROVIDED = frozenset({"asks_yes_no"})  # names that templates get besides the c
 
 
 @dataclass(frozen=True, slots=True)
-class ImageJoin:
+class ImageJoin(NullIsAbsent):
     """Photos that stand in another config of the same dataset.
 
     Attributes:
@@ -45,8 +47,8 @@ class ImageJoin:
     on: str
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetSpec:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec(NullIsAbsent):
     """Where the rows are.
 
     Attributes:
@@ -58,15 +60,15 @@ class DatasetSpec:
     """
 
     path: str
-    config: str | None
+    config: str | None = None
     split: str
-    revision: str | None
-    images: ImageJoin | None
+    revision: str | None = None
+    images: ImageJoin | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One set and its protocol. `docs/add-a-task.md` explains every key.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(NullIsAbsent):
+    """One set and its protocol, as a task file has it. `docs/add-a-task.md` explains every key.
 
     Attributes:
         name: what it is called in tables and file names.
@@ -97,28 +99,28 @@ class Task:
     """
 
     name: str
-    where: str
-    version: int
+    where: Annotated[str, COMPUTED] = ""
+    version: Positive
     modality: Modality
     dataset: DatasetSpec
     prompt: str
     target: str
-    references: str | None
+    references: str | None = None
     answer: str
-    images: tuple[str, ...]
-    options: str | None
-    answering: Answering
-    choices: str | None
-    filter: str | None
-    response_prefix: str
-    max_tokens: int
-    thinking_budget: int
-    stop: tuple[str, ...]
-    extract: tuple[str, ...]
-    verifier: str
-    metrics: tuple[MetricSpec | OutsideMetric, ...]
-    group_by: str | None
-    limit: int | None
+    images: Texts = ()
+    options: Annotated[str | None, BeforeValidator(_options)] = None
+    answering: Answering = "generate"
+    choices: str | None = None
+    filter: str | None = None
+    response_prefix: str = ""
+    max_tokens: Positive
+    thinking_budget: Natural = 0
+    stop: Texts = ()
+    extract: Annotated[Texts, one_of(STEPS)] = ()
+    verifier: Annotated[str, one_of(VERIFIERS)] = "exact"
+    metrics: Annotated[tuple[MetricSpec | OutsideMetric, ...], PlainValidator(_metrics)]
+    group_by: str | None = None
+    limit: Positive | None = None
 
     @property
     def sampling(self) -> SamplingParams:
@@ -211,36 +213,9 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
     Raises:
         UserError: a key is missing, unknown or wrong.
     """
-    fields = Fields(raw, where)
-    name = fields.take("name", str)
-    if not _NAME.fullmatch(name):
-        raise fields.error("name", f"{name!r} may hold only letters, digits, '_', '-' and '.'")
-    task = Task(
-        name=name,
-        where=where,
-        version=fields.positive("version"),
-        modality=cast(Modality, fields.choice("modality", ("language", "vision"))),
-        dataset=_dataset(fields),
-        prompt=fields.take("prompt", str),
-        target=fields.take("target", str),
-        references=fields.optional("references", str),
-        answer=fields.take("answer", str),
-        images=fields.texts("images"),
-        options=_options(fields),
-        answering=cast(Answering, fields.choice("answering", ANSWERING, "generate")),
-        choices=fields.optional("choices", str),
-        filter=fields.optional("filter", str),
-        response_prefix=fields.take("response_prefix", str, ""),
-        max_tokens=fields.positive("max_tokens"),
-        thinking_budget=fields.take("thinking_budget", int, 0),
-        stop=fields.texts("stop"),
-        extract=fields.texts("extract", STEPS),
-        verifier=fields.choice("verifier", VERIFIERS, "exact"),
-        metrics=_metrics(fields, folder),
-        group_by=fields.optional("group_by", str),
-        limit=_limit(fields),
-    )
-    fields.finish()
+    task = dataclasses.replace(validate(Task, raw, where, context=(where, folder)), where=where)
+    if problem := _problem(task):
+        raise UserError(f"{where}: {problem}")
     for key, source, expression in (
         ("prompt", task.prompt, False),
         ("target", task.target, False),
@@ -253,118 +228,85 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
     ):
         if source is not None:
             template_names(source, f"{where}: {key}", expression=expression)
-    if "{" not in task.answer and task.answer not in KINDS:
-        raise fields.error("answer", f"unknown {task.answer!r}; {did_you_mean(task.answer, KINDS)}")
-    if task.answer == "letter" and task.options is None:
-        raise fields.error("options", "missing, and `answer: letter` needs them; say which column lists the options")
-    if task.modality == "vision" and not task.images:
-        raise fields.error("images", "missing, and `modality: vision` needs them; name the column of the photo")
-    if task.answering != "generate" and not task.has_choices:
-        raise fields.error("answering", f"{task.answering} needs `answer: letter` or `yes_no`; use generate")
-    if task.thinking_budget < 0:
-        raise fields.error("thinking_budget", f"must be at least 0, not {task.thinking_budget}")
-    if task.thinking_budget and task.answering != "generate":
-        raise fields.error("thinking_budget", f"{task.answering} compares choices, before any thought; remove one")
-    _check_verifier(task, fields)
-    if "" in task.stop:
-        raise fields.error("stop", "an empty text would end every answer at once; remove it")
     return task
 
 
-def _check_verifier(task: Task, fields: Fields) -> None:
+def _problem(task: Task) -> str | None:
+    """What is wrong with the parts of a task together, or with one in a way that its type does not tell."""
+    if not _NAME.fullmatch(task.name):
+        return f"name: {task.name!r} may hold only letters, digits, '_', '-' and '.'"
+    for key in ("path", "config", "split"):
+        part = getattr(task.dataset, key)
+        if part is not None and (not part or ".." in part or part.startswith("/")):
+            return f"dataset: {key}: {part!r} is no hub id or name"
+    if "{" not in task.answer and task.answer not in KINDS:
+        return f"answer: unknown {task.answer!r}; {did_you_mean(task.answer, KINDS)}"
+    if task.answer == "letter" and task.options is None:
+        return "options: missing, and `answer: letter` needs them; say which column lists the options"
+    if task.modality == "vision" and not task.images:
+        return "images: missing, and `modality: vision` needs them; name the column of the photo"
+    if task.answering != "generate" and not task.has_choices:
+        return f"answering: {task.answering} needs `answer: letter` or `yes_no`; use generate"
+    if task.thinking_budget and task.answering != "generate":
+        return f"thinking_budget: {task.answering} compares choices, before any thought; remove one"
     for metric in task.metrics:
         if VERIFIER_OF.get(metric.name, task.verifier) != task.verifier:
             wanted = f"{metric.name} is the mean score of `verifier: {VERIFIER_OF[metric.name]}`"
-            raise fields.error("metrics", f"{wanted}, not of {task.verifier}; name that verifier, or use accuracy")
+            return f"metrics: {wanted}, not of {task.verifier}; name that verifier, or use accuracy"
     if task.verifier == "vqa" and task.references is None:
-        problem = "missing, and `verifier: vqa` needs them"
-        raise fields.error("references", f"{problem}; say which column lists the answers")
+        return "references: missing, and `verifier: vqa` needs them; say which column lists the answers"
+    if "" in task.stop:
+        return "stop: an empty text would end every answer at once; remove it"
+    return None
 
 
-def _dataset(fields: Fields) -> DatasetSpec:
-    inner = Fields(fields.take("dataset", dict), f"{fields.where}: dataset")
-    join = inner.raw("images")
-    images = None
-    if join is not None:
-        columns = Fields(join, f"{inner.where}: images")
-        images = ImageJoin(*(columns.take(key, str) for key in ("config", "key", "column", "on")))
-        columns.finish()
-    path = inner.take("path", str)
-    spec = DatasetSpec(
-        path, inner.optional("config", str), inner.take("split", str), inner.optional("revision", str), images
-    )
-    inner.finish()
-    for key, part in (("path", path), ("config", spec.config), ("split", spec.split)):
-        if part is not None and (not part or ".." in part or part.startswith("/")):
-            raise inner.error(key, f"{part!r} is no hub id or name")
-    return spec
-
-
-def _options(fields: Fields) -> str | None:
+def _options(value: Any) -> str | None:
     """An expression; a list of column names is short for the expression that lists them."""
-    raw = fields.raw("options")
-    if raw is None or isinstance(raw, str):
-        return raw
-    if isinstance(raw, list) and raw and all(isinstance(name, str) for name in raw):
-        return "[" + ", ".join(raw) + "]"
-    raise fields.error("options", f"must be an expression or a list of columns, not {raw!r}")
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        return "[" + ", ".join(value) + "]"
+    raise ValueError(f"must be an expression or a list of columns, not {brief(repr(value))}")
 
 
-def _metrics(fields: Fields, folder: Path) -> tuple[MetricSpec | OutsideMetric, ...]:
+def _metrics(value: Any, info: ValidationInfo[tuple[str, Path]]) -> tuple[MetricSpec | OutsideMetric, ...]:
+    """The metrics that a list of names, and of names with arguments, stands for."""
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list, not {brief(repr(value))}")
     found: list[MetricSpec | OutsideMetric] = []
-    for entry in fields.take("metrics", list):
-        name: Any = entry
-        arguments: Any = {}
-        if isinstance(entry, dict) and len(entry) == 1:
-            name, arguments = next(iter(entry.items()))
+    for entry in value:
+        name, arguments = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
         if not isinstance(name, str) or not isinstance(arguments, dict):
-            raise fields.error("metrics", f"every entry must be a name, or a name with arguments, not {entry!r}")
+            raise ValueError(f"every entry must be a name, or a name with arguments, not {brief(repr(entry))}")
         outside = name == "evaluate"
-        found.append(_outside_metric(fields, arguments, folder) if outside else _metric(fields, name, arguments))
-    names = [metric.name for metric in found]
+        found.append(_outside_metric(arguments, *info.context) if outside else _metric(name, arguments))
     if not found or isinstance(found[0], OutsideMetric):
         reason = "is empty" if not found else "begins with one that cannot be resampled for a standard error"
-        raise fields.error("metrics", f"{reason}; the first metric is the task's score, e.g. [accuracy]")
+        raise ValueError(f"{reason}; the first metric is the task's score, e.g. [accuracy]")
+    names = [metric.name for metric in found]
     for name in names:
         if names.count(name) > 1:
-            raise fields.error("metrics", f"{name!r} is named twice")
+            raise ValueError(f"{name!r} is named twice")
     return tuple(found)
 
 
-def _metric(fields: Fields, name: str, arguments: Mapping[str, Any]) -> MetricSpec:
+def _metric(name: str, arguments: Mapping[str, Any]) -> MetricSpec:
     if name not in METRICS:
-        raise fields.error("metrics", f"unknown {name!r}; {did_you_mean(name, [*METRICS, 'evaluate'])}")
+        raise ValueError(f"unknown {name!r}; {did_you_mean(name, [*METRICS, 'evaluate'])}")
     for key, value in arguments.items():
         if key not in metric_arguments(name):
-            hint = did_you_mean(str(key), metric_arguments(name))
-            raise fields.error("metrics", f"{name} has no argument {key!r}; {hint}")
+            raise ValueError(f"{name} has no argument {key!r}; {did_you_mean(str(key), metric_arguments(name))}")
         if not isinstance(value, str):
-            raise fields.error("metrics", f"{name}: {key} must be text, not {value!r}; put it in quotes")
+            raise ValueError(f"{name}: {key} must be text, not {value!r}; put it in quotes")
     return MetricSpec(name, arguments)
 
 
-def _outside_metric(fields: Fields, raw: Mapping[str, Any], folder: Path) -> OutsideMetric:
-    inner = Fields(raw, f"{fields.where}: metrics: evaluate")
-    path, code = inner.take("path", str), None
-    if path.endswith(".py"):
-        file = folder / user_path(path)
-        if not file.is_file():
-            raise inner.error("path", f"{file}: no such file")
-        path, code = str(file), sha256_file(file)
-    metric = OutsideMetric(
-        path=path,
-        revision=inner.optional("revision", str),
-        result=inner.take("result", str, Path(path).stem),
-        answers=cast(Form, inner.choice("answers", FORMS, "text")),
-        arguments=inner.take("arguments", dict, {}),
-        code=code,
-    )
-    inner.finish()
-    return metric
-
-
-def _limit(fields: Fields) -> int | None:
-    limit = fields.optional("limit", int)
-    if limit is not None and limit < 1:
-        raise fields.error("limit", f"must be at least 1, not {limit}")
-    return limit
+def _outside_metric(raw: dict[str, Any], where: str, folder: Path) -> OutsideMetric:
+    where = f"{where}: metrics: evaluate"
+    metric = validate(OutsideMetric, raw, where)
+    if not metric.path.endswith(".py"):
+        return metric
+    file = folder / user_path(metric.path)
+    if not file.is_file():
+        raise UserError(f"{where}: path: {file}: no such file")
+    return dataclasses.replace(metric, path=str(file), code=sha256_file(file))
