@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
-from mmtune.common.errors import UserError, brief, check_seed
+from mmtune.common.errors import UserError, check_seed
+from mmtune.common.schema import validate
 
 ProjectorKind = Literal["linear", "mlp2x_gelu"]
 PhotoFit = Literal["pad", "crop", "squash"]
@@ -126,39 +126,14 @@ class ModelSpec:
         Raises:
             UserError: a key is missing or unknown, or a value of another type; the message begins with `where`.
         """
-        parts = dict(value)
-        try:
-            for name, kind in (("vision", VisionOptions), ("lora", LoraOptions)):
-                if parts.get(name) is not None:
-                    parts[name] = kind(**parts[name])
-            spec = cls(**parts)
-        except TypeError as error:
-            known = ", ".join(f.name for f in fields(cls))
-            raise UserError(f"{where}: {error} (known keys: {known}); written by another version of mmtune?") from None
-        spec.check(where)
+        spec = validate(cls, value, where, remedy="save or copy the model again, with this version of mmtune")
+        check_seed(spec.seed, f"{where}: seed")
         return spec
 
     def check(self, where: str) -> None:
-        """Refuse what was read from a file and is of another type.
+        """Refuse what another tool's files gave and is of another type.
 
         Raises:
             UserError: a value is; the message begins with `where`.
         """
-        for part in (self, self.vision, self.lora):
-            for name, hint in get_type_hints(type(part)).items() if part is not None else ():
-                if not _fits(given := getattr(part, name), hint):
-                    said = f"{where}: {name}: {brief(repr(given))} is of another type"
-                    raise UserError(f"{said}; save or copy the model again")
-        check_seed(self.seed, f"{where}: seed")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value that was read from JSON is of a field's type."""
-    inner = get_args(hint)
-    if get_origin(hint) is Literal:
-        return value in inner
-    if get_origin(hint) in (Union, UnionType):  # of a Literal with None, Python makes the former
-        return any(_fits(value, one) for one in inner)
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
-    return type(value) is hint or (hint is float and type(value) is int)
+        self.from_dict(self.to_dict(), where)

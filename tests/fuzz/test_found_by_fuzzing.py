@@ -407,10 +407,19 @@ def test_settings_that_libraries_stumble_over_are_refused(
 
 
 @pytest.mark.parametrize(
-    "change", [{"language": 7}, {"seed": "a"}, {"lora": {"r": "4"}}, {"vision": {"blocks": "-2"}}, {"projector": "x"}]
+    ("change", "message"),
+    [
+        ({"language": 7}, "language: must be text, not 7"),
+        ({"seed": "a"}, "seed: must be a whole number, not 'a'"),
+        ({"lora": {"r": "4"}}, "lora: r: must be a whole number, not '4'"),
+        ({"lora": {"rr": 4}}, r"lora: unknown key 'rr'; did you mean 'r'\?"),
+        ({"vision": {"blocks": "-2"}}, "vision: blocks: must be a list, not '-2'"),
+        ({"vision": {"weights": None}}, "vision: weights: must be text, not None"),
+        ({"projector": "x"}, "projector: unknown 'x'; choose one of: linear, mlp2x_gelu"),
+    ],
 )
-def test_parts_of_a_model_of_another_type_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"^mmtune\.json: \w+: .* is of another type"):
+def test_parts_of_a_model_of_another_type_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^mmtune\.json: {message}; save or copy the model again"):
         ModelSpec.from_dict({"language": "a"} | change, "mmtune.json")
 
 
@@ -418,8 +427,8 @@ def test_parts_of_a_model_of_another_type_are_refused(change: dict[str, Any]) ->
     ("changes", "message"),
     [
         ({}, r"has a value that no such model has \(KeyError: 'r'\)"),
-        ({"r": "4"}, "r: '4' is of another type"),
-        ({"r": 4, "lora_alpha": [8]}, r"alpha: \[8\] is of another type"),
+        ({"r": "4"}, "lora: r: must be a whole number, not '4'"),
+        ({"r": 4, "lora_alpha": [8]}, r"lora: alpha: must be a whole number, not \[8\]"),
         ({"r": 4, "base_model_name_or_path": ["a"]}, "base_model_name_or_path"),
     ],
 )
