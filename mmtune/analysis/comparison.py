@@ -11,11 +11,11 @@ from typing import Any
 from mmtune.analysis.bootstrap import sign_test
 from mmtune.analysis.records import (
     PairedSample,
-    is_number,
 )
 from mmtune.analysis.runs import read_ledger, run_of
 from mmtune.common.errors import UserError
 from mmtune.common.files import atomic_path
+from mmtune.common.schema import Number, fits
 
 CONFIDENCE = 0.95
 REPLICATES = 10_000
@@ -48,7 +48,7 @@ class Side:
     def seconds(self, tasks: Sequence[str]) -> float | None:
         """What scoring these tasks took, or None where it was not written down."""
         seconds = [self.results["tasks"][name].get("seconds") for name in tasks]
-        return sum(seconds) if all(map(is_number, seconds)) else None
+        return sum(seconds) if all(fits(Number, value) for value in seconds) else None
 
     def training(self) -> dict[str, float] | None:
         """Seconds and operations of the run that made the model, or None where the model is no run with a ledger."""

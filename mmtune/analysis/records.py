@@ -7,10 +7,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from mmtune.common.errors import UserError, brief
 from mmtune.common.files import parse_json, read_json
+from mmtune.common.schema import Natural, Number, Share, validate
 
 MODALITIES = ("language", "vision")
 # what must be the same for two scores of a task to compare, and what it means if it is not
@@ -23,28 +26,30 @@ _COMPARABLE = {
     "metric": "their scores are different measures",
     "n": "one was scored on more rows",
 }
-_RESULT_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "modality": str,
-    "version": int,
-    "n": int,
-    "metric": str,
-    "score": (int, float),
-    "stderr": (int, float),
-    "unparsed": (int, float),
-    "protocol": str,
-    "dataset": dict,
-}
-_SHARES = ("score", "unparsed")
-_LARGEST = 1e100
 _LONGEST_LINE = 2**26  # characters of a sample
-_SAMPLE_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "id": (int, str),
-    "prompt": str,
-    "response": str,
-    "prediction": (str, type(None)),
-    "target": str,
-    "score": (int, float),
-}
+_AGAIN = "run the evaluation again"
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskScores:
+    """What is needed of a task in `results.json`."""
+
+    modality: str
+    version: Natural
+    n: Natural
+    metric: str
+    score: Share
+    stderr: Number
+    unparsed: Share
+    protocol: str
+    dataset: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Results:
+    """What is needed of `results.json`."""
+
+    tasks: dict[str, _TaskScores]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +84,8 @@ class Sample:
     response: str
     prediction: str | None
     target: str
-    score: float
-    image: str | None = None
+    score: Share
+    image: Annotated[str | None, BeforeValidator(_digest)] = None
 
     @property
     def more(self) -> str:
@@ -121,15 +126,11 @@ def read_results(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it lacks what a comparison needs.
     """
     file = folder / "results.json"
-    results = read_json(file)
-    tasks = results.get("tasks") if isinstance(results, dict) else None
-    if not isinstance(tasks, dict):
-        raise UserError(f"{file}: holds no tasks; it was not written by mmtune eval")
-    for name, task in tasks.items():
+    results: dict[str, Any] = read_json(file)
+    validate(_Results, results, str(file), extra="ignore", remedy=_AGAIN)
+    for name in results["tasks"]:
         if not name or set(name) & set("/\\\0"):  # it names a file in samples/, and none elsewhere
-            raise UserError(f"{file}: task {name!r}: not a name that mmtune eval writes; run the evaluation again")
-        if wrong := _wrong_field(task, _RESULT_FIELDS):
-            raise UserError(f"{file}: task {name!r}: {wrong}; run the evaluation again")
+            raise UserError(f"{file}: task {name!r}: not a name that mmtune eval writes; {_AGAIN}")
     return results
 
 
@@ -181,17 +182,16 @@ def read_answers(folder: Path, task: str) -> Answers:
         with file.open(encoding="utf-8") as stream:
             for number, line in enumerate(iter(lambda: stream.readline(_LONGEST_LINE + 1), ""), 1):
                 if len(line) > _LONGEST_LINE:
-                    raise UserError(f"{file}, line {number}: longer than any sample; run the evaluation again")
-                row = parse_json(line)
-                if wrong := _wrong_field(row, _SAMPLE_FIELDS):
-                    raise UserError(f"{file}, line {number}: {wrong}; run the evaluation again")
-                if row["id"] in samples:
-                    raise UserError(f"{file}, line {number}: a second sample {row['id']!r}; run the evaluation again")
-                samples[row["id"]] = Sample(**{field: row[field] for field in _SAMPLE_FIELDS}, image=_digest(row))
+                    raise UserError(f"{file}, line {number}: longer than any sample; {_AGAIN}")
+                where = f"{file}, line {number}"
+                sample = validate(Sample, parse_json(line), where, extra="ignore", remedy=_AGAIN)
+                if sample.id in samples:
+                    raise UserError(f"{where}: a second sample {sample.id!r}; {_AGAIN}")
+                samples[sample.id] = sample
     except OSError as error:
-        raise UserError(f"{file}: {error.strerror}; run the evaluation again") from None
+        raise UserError(f"{file}: {error.strerror}; {_AGAIN}") from None
     except ValueError as error:  # neither JSON nor, it may be, UTF-8
-        raise UserError(f"{file}, after line {number}: damaged ({error}); run the evaluation again") from None
+        raise UserError(f"{file}, after line {number}: damaged ({error}); {_AGAIN}") from None
     return Answers(file, samples)
 
 
@@ -244,30 +244,8 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _wrong_field(entry: Any, fields: dict[str, type | tuple[type, ...]]) -> str | None:
-    """What is wrong with a JSON object that must have these fields, or None."""
-    if not isinstance(entry, dict):
-        return "not an object"
-    for field, kind in fields.items():
-        if field not in entry:
-            return f"{field} is missing"
-        value = entry[field]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            return f"{field} is {_short(value)}"
-        if isinstance(value, (int, float)) and field != "id" and not is_number(value):
-            return f"{field} is {_short(value)}"
-        if field in _SHARES and isinstance(value, (int, float)) and not 0 <= value <= 1:
-            return f"{field} is {_short(value)}, not between 0 and 1"
-    return None
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a number to compute with: no truth value, not infinite, not of hundreds of digits."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST
-
-
-def _digest(row: dict[str, Any]) -> str | None:
-    image = row.get("image")  # names a file, so it must be what it says
+def _digest(image: Any) -> str | None:
+    """A photo's digest, or None for what is none: it names a file."""
     return image if isinstance(image, str) and re.fullmatch("[0-9a-f]{64}", image) else None
 
 

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from mmtune.analysis.records import is_number
+from pydantic import AfterValidator
+
 from mmtune.common.errors import UserError
 from mmtune.common.files import locate, read_json, read_yaml
+from mmtune.common.schema import Number, validate
+
+
+def _with(*names: str) -> AfterValidator:
+    def check(values: dict[str, float]) -> dict[str, float]:
+        for name in names:
+            if name not in values:
+                raise ValueError(f"key {name!r} is missing")
+        return values
+
+    return AfterValidator(check)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ledger:
+    """What is needed of `ledger.json`."""
+
+    train_s: Number
+    samples: Number
+    tower_passes: Number
+    tokens: Annotated[dict[str, Number], _with("text", "image")]
+    flops: Annotated[dict[str, Number], _with("language")]
 
 
 def run_of(evaluation: Path, model: str) -> Path | None:
@@ -52,16 +76,8 @@ def read_ledger(run: Path) -> dict[str, Any] | None:
     file = run / "ledger.json"
     if not file.is_file():
         return None
-    ledger = read_json(file)
-    numbers = {"train_s": (), "samples": (), "tower_passes": (), "tokens": ("text", "image"), "flops": ("language",)}
-    for name, inner in numbers.items():
-        value = ledger.get(name) if isinstance(ledger, dict) else None
-        if inner:
-            values = [*value.values(), *map(value.get, inner)] if isinstance(value, dict) else [None]
-        else:
-            values = [value]
-        if not all(map(is_number, values)):
-            raise UserError(f"{file}: {name} is missing or no number; it was not written by mmtune fit")
+    ledger: dict[str, Any] = read_json(file)
+    validate(_Ledger, ledger, str(file), extra="ignore", remedy="it was not written by mmtune fit")
     return ledger
 
 

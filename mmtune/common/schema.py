@@ -34,8 +34,11 @@ _WANTED = {
 }
 _BOUNDS = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
 
-Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Number = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
+"""A number to compute with: neither infinite nor of hundreds of digits."""
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _as_texts(value: Any) -> Any:
@@ -130,6 +133,15 @@ def validate(
         raise UserError(f"{where}: {_problem(kind, value, error.errors(include_url=False), remedy)}") from None
 
 
+def fits(kind: Any, value: Any) -> bool:
+    """Whether a value is of a type, with the bounds that `Annotated` gives it."""
+    try:
+        _validator(kind).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
 @functools.cache
 def _validator(kind: Any) -> SchemaValidator:
     return SchemaValidator(_strict(TypeAdapter(kind).core_schema))
@@ -165,7 +177,8 @@ def _problem(kind: type, value: Any, errors: Sequence[ErrorDetails], remedy: str
 def _path(value: Any, error: ErrorDetails) -> tuple[int | str, ...]:
     """The keys that lead to an error. What pydantic adds to them are the names of types that a field may have."""
     for depth, part in enumerate(error["loc"]):
-        if not (part in value if isinstance(value, dict) else isinstance(value, list | tuple)):
+        held = isinstance(part, int) if isinstance(value, list | tuple) else isinstance(value, dict) and part in value
+        if not held:
             return error["loc"][: depth + (error["type"] == "missing")]
         value = value[part]
     return error["loc"]
@@ -183,7 +196,7 @@ def _wrong_value(error: ErrorDetails, kinds: Sequence[str]) -> tuple[str, str]:
         return f"must be {' or '.join(wanted)}" + f", not {shown}" * bool(error["loc"]), "put it in quotes" * quotes
     if error["type"] in _BOUNDS:
         bound, name = _BOUNDS[error["type"]]
-        return f"must be {bound} {context[name]:,}, not {shown}", ""
+        return f"must be {bound} {context[name]:g}, not {shown}", ""
     if error["type"] == "literal_error":
         allowed = re.findall("'(.*?)'", context["expected"])
         return f"unknown {shown}; {did_you_mean(str(given), allowed)}", ""

@@ -277,23 +277,41 @@ def test_damaged_metrics_are_refused_by_row(text: str, message: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "sample", [{"score": 2}, {"score": -0.5}, {"score": 10**400}, {"score": float("nan")}, {"id": True}]
+    ("sample", "message"),
+    [
+        ({"score": 2}, "score: must be at most 1, not 2"),
+        ({"score": -0.5}, "score: must be at least 0, not -0.5"),
+        ({"score": 10**400}, "score: must be"),
+        ({"score": float("nan")}, "score: must be"),
+        ({"id": [None]}, r"id: must be a whole number or text, not \[None\]"),
+        ({"id": True}, "id: must be a whole number or text, not True"),
+        ({"prediction": 1}, "prediction: must be text, not 1"),
+    ],
 )
-def test_samples_with_scores_that_are_none_are_refused(sample: dict[str, Any], tmp_path: Path) -> None:
+def test_samples_with_scores_that_are_none_are_refused(sample: dict[str, Any], message: str, tmp_path: Path) -> None:
     sound = {"id": 1, "prompt": "a", "response": "b", "prediction": "b", "target": "c", "score": 0.5}
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "t.jsonl").write_text(json.dumps(sound | sample) + "\n")
-    with pytest.raises(UserError, match=r"t\.jsonl, line 1"):
+    with pytest.raises(UserError, match=rf"t\.jsonl, line 1: {message}.*; run the evaluation again"):
         read_answers(tmp_path, "t")
 
 
-@pytest.mark.parametrize("flops", [{"language": 1, "tower": "x"}, {"language": float("inf")}, {"language": True}])
-def test_ledgers_with_operations_that_are_no_numbers_are_refused(flops: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flops", "message"),
+    [
+        ({"language": 1, "tower": "x"}, "flops: tower: must be a number, not 'x'"),
+        ({"language": float("inf")}, "flops: language: must be a finite number, not inf"),
+        ({"language": True}, "flops: language: must be a number, not True"),
+        ({"tower": 1}, "flops: key 'language' is missing"),
+        (3, "flops: must be a mapping of keys to values, not 3"),
+    ],
+)
+def test_ledgers_with_operations_that_are_no_numbers_are_refused(flops: Any, message: str, tmp_path: Path) -> None:
     tokens = {"text": 1, "image": 0}
     ledger = {"train_s": 1.0, "samples": 1, "tower_passes": 0, "tokens": tokens, "flops": flops}
     (tmp_path / "ledger.json").write_text(json.dumps(ledger))
     (tmp_path / "results.json").write_text(json.dumps({"tasks": {}}))
-    with pytest.raises(UserError, match=r"ledger\.json: flops is missing or no number"):
+    with pytest.raises(UserError, match=rf"ledger\.json: {message}; it was not written by mmtune fit"):
         TrainedRun.read(tmp_path, tmp_path)
 
 
