@@ -7,19 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 from mmtune.common.version import __version__
 
-__all__ = ["Completion", "Prompt", "SamplingParams", "Turn", "VisionLanguageModel", "__version__", "evaluate", "fit"]
+__all__ = [
+    "Completion",
+    "Prompt",
+    "SamplingParams",
+    "Turn",
+    "VisionLanguageModel",
+    "__version__",
+    "evaluate",
+    "fit",
+    "recipe",
+]
 
 if TYPE_CHECKING:
     from mmtune.evaluation.run.engine import evaluate
     from mmtune.generation.generator import VisionLanguageModel
     from mmtune.interfaces import Completion, Prompt, SamplingParams, Turn
     from mmtune.training.fit import fit
+    from mmtune.training.recipes import recipe
 
 # where each name is; torch takes seconds to import, and `mmtune --help` must not wait for it
 _PLACES = {
     "VisionLanguageModel": "mmtune.generation.generator",
     "evaluate": "mmtune.evaluation.run.engine",
     "fit": "mmtune.training.fit",
+    "recipe": "mmtune.training.recipes",
     **dict.fromkeys(("Completion", "Prompt", "SamplingParams", "Turn"), "mmtune.interfaces"),
 }
 

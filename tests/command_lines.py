@@ -37,8 +37,7 @@ def parse_training(argv: list[str]) -> Any:
 
     with (
         mock.patch.object(train, "TrainingCLI", ParsedOnly),
-        mock.patch.object(train, "report"),
-        mock.patch.object(train, "stopped_at_the_end", return_value=0),
+        mock.patch.object(train, "finish", return_value=0),
     ):
         train.main(argv)
     return parsed[0]

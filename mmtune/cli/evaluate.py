@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     except PeerError:
         return 2
     if workers.first:
-        _print(results, Path(options.out))
+        print_scores(results, Path(options.out))
     return 0
 
 
@@ -124,7 +124,8 @@ def _evaluate(options: EvaluateOptions) -> Results:
     )
 
 
-def _print(results: Results, out: Path) -> None:
+def print_scores(results: Results, out: Path) -> None:
+    """Show the scores, their cost, and where the answers are."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     console.print(score_table(results))
     console.print(cost_line(results))

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     """Run the quickstart.
 
     Returns:
-        0, or the exit status of the step that ended it.
+        0, or 143 and 130 where SIGTERM or Ctrl-C ended it.
 
     Raises:
         UserError: a package with data or weights is missing, or `--out` holds something else.
@@ -72,14 +72,11 @@ def _run(options: QuickstartOptions) -> int:
     _check_inputs(run, data)
 
     console.print("[bold]2/4[/] Scoring the model before tuning: its projector is aligned on captions, no more")
-    if status := _evaluate(ALIGNED, run / "before", data, rows):
-        return status
+    _evaluate(ALIGNED, run / "before", data, rows)
     console.print(f"[bold]3/4[/] Tuning on text instructions alone ({steps} steps of LoRA)")
-    if status := _tune(run, steps):
-        return status
+    _tune(run, steps)
     console.print("[bold]4/4[/] Scoring the model after tuning")
-    if status := _evaluate(str(run), run / "after", data, rows):
-        return status
+    _evaluate(str(run), run / "after", data, rows)
     write_report(read_arms([run / "before", run / "after"]), run / "report.html", title="mmtune quickstart")
     _show(run)
     return 0
@@ -112,19 +109,22 @@ def _check_inputs(run: Path, data: Path) -> None:
     write_json(run / RECORD, record)
 
 
-def _tune(run: Path, steps: int) -> int:
+def _tune(run: Path, steps: int) -> None:
     if (run / "model").is_dir():
-        return 0
-    from mmtune.cli.train import main as train
+        return
+    from mmtune.cli.shared.train_end import report
+    from mmtune.training.fit import fit
+    from mmtune.training.recipes import recipe
 
-    return train(["fit", "--config", "quickstart", "--out", str(run), "--trainer.max_steps", str(steps)])
+    fit(**recipe("quickstart", out=run, max_steps=steps))
+    report(run, read_json(run / "data.json"))
 
 
-def _evaluate(model: str, out: Path, data: Path, rows: int) -> int:
-    from mmtune.cli.evaluate import main as evaluate
+def _evaluate(model: str, out: Path, data: Path, rows: int) -> None:
+    from mmtune.cli.evaluate import print_scores
+    from mmtune.evaluation.run.engine import evaluate
 
-    flags = {"--model": model, "--suite": "quickstart", "--out": out, "--data-root": data, "--limit": rows}
-    return evaluate([str(part) for pair in flags.items() for part in pair])
+    print_scores(evaluate(model, "quickstart", out=out, data_root=data, limit=rows), out)
 
 
 def _show(run: Path) -> None:

@@ -19,7 +19,7 @@ from mmtune.cli.shared.config_checks import check_config
 from mmtune.cli.shared.config_files import with_config_paths
 from mmtune.cli.shared.contamination_callback import unseen_checks
 from mmtune.cli.shared.flag_errors import unreadable
-from mmtune.cli.shared.train_end import report, stopped_at_the_end, stopped_beside_steps
+from mmtune.cli.shared.train_end import finish, stopped_beside_steps
 from mmtune.cli.shared.training_parser import TrainingParser
 from mmtune.cli.shared.trusted_classes import class_names
 from mmtune.cli.shared.trusted_code import FLAG, restrict_parsers, trusted_packages
@@ -234,8 +234,7 @@ def main(argv: list[str]) -> int:
             raise
         return stopped_beside_steps(signal.SIGINT)  # Lightning makes exit(1) of it
     if cli.subcommand == "fit":
-        report(cli)
-        return stopped_at_the_end(cli)
+        return finish(cli)
     return 0
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +14,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mmtune.common.errors import UserError, did_you_mean
 from mmtune.common.files import atomic_path, read_json
+from mmtune.common.signals import Terminated, terminating
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.mixture import Mixture
 from mmtune.data.sources.in_memory import rows_file
 from mmtune.models.saving import model_folder
 from mmtune.models.spec import LoraOptions, VisionOptions
-from mmtune.training.callbacks.stopping import Stopped
+from mmtune.training.callbacks.stopping import Stopped, received_signal
 from mmtune.training.dates import keep_date
 from mmtune.training.module import InstructionTuning
 from mmtune.training.objectives.objective import Objective
@@ -96,8 +99,8 @@ def fit(
 
     Raises:
         UserError: as the command line says it; names of flags stand for the options of the same name.
-        KeyboardInterrupt: Ctrl-C was pressed; the step is finished and saved.
-        Stopped: SIGTERM came; the step is finished and saved. It is a SystemExit of Lightning's.
+        KeyboardInterrupt: Ctrl-C was pressed. A step that had begun is finished and saved; the same call goes on.
+        Terminated: SIGTERM came, and the same holds. It is a SystemExit with the status 143.
     """
     run = Path(out)
     _check_names(trainer, pl.Trainer, "trainer")
@@ -112,7 +115,7 @@ def fit(
         "trainer": {name: value for name, value in options.items() if name not in _OURS},
     }
     quieten()
-    with explained():
+    with explained(), _stopping():
         pl.seed_everything(seed, workers=True, verbose=False)
         dated = SimpleNamespace(template_date=model_options.get("template_date"))
         keep_date(dated, run)
@@ -126,13 +129,26 @@ def fit(
         made = make_trainer(functools.partial(pl.Trainer, **plain), run, ours["callbacks"], ours["logger"])
         check_run(module, datamodule, made)
         claim_run(run)
-        try:
-            made.fit(module, datamodule=datamodule, ckpt_path=checkpoint_of(run), weights_only=True)
-        except Stopped as stop:
-            if stop.number == signal.SIGINT:
-                raise KeyboardInterrupt from None
-            raise
+        made.fit(module, datamodule=datamodule, ckpt_path=checkpoint_of(run), weights_only=True)
+        if (received := received_signal(made)) is not None:  # when no step was left
+            raise Stopped(received, made.global_step)
     return Run(run)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """End with the exceptions that Python has for signals, wherever they come."""
+    with terminating():
+        try:
+            yield
+        except SIGTERMException as stop:
+            if isinstance(stop, Stopped) and stop.number == signal.SIGINT:
+                raise KeyboardInterrupt from stop
+            raise Terminated(128 + signal.SIGTERM) from stop
+        except SystemExit as leave:
+            if isinstance(leave.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None  # Lightning makes exit(1) of it
+            raise
 
 
 class _RecordSettings(pl.Callback):

@@ -19,7 +19,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the quickstart on the data of a folder, with steps that do nothing."""
     monkeypatch.setattr("mmtune.models.language.load_tokenizer", lambda _: None)
     for name in ("_evaluate", "_tune"):
-        monkeypatch.setattr(quickstart, name, lambda *_: 0)
+        monkeypatch.setattr(quickstart, name, lambda *_: None)
     for name in ("write_report", "read_arms", "_show"):
         monkeypatch.setattr(quickstart, name, lambda *_, **__: None)
 

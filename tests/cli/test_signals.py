@@ -14,6 +14,7 @@ import pytest
 
 from mmtune.cli import quickstart, reproduce
 from mmtune.cli.main import main
+from mmtune.common.signals import Terminated
 from mmtune.training.callbacks.stopping import StopOnSignal
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -56,14 +57,17 @@ def test_quickstart_stops_with_its_step(
 
 @pytest.mark.parametrize("status", [143, 130])
 @pytest.mark.parametrize("step", ["_evaluate", "_tune"])
-def test_quickstart_ends_with_the_status_of_its_step(
+def test_quickstart_ends_with_a_step_that_is_stopped(
     step: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def stop() -> None:
+        raise Terminated(143) if status == 143 else KeyboardInterrupt
+
     monkeypatch.setattr(quickstart, "prepare", lambda: tmp_path)
     monkeypatch.setattr("mmtune.models.language.load_tokenizer", lambda _: None)
     monkeypatch.setattr(quickstart, "write_report", lambda *_: pytest.fail("it went on"))
     for name in ("_evaluate", "_tune"):
-        monkeypatch.setattr(quickstart, name, lambda *_, own=name: status if own == step else 0)
+        monkeypatch.setattr(quickstart, name, lambda *_, own=name: stop() if own == step else None)
     assert main(["quickstart", "--out", str(tmp_path / "run")]) == status
 
 

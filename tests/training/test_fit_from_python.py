@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import yaml
 import mmtune
 from mmtune.cli.main import main
 from mmtune.common.errors import UserError
+from mmtune.common.signals import Terminated
 from mmtune.data.sources.in_memory import rows_file
 from mmtune.models.spec import LoraOptions
 
@@ -150,3 +153,42 @@ def test_mistakes_are_named(
     with pytest.raises(UserError, match=message):
         mmtune.fit(options.pop("model"), options.pop("data"), tmp_path / "run", **options)
     assert not (tmp_path / "run" / "model").exists()
+
+
+class Signal(pl.Callback):
+    """Sends a signal to this process."""
+
+    def __init__(self, number: int, place: str) -> None:
+        self.number, self.place = number, place
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.place == "before":
+            os.kill(os.getpid(), self.number)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.place == "step" and trainer.global_step == 2:
+            os.kill(os.getpid(), self.number)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.place == "end":
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("place", ["before", "step", "end"])
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_signals_are_exceptions(
+    model: dict[str, Any], text_rows: Path, tmp_path: Path, number: int, kind: type[BaseException], place: str
+) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    options: dict[str, Any] = {"max_steps": 4, **TRAINER}
+    with pytest.raises(kind) as caught:
+        mmtune.fit(model, data(text_rows), tmp_path / "run", callbacks=[Signal(number, place)], **options)
+    if kind is Terminated:
+        assert caught.value.code == 143  # type: ignore[attr-defined]
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists() == (place != "before")
+    assert (tmp_path / "run" / "model").exists() == (place == "end")
+    if place != "end":
+        assert mmtune.fit(model, data(text_rows), tmp_path / "run", **options).ledger["steps"] == 4

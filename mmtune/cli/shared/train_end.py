@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -12,20 +13,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mmtune.common.files import read_json
 from mmtune.common.signals import NAMES, stopped
 from mmtune.common.text import visible
-from mmtune.training.callbacks.stopping import StopOnSignal
+from mmtune.training.callbacks.stopping import received_signal
 
 
-def report(cli: LightningCLI) -> None:
-    """Say what the run was and where it lies; the first of several processes does."""
-    trainer, data = cli.trainer, cli.datamodule
-    if not trainer.is_global_zero:
-        return
-    record = data.record
-    run = trainer.default_root_dir
+def report(run: Path, record: dict[str, Any]) -> None:
+    """Say what a run was and where it lies.
+
+    Args:
+        run: its directory.
+        record: what it was trained on; RUN/data.json, where any step was taken.
+    """
     sources = record["sources"].values()
     text, visual = sum(s["text"] for s in sources), sum(s["visual"] for s in sources)
     drawn = f"drawn from {text:,} text and {visual:,} visual ones; {run}/"
-    ledger = Path(run) / "ledger.json"
+    ledger = run / "ledger.json"
     if ledger.is_file():
         done = read_json(ledger)
         learnt = f"{done['samples']:,} rows ({done['tokens']['supervised']:,} tokens learnt from)"
@@ -66,13 +67,17 @@ def _say(text: str) -> None:
     print(visible(text))
 
 
-def stopped_at_the_end(cli: LightningCLI) -> int:
-    """The exit status of a finished run; not 0 where a signal came when no step was left: what follows must know."""
-    received = next(c.received for c in cli.trainer.callbacks if isinstance(c, StopOnSignal))  # type: ignore[attr-defined]
-    if received is None:
+def finish(cli: LightningCLI) -> int:
+    """Say what a finished run was; its exit status.
+
+    Not 0 where a signal came when no step was left: what follows must know.
+    """
+    if cli.trainer.is_global_zero:
+        report(Path(cli.trainer.default_root_dir), cli.datamodule.record)
+    number = received_signal(cli.trainer)
+    if number is None:
         return 0
-    number = signal.SIGINT if received == signal.SIGINT else signal.SIGTERM
-    rank_zero_only(print)(f"mmtune: {NAMES[number]} came when the run was finished", file=sys.stderr)
+    rank_zero_only(print)(f"mmtune: {NAMES[signal.Signals(number)]} came when the run was finished", file=sys.stderr)
     return 128 + number
 
 

@@ -151,6 +151,12 @@ class StopOnSignal(pl.Callback):
         _all_leave(trainer, Stopped(signal.SIGINT if interrupted else signal.SIGTERM, trainer.global_step))
 
 
+def received_signal(trainer: pl.Trainer) -> int | None:
+    """SIGTERM or SIGINT, if it came in a run that ended well: when no step was left."""
+    received = next(c.received for c in trainer.callbacks if isinstance(c, StopOnSignal))  # type: ignore[attr-defined]
+    return received if received in (None, signal.SIGINT) else signal.SIGTERM
+
+
 def _all_leave(trainer: pl.Trainer, reason: BaseException) -> NoReturn:
     """Raise in the first process, and let the others end without a word.
 

@@ -1,0 +1,63 @@
+"""Configs as arguments of `mmtune.fit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmtune.common.errors import UserError, did_you_mean
+from mmtune.common.files import find_resource
+from mmtune.common.layers import read_layered
+
+_ARGUMENTS = {
+    "model": "model",
+    "data": "data",
+    "out": "out",
+    "checkpoint_every": "checkpoint_every",
+    "new_schedule": "new_schedule",
+    "seed_everything": "seed",
+}
+
+
+def recipe(config: str | Path, **changes: Any) -> dict[str, Any]:
+    """Read a config as arguments of `mmtune.fit`; options of the trainer are arguments of their own.
+
+    `mmtune.fit(**mmtune.recipe("quickstart", out="runs/short", max_steps=4))` is what
+    `mmtune fit --config quickstart --out runs/short --trainer.max_steps 4` does.
+
+    Args:
+        config: a config that mmtune ships, by its name, or a YAML file, as RUN/config.yaml.
+        **changes: arguments that win over the config's.
+
+    Raises:
+        UserError: it cannot be read, or has a setting that only the command line takes; the key is named.
+    """
+    path = find_resource("configs", str(config))
+    settings = read_layered(path, "configs")
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: holds no keys and values; the configs that mmtune ships show how")
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key == "trainer" and isinstance(value, dict):
+            plain = {name: option for name, option in value.items() if name not in changes}
+            found |= {name: _no_class(option, f"{path}: trainer.{name}") for name, option in plain.items()}
+        elif key in _ARGUMENTS:
+            found[_ARGUMENTS[key]] = value
+        elif value is not None:
+            raise UserError(f"{path}: {key}: is not for Python; {did_you_mean(str(key), [*_ARGUMENTS, 'trainer'])}")
+    return found | changes
+
+
+def _no_class(option: Any, where: str) -> Any:
+    """An option of the trainer, which is no class to be made.
+
+    Raises:
+        UserError: it is one.
+    """
+    for one in option if isinstance(option, list) else [option]:
+        if isinstance(one, dict) and "class_path" in one:
+            name = where.rpartition(".")[2]
+            raise UserError(
+                f"{where}: names the class {one['class_path']}; give an object of it or something else, as {name}=…"
+            )
+    return option
