@@ -8,7 +8,7 @@ import binascii
 import io
 import json
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from anyio import to_thread
@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from mmtune.apps.chat.limits import Limits
 from mmtune.common.errors import UserError
+from mmtune.common.schema import validate
 from mmtune.data.image_files import FORMATS, FormatError, open_image
 from mmtune.data.images import open_photo
 from mmtune.interfaces import SamplingParams
@@ -24,7 +25,6 @@ from mmtune.interfaces import SamplingParams
 _KEPT_SIDE = 2048  # larger photos are kept in memory smaller; towers see some hundred pixels
 _SECONDS = 30  # for a message to arrive
 _decoding = threading.Lock()  # one photo at a time: a large one takes 150 MB while it is decoded
-_NUMBERS = {"temperature": float, "top_p": float, "max_tokens": int}
 
 
 class BadRequestError(Exception):
@@ -50,6 +50,25 @@ class Message:
     sampling: SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """The JSON of a message; the photo is in base64."""
+
+    text: str
+    photo: str | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What the page may choose of `SamplingParams`."""
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int | None
+
+
 async def read_message(request: Request, limits: Limits, default: SamplingParams) -> Message:
     """Read `{"text": …, "photo": base64 or null, "sampling": {…}}`.
 
@@ -58,18 +77,18 @@ async def read_message(request: Request, limits: Limits, default: SamplingParams
     """
     body = await _body(request, limits.body)
     try:
-        sent = json.loads(body)
+        sent = validate(_Sent, json.loads(body), "message", extra="ignore")
+        sampling = _sampling(sent.sampling, default)
+    except UserError as error:
+        raise BadRequestError(400, str(error)) from None
     except (ValueError, RecursionError):
         raise BadRequestError(400, "the message is not JSON") from None
-    if not isinstance(sent, dict) or not isinstance(sent.get("text"), str):
-        raise BadRequestError(400, "the message has no text")
-    if len(sent["text"]) > limits.text:
+    if len(sent.text) > limits.text:
         raise BadRequestError(413, f"a message has at most {limits.text:,} characters")
-    sampling = _sampling(sent.get("sampling", {}), limits, default)
-    photos = []
-    if (photo := sent.get("photo")) is not None:
-        photos = [await to_thread.run_sync(_photo, photo, limits)]
-    return Message(sent["text"], photos, sampling)
+    if sampling.max_tokens > limits.tokens:
+        raise BadRequestError(400, f"max_tokens: an answer has at most {limits.tokens:,}")
+    photos = [] if sent.photo is None else [await to_thread.run_sync(_photo, sent.photo, limits)]
+    return Message(sent.text, photos, sampling)
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -90,30 +109,13 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def _sampling(sent: Any, limits: Limits, default: SamplingParams) -> SamplingParams:
-    if not isinstance(sent, dict):
-        raise BadRequestError(400, "sampling: not an object")
-    values: dict[str, Any] = {}
-    for name, kind in _NUMBERS.items():
-        value = sent.get(name, getattr(default, name))
-        if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-            raise BadRequestError(400, f"{name}: not a number")
-        values[name] = value
-    seed = sent.get("seed", default.seed)
-    if isinstance(seed, bool) or not isinstance(seed, int | None):
-        raise BadRequestError(400, "seed: not a whole number")
-    if values["max_tokens"] > limits.tokens:
-        raise BadRequestError(400, f"max_tokens: an answer has at most {limits.tokens:,}")
-    try:
-        return replace(default, **values, seed=seed)
-    except UserError as error:
-        raise BadRequestError(400, str(error)) from None
+def _sampling(chosen: dict[str, Any], default: SamplingParams) -> SamplingParams:
+    defaults = {one.name: getattr(default, one.name) for one in fields(_Chosen)}
+    return replace(default, **asdict(validate(_Chosen, defaults | chosen, "sampling", extra="ignore")))
 
 
-def _photo(sent: Any, limits: Limits) -> Image.Image:
+def _photo(sent: str, limits: Limits) -> Image.Image:
     """Decode a photo, once its size is known to be harmless."""
-    if not isinstance(sent, str):
-        raise BadRequestError(400, "the photo is not base64")
     try:
         data = base64.b64decode(sent, validate=True)
     except (binascii.Error, ValueError):
