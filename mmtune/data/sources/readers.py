@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from mmtune.common.errors import RowError, UserError, brief
-from mmtune.common.files import is_file, lies_in, locate
+from mmtune.common.files import locate
 from mmtune.common.hub import go_offline_if_unreachable, kept_files, undecoded_rows
 from mmtune.data.conversation import Conversation, check
 from mmtune.data.images import Photo
 from mmtune.data.sources.columns import finite_number
 from mmtune.data.sources.formats import Format, parse_row, unread
+from mmtune.data.sources.image_paths import OutsideError, find_image
 from mmtune.data.sources.json_files import NumberedRows, json_lines, json_list
-from mmtune.data.sources.tables import LONGEST_ROW, batches
+from mmtune.data.sources.tables import LONGEST_ROW, batches, open_parquet
 
 OnBadRow = Literal["error", "skip"]
 _NAMED = 20  # columns in one line
@@ -154,26 +155,21 @@ def _parse(row: Any, where: str) -> tuple[Format, list[Any]]:
 
 
 def _found(photo: Photo, folders: Sequence[Path], where: str) -> Photo:
-    """Find a photo's file, so that a missing one is known before training starts.
-
-    Files come from anywhere: a row must not choose which pictures of this machine are learnt.
-    """
+    """Find a photo's file, so that a missing one is known before training starts."""
     if isinstance(photo, bytes):
         return photo
     named = brief(str(photo), 200)
-    for folder in folders:
-        for file in (folder / photo, folder / "images" / photo):
-            if not is_file(file):
-                continue
-            if any(lies_in(file, allowed) for allowed in folders):
-                return file
-            linked = lies_in(file, folder, by_name=True)
-            leads = f" (by a link, at {file.resolve()})" if linked else ""
-            links = ", or set MMTUNE_FOLLOW_LINKS=1 if the links in there are yours" if linked else ""
-            raise RowError(
-                f"{where}: the photo {named} lies outside {folder}{leads}; give --data.train.image_root a folder that "
-                f"holds it{links}"
-            )
+    try:
+        file = find_image(photo, folders)
+    except OutsideError as error:
+        leads = f" (by a link, at {error.target})" if error.target else ""
+        links = ", or set MMTUNE_FOLLOW_LINKS=1 if the links in there are yours" if error.target else ""
+        raise RowError(
+            f"{where}: the photo {named} lies outside {error.folder}{leads}; give --data.train.image_root a folder "
+            f"that holds it{links}"
+        ) from None
+    if file is not None:
+        return file
     raise RowError(f"{where}: the photo {named} does not exist; --data.train.image_root names the folder of the photos")
 
 
@@ -228,10 +224,9 @@ def _bounded(stream: IO[str]) -> Iterator[str]:
 
 def _parquet_rows(path: Path) -> NumberedRows:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with open_parquet(path) as file:
             number = 0
             for batch in batches(file):
                 for row in _batch_rows(batch):

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 LONGEST_ROW = 2**26  # bytes or characters; what one says takes thirty times as much memory at the worst
 _ROWS_AT_ONCE = 8  # each of which may hold the same long text, which the file has once
 _LARGE_GROUP = 2**28  # bytes of a group of rows, above which they are read one by one
+
+
+def open_parquet(path: str | Path) -> Any:
+    """Open a file as a `pyarrow.parquet.ParquetFile` that compares the checksums of its pages.
+
+    Raises:
+        pyarrow.ArrowException, OSError, ValueError: it is damaged; ValueError: a column's name is not UTF-8.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 def batches(file: Any, columns: Sequence[str] | None = None) -> Iterator[Any]:

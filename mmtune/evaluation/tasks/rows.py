@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.common.errors import UserError, brief, did_you_mean
-from mmtune.common.files import is_file, lies_in
+from mmtune.common.files import is_file
 from mmtune.common.hub import go_offline_if_unreachable, kept_files, undecoded_rows
-from mmtune.data.sources.tables import batches
+from mmtune.data.sources.image_paths import OutsideError, find_image
+from mmtune.data.sources.tables import batches, open_parquet
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -151,13 +152,12 @@ class _Source:
     def open_parquet(self, config: str | None) -> Any:
         """The opened parquet file of a config."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         path = self.describe(config)
         if not is_file(Path(path)):
             raise UserError(f"{path}: no such file, and task {self._task.name} needs it; put it there")
         try:
-            file = pq.ParquetFile(path, page_checksum_verification=True)
+            file = open_parquet(path)
         except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: the name of a column is not UTF-8
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: not a readable parquet file ({reason}); download it again") from None
@@ -213,7 +213,6 @@ class _Photos:
 
     def __init__(self, task: Task, data_root: Path | None) -> None:
         self._task, self._seen = task, dict[str, Photo]()
-        # rows come from anywhere: they must not choose which files of this machine are shown
         self._folders = kept_files() if data_root is None else (data_root,)
 
     def of(self, number: int, column: str, value: Any) -> Any:
@@ -232,13 +231,12 @@ class _Photos:
 
     def _from_file(self, number: int, column: str, name: str) -> bytes | None:
         """A photo that is kept as a file, as the hub library does; None where there is none."""
-        file = self._folders[0] / name
-        if not is_file(file):
-            return None
-        if not any(lies_in(file, folder) for folder in self._folders):
-            problem = f"row {number}: column {column!r}: the photo {brief(name, 200)} lies outside {self._folders[0]}"
-            raise UserError(f"{self._task.where}: images: {problem}; put it there")
-        return file.read_bytes()
+        try:
+            file = find_image(name, self._folders)
+        except OutsideError as error:
+            problem = f"row {number}: column {column!r}: the photo {brief(name, 200)} lies {error}"
+            raise UserError(f"{self._task.where}: images: {problem}; put it there") from None
+        return None if file is None else file.read_bytes()
 
 
 def _joined_photos(task: Task, source: _Source, photos: _Photos) -> dict[Any, Photo | None]:
