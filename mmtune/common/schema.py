@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hi
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError, SchemaValidator
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, SchemaValidator, core_schema
 
 from mmtune.common.errors import UserError, brief, did_you_mean
 from mmtune.common.layers import read_layered
 
 T = TypeVar("T")
-_STRICT = ("bool", "dict", "float", "int", "list", "str", "tuple")  # pydantic would make them of other types
+_STRICT = ("bool", "dict", "float", "int", "list", "str", "tuple")  # in pydantic's schemas
 _UNKNOWN = "unexpected_keyword_argument"
 _MAPPING = "a mapping of keys to values"
 # pydantic's names of errors
@@ -41,11 +41,7 @@ Number = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _as_texts(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
-
-
-Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """A list of texts in the file; one text is a list of one."""
 
 
@@ -134,9 +130,9 @@ def validate(
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of a type, with the bounds that `Annotated` gives it."""
+    """Whether a value is of a type, in the bounds that `Annotated` gives it; of a dataclass, with no other keys."""
     try:
-        _validator(kind).validate_python(value)
+        _validator(kind).validate_python(value, extra="forbid")
     except ValidationError:
         return False
     return True
@@ -148,11 +144,24 @@ def _validator(kind: Any) -> SchemaValidator:
 
 
 def _strict(schema: Any) -> Any:
-    """A schema of pydantic's that converts no value. Its own strict mode would take no mapping for a dataclass."""
-    if isinstance(schema, dict):
-        inner = {key: _strict(value) for key, value in schema.items()}
-        return inner | {"strict": True} if inner.get("type") in _STRICT else inner
-    return [_strict(one) for one in schema] if isinstance(schema, list) else schema
+    """A schema of pydantic's that makes nothing of another type but tuples of lists.
+
+    Pydantic's own strict mode takes no mapping for a dataclass, and no list for a tuple.
+    """
+    if isinstance(schema, list):
+        return [_strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {key: _strict(value) for key, value in schema.items()}
+    if inner.get("type") in _STRICT:
+        inner["strict"] = True
+    if inner.get("type") == "tuple":
+        return core_schema.no_info_before_validator_function(_as_tuple, cast(CoreSchema, inner))
+    return inner
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _problem(kind: type, value: Any, errors: Sequence[ErrorDetails], remedy: str) -> str:

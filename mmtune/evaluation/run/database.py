@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from mmtune.common.errors import UserError
 from mmtune.common.files import parse_json
+from mmtune.common.schema import validate
 from mmtune.evaluation.run.load_model import COSTS
 from mmtune.evaluation.run.requests import Answer
 
@@ -119,7 +119,7 @@ class Database:
             try:
                 found = self._connection.execute(query, [key])
                 return {(row, sample): _answer(row, sample, text) for row, sample, text in found}
-            except (ValueError, TypeError):
+            except (UserError, ValueError):
                 raise self._damaged("an answer cannot be read") from None
 
     def cost(self, key: str) -> dict[str, float]:
@@ -190,25 +190,10 @@ def _answer(row: int, sample: int, text: bytes) -> Answer:
     """The answer to a row, as it was stored.
 
     Raises:
-        ValueError, TypeError: it is something else.
+        UserError, ValueError: it is something else.
     """
     fields = parse_json(text.decode())
-    if not isinstance(fields, dict) or fields.keys() != _FIELDS:
-        raise ValueError("no answer")
-    answer = Answer(**fields)
-    sums = answer.loglikelihoods
-    if (answer.row, answer.sample) != (row, sample):
-        raise ValueError("the answer to another question")
-    if (
-        not isinstance(answer.response, str)
-        or not isinstance(answer.thought, str)
-        or not isinstance(answer.error, str | None)
-    ):
+    answer = validate(Answer, fields, "answer")
+    if (answer.row, answer.sample) != (row, sample) or fields.keys() != _FIELDS:
         raise ValueError("no answer to this row")
-    if not isinstance(answer.finish_reason, str | None):
-        raise ValueError("no reason for its end")
-    if sums is None:
-        return answer
-    if not all(one is None or (isinstance(one, float) and math.isfinite(one)) for one in sums):
-        raise ValueError("a log-likelihood that is no number")
-    return dataclasses.replace(answer, loglikelihoods=tuple(sums))
+    return answer

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from pydantic import FiniteFloat
+
 from mmtune.evaluation.run.returned import completions_of, figures_of
 from mmtune.evaluation.tasks.render import Question, prompt_of
 from mmtune.evaluation.tasks.rows import PhotoError
@@ -34,7 +36,7 @@ class Answer:
 
     row: int
     response: str = ""
-    loglikelihoods: tuple[float | None, ...] | None = None
+    loglikelihoods: tuple[FiniteFloat | None, ...] | None = None
     error: str | None = None
     finish_reason: str | None = None
     thought: str = ""

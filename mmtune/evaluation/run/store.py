@@ -13,6 +13,7 @@ from typing import Any
 
 from mmtune.common.errors import UserError
 from mmtune.common.files import atomic_path, check_links, claim_folder, read_json
+from mmtune.common.schema import fits
 from mmtune.evaluation.run.results import Results, Sample, TaskResult
 from mmtune.evaluation.run.thumbnails import keep_thumbnails
 from mmtune.evaluation.tasks.render import Question
@@ -61,8 +62,7 @@ class Store:
         tasks = raw.get("tasks") if isinstance(raw, dict) else None
         if not isinstance(tasks, dict):
             raise UserError(f"{self.results_path}: holds no results; delete it, or choose another --out")
-        wanted = {f.name for f in dataclasses.fields(TaskResult)}
-        return {name: TaskResult(**t) for name, t in tasks.items() if isinstance(t, dict) and set(t) == wanted}
+        return {name: TaskResult(**task) for name, task in tasks.items() if fits(TaskResult, task)}
 
     def write(self, results: Results, task: str) -> None:
         """Write a finished task: its samples first, so that results never lack them.
