@@ -17,30 +17,30 @@ from mmtune.common.errors import UserError, brief, did_you_mean
 from mmtune.common.layers import read_layered
 
 T = TypeVar("T")
-_STRICT = ("bool", "dict", "float", "int", "list", "str", "tuple")  # in pydantic's schemas
-_UNKNOWN = "unexpected_keyword_argument"
-_MAPPING = "a mapping of keys to values"
-# pydantic's names of errors
-_WANTED = {
-    "bool_type": "true or false",
-    "dataclass_type": _MAPPING,
-    "dict_type": _MAPPING,
+# what pydantic calls types in its schemas, and `…_type` where a value is of another one
+_TYPES = {
+    "bool": "true or false",
+    "dict": "a mapping of keys to values",
+    "float": "a number",
+    "int": "a whole number",
+    "list": "a list",
+    "str": "text",
+    "tuple": "a list",
+}
+_OTHER_TYPE = {
+    **{f"{name}_type": wanted for name, wanted in _TYPES.items()},
+    "dataclass_type": _TYPES["dict"],
     "finite_number": "a finite number",
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "list_type": "a list",
-    "string_type": "text",
-    "tuple_type": "a list",
+    "string_type": _TYPES["str"],
 }
 _BOUNDS = {"greater_than_equal": ("at least", "ge"), "less_than_equal": ("at most", "le")}
+_UNKNOWN = "unexpected_keyword_argument"
 
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Number = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
 """A number to compute with: neither infinite nor of hundreds of digits."""
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
 Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """A list of texts in the file; one text is a list of one."""
 
@@ -126,7 +126,7 @@ def validate(
         validator = _validator(cast(Any, kind))  # mypy takes no type for hashable
         return cast(T, validator.validate_python(value, extra=extra, context=context))
     except ValidationError as error:
-        raise UserError(f"{where}: {_problem(kind, value, error.errors(include_url=False), remedy)}") from None
+        raise UserError(f"{where}: {_problem(kind, error.errors(include_url=False), remedy)}") from None
 
 
 def fits(kind: Any, value: Any) -> bool:
@@ -153,9 +153,13 @@ def _strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     inner = {key: _strict(value) for key, value in schema.items()}
-    if inner.get("type") in _STRICT:
+    kind = inner.get("type")
+    if kind in tuple(_TYPES):
         inner["strict"] = True
-    if inner.get("type") == "tuple":
+    if kind == "union" and all(one["type"] in _TYPES for one in inner["choices"]):
+        wanted = " or ".join(_TYPES[one["type"]] for one in inner["choices"])
+        inner |= {"custom_error_type": "union", "custom_error_message": wanted}  # one error, not one of each type
+    if kind == "tuple":
         return core_schema.no_info_before_validator_function(_as_tuple, cast(CoreSchema, inner))
     return inner
 
@@ -164,10 +168,10 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _problem(kind: type, value: Any, errors: Sequence[ErrorDetails], remedy: str) -> str:
+def _problem(kind: type, errors: Sequence[ErrorDetails], remedy: str) -> str:
     """The first error and what to do about it, in a line."""
     error = next((one for one in errors if one["type"] in (_UNKNOWN, "invalid_key")), errors[0])
-    path = _path(value, error)
+    path = error["loc"]
     if error["type"] in (_UNKNOWN, "invalid_key", "missing"):
         path, key = path[:-1], path[-1]
         said, hint = f"key {key!r} is missing", "add it"
@@ -176,37 +180,24 @@ def _problem(kind: type, value: Any, errors: Sequence[ErrorDetails], remedy: str
         elif error["type"] == "invalid_key":
             said, hint = f"key {brief(repr(key))} must be text", "put it in quotes"
     else:
-        said, hint = _wrong_value(error, [one["type"] for one in errors if _path(value, one) == path])
+        said, hint = _wrong_value(error)
         if path and isinstance(path[-1], int) and said.startswith("must"):
             said, path = f"every entry {said}", path[:-1]
     place = "".join(f"entry {part + 1}: " if isinstance(part, int) else f"{part}: " for part in path)
     return place + "; ".join(filter(None, (said, remedy or hint)))
 
 
-def _path(value: Any, error: ErrorDetails) -> tuple[int | str, ...]:
-    """The keys that lead to an error. What pydantic adds to them are the names of types that a field may have."""
-    for depth, part in enumerate(error["loc"]):
-        held = isinstance(part, int) if isinstance(value, list | tuple) else isinstance(value, dict) and part in value
-        if not held:
-            return error["loc"][: depth + (error["type"] == "missing")]
-        value = value[part]
-    return error["loc"]
-
-
-def _wrong_value(error: ErrorDetails, kinds: Sequence[str]) -> tuple[str, str]:
-    """What is wrong with a value that has these types of errors, and a hint.
-
-    Several types of errors are those of several types that the value may have, of which it has none.
-    """
-    given, context = error["input"], error.get("ctx", {})
+def _wrong_value(error: ErrorDetails) -> tuple[str, str]:
+    """What is wrong with a value, and a hint."""
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
     shown = brief(repr(given))
-    if wanted := dict.fromkeys(_WANTED[kind] for kind in kinds if kind in _WANTED):
-        quotes = kinds == ["string_type"] and not isinstance(given, list | dict)
-        return f"must be {' or '.join(wanted)}" + f", not {shown}" * bool(error["loc"]), "put it in quotes" * quotes
-    if error["type"] in _BOUNDS:
-        bound, name = _BOUNDS[error["type"]]
+    if wanted := error["msg"] if kind == "union" else _OTHER_TYPE.get(kind):
+        quotes = kind == "string_type" and not isinstance(given, list | dict)
+        return f"must be {wanted}" + f", not {shown}" * bool(error["loc"]), "put it in quotes" * quotes
+    if kind in _BOUNDS:
+        bound, name = _BOUNDS[kind]
         return f"must be {bound} {context[name]:g}, not {shown}", ""
-    if error["type"] == "literal_error":
+    if kind == "literal_error":
         allowed = re.findall("'(.*?)'", context["expected"])
         return f"unknown {shown}; {did_you_mean(str(given), allowed)}", ""
     return str(context.get("error", error["msg"])), ""
@@ -215,7 +206,7 @@ def _wrong_value(error: ErrorDetails, kinds: Sequence[str]) -> tuple[str, str]:
 def _names(kind: Any, path: Sequence[int | str]) -> list[str]:
     """The fields of the dataclass at a place in another one."""
     for part in path:
-        kind = get_args(kind)[0] if isinstance(part, int) else get_type_hints(kind)[part]
-        kind = next(one for one in (kind, *get_args(kind)) if is_dataclass(one))
+        hint = get_type_hints(kind).get(str(part))  # None of a place in a list, and of a key that is no field
+        kind = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), kind)
     hints = get_type_hints(kind, include_extras=True)
     return [name for name, hint in hints.items() if COMPUTED not in get_args(hint)]
