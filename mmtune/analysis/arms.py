@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.analysis.compare import find_evaluation
+from mmtune.analysis.planned_runs import RECORD, PlannedArm, read_plan
 from mmtune.analysis.records import read_metrics, read_results
 from mmtune.analysis.runs import read_config, read_ledger, run_of
 from mmtune.common.errors import UserError
-from mmtune.common.files import read_json
 
-PLAN = "reproduce.json"
 _SEED_KEYS = ("seed", "model.seed", "seed_everything", "data.train.seed")
 
 
@@ -108,7 +107,7 @@ def read_arms(paths: Sequence[str | Path]) -> list[Arm]:
     known: dict[Path, str] = {}
     for label, path in given:
         name = label or (str(path) if names.count(path.name) > 1 else path.name or str(path))
-        found = _planned(path, label) if (path / PLAN).is_file() else [Arm(name, [_read_run(path)])]
+        found = _planned(path, label) if (path / RECORD).is_file() else [Arm(name, [_read_run(path)])]
         for arm in found:
             for run in arm.runs:
                 place = run.evaluation.resolve()
@@ -135,30 +134,26 @@ def _read_run(path: Path) -> TrainedRun:
 
 def _planned(folder: Path, label: str | None) -> list[Arm]:
     """The arms of a folder with `reproduce.json`."""
-    file = folder / PLAN
+    file = folder / RECORD
     if label is not None:
         raise UserError(f"{label}={folder}: {file} names its arms itself; give {folder} without a label")
-    plan = read_json(file)
-    try:
-        seen = {str(task): str(why) for task, why in plan.get("seen", {}).items()}
-        arms = [_planned_arm(folder, entry, seen) for entry in plan["arms"]]
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{file}: holds no arms; it was not written by mmtune reproduce") from None
+    plan = read_plan(folder)
+    arms = [_planned_arm(folder, arm, plan.seen) for arm in plan.arms]
     if not any(arm.runs for arm in arms):
         raise UserError(f"{file}: no run of it is finished yet; go on with mmtune reproduce --out {folder}")
     return arms
 
 
-def _planned_arm(folder: Path, entry: dict[str, Any], seen: Mapping[str, str]) -> Arm:
+def _planned_arm(folder: Path, arm: PlannedArm, seen: Mapping[str, str]) -> Arm:
     runs, unfinished = [], []
-    for one in entry["runs"]:
-        evaluation = folder / one["evaluation"]
-        run = None if one.get("run") is None else folder / one["run"]
+    for one in arm.runs:
+        evaluation = folder / one.evaluation
+        run = None if one.run is None else folder / one.run
         if (evaluation / "results.json").is_file() and (run is None or (run / "ledger.json").is_file()):
-            runs.append(TrainedRun.read(evaluation, run, one.get("seed")))
+            runs.append(TrainedRun.read(evaluation, run, one.seed))
         else:
-            unfinished.append(str(one["evaluation"] if run is None else one["run"]))
-    return Arm(str(entry["name"]), runs, tuple(unfinished), seen)
+            unfinished.append(one.run or one.evaluation)
+    return Arm(arm.name, runs, tuple(unfinished), seen)
 
 
 def _joined(one: Arm, other: Arm) -> Arm:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ from mmtune.analysis.tables import change_table, cost_lines, example_table
 from mmtune.cli.shared.flags import build_parser, parse
 from mmtune.common.errors import UserError
 from mmtune.common.files import claim_folder, is_blank, read_json, write_json
+from mmtune.common.schema import validate
 from mmtune.common.signals import run_chain
 from mmtune.experiments.quickstart.data import prepare
 from mmtune.experiments.recorded_inputs import changed, inputs_of
@@ -40,6 +41,14 @@ class QuickstartOptions:
     out: str = "runs/quickstart"
     budget: Literal["full", "small"] = "full"
     prepare: bool = False
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What `quickstart.json` holds: the budget, and what the run starts from, as hashes by name."""
+
+    budget: str
+    inputs: dict[str, str] | None = None
 
 
 def main(argv: list[str]) -> int:
@@ -86,13 +95,18 @@ def _claim(run: Path, budget: str) -> None:
     """Make sure that what lies in the run directory is this quickstart."""
     marker = run / RECORD
     if marker.is_file():
-        if read_json(marker).get("budget") != budget:
+        if _record(run).budget != budget:
             raise UserError(f"--out {run}: holds a quickstart of another --budget; choose another folder")
     elif not is_blank(run):
         raise UserError(f"--out {run}: exists and is no quickstart; choose another folder")
     else:
         claim_folder(run, "--out")
-        write_json(marker, {"budget": budget})
+        write_json(marker, asdict(_Record(budget)))
+
+
+def _record(run: Path) -> _Record:
+    file = run / RECORD
+    return validate(_Record, read_json(file), str(file), extra="ignore", remedy="choose another --out")
 
 
 def _check_inputs(run: Path, data: Path) -> None:
@@ -101,12 +115,12 @@ def _check_inputs(run: Path, data: Path) -> None:
     Raises:
         UserError: it has changed since the run began.
     """
-    record = read_json(run / RECORD)
+    record = _record(run)
     now = inputs_of([str(data / "instructions.jsonl")], ["quickstart"], "quickstart", str(data), ALIGNED)
     now = {name.removeprefix(f"{data}/"): digest for name, digest in now.items()}  # the cache may be moved
-    if names := changed(record.setdefault("inputs", now), now):
+    if record.inputs is not None and (names := changed(record.inputs, now)):
         raise UserError(f"--out {run}: was begun with other contents of {names}; choose another folder")
-    write_json(run / RECORD, record)
+    write_json(run / RECORD, asdict(replace(record, inputs=now)))
 
 
 def _tune(run: Path, steps: int) -> None:

@@ -87,10 +87,25 @@ def test_what_reproduce_left(tmp_path: Path) -> None:
     assert "without a label" in refusal(f"x={tmp_path}")
 
 
-@pytest.mark.parametrize("plan", [{}, [], {"arms": [{"name": "x"}]}, {"arms": 3}, {"arms": []}])
-def test_a_plan_that_is_none(tmp_path: Path, plan: Any) -> None:
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({}, "key 'arms' is missing; it was not written by mmtune reproduce"),
+        ([], "must be a mapping"),
+        ({"arms": [{"name": "x"}]}, "arms: entry 1: key 'runs' is missing"),
+        (
+            {"arms": [{"name": "x", "runs": [{"seed": "a", "run": None, "evaluation": "e"}]}]},
+            "runs: entry 1: seed: must",
+        ),
+        ({"arms": 3}, "arms: must be a list, not 3"),
+        ({"arms": []}, "no run of it is finished yet"),
+    ],
+)
+def test_a_plan_that_is_none(tmp_path: Path, plan: Any, message: str) -> None:
     (tmp_path / "reproduce.json").write_text(json.dumps(plan))
-    assert "reproduce.json" in refusal(tmp_path)
+    refused = refusal(tmp_path)
+    assert refused.startswith(str(tmp_path / "reproduce.json"))
+    assert message in refused
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -65,3 +65,20 @@ def test_another_config_or_model_is_refused(
         monkeypatch.setattr("mmtune.experiments.recorded_inputs.model_folder", lambda _: tmp_path)
     assert run(tmp_path / "one") == 2
     assert "was begun with other contents of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("[]", "must be a mapping"),
+        ("{}", "key 'budget' is missing"),
+        ('{"budget": "full", "inputs": 3}', "inputs: must"),
+    ],
+)
+def test_a_damaged_record_is_named(
+    record: str, message: str, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data(tmp_path / "one")) == 0
+    (tmp_path / "run" / "quickstart.json").write_text(record)
+    assert run(tmp_path / "one") == 2
+    assert f"run/quickstart.json: {message}" in capsys.readouterr().err

@@ -302,6 +302,9 @@ def test_another_comparison_in_the_folder_is_refused(
     (tmp_path / "other" / "file").touch()
     assert run("--out", str(tmp_path / "other")) == 2
     assert "is no comparison of mmtune reproduce" in capsys.readouterr().err
+    (tmp_path / "out" / "reproduce.json").write_text('{"settings": []}')
+    assert run("--plan") == 2
+    assert "out/reproduce.json: settings: must be a mapping of keys to values, not []" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

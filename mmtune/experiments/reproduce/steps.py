@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmtune.analysis.planned_runs import RECORD, Plan, PlannedArm, PlannedRun, read_plan
 from mmtune.common.errors import UserError
 from mmtune.common.files import check_links, hold_folder, is_blank, read_json, write_json
 from mmtune.evaluation.tasks.suite import load_suite
 from mmtune.experiments.recorded_inputs import changed, inputs_of
 from mmtune.experiments.reproduce.data import object_questions
 from mmtune.experiments.reproduce.presets import ARMS, BASE, Preset
-
-RECORD = "reproduce.json"
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,12 @@ class Comparison:
         Raises:
             UserError: it is another one, or something else, or data is missing.
         """
-        file, before = self.out / RECORD, None
-        if file.is_file():
-            before = read_json(file)
-            self._check_same(before["settings"])
-            self._check_inputs(before.get("inputs", {}))
-            self.seeds = sorted({*before["seeds"], *self.seeds})
+        before = None
+        if (self.out / RECORD).is_file():
+            before = read_plan(self.out)
+            self._check_same(before.settings)
+            self._check_inputs(before.inputs)
+            self.seeds = sorted({*before.seeds, *self.seeds})
         elif not is_blank(self.out):
             raise UserError(f"--out {self.out}: exists and is no comparison of mmtune reproduce; choose another folder")
         missing = [file for file in self._files() if not Path(file).exists()]
@@ -81,7 +80,7 @@ class Comparison:
             raise UserError(f"{missing[0]}: no such file; docs/reproduction.md says what the data is and where it lies")
         check_links(self.out, "--out", ["*"])
         hold_folder(self.out, "--out")
-        self.write(before["seen"] if before else {})
+        self.write(before.seen if before else {})
         if self.preset.objects and not self._questions.is_file():
             write_json(self._questions, object_questions(Path(self._in_root(self.preset.objects))))
 
@@ -92,15 +91,9 @@ class Comparison:
             seen: sets that are not unseen, and why.
         """
         arms = {BASE: [(None, BASE)]} | {arm: [(seed, f"seed-{seed}/{arm}") for seed in self.seeds] for arm in ARMS}
-        made = {name: [self._entry(seed, folder) for seed, folder in runs] for name, runs in arms.items()}
-        record = {
-            "settings": self._settings(),
-            "inputs": self._inputs,
-            "seeds": self.seeds,
-            "arms": [{"name": name, "runs": runs} for name, runs in made.items()],
-            "seen": seen,
-        }
-        write_json(self.out / RECORD, record)
+        made = [PlannedArm(name, [self._entry(seed, folder) for seed, folder in runs]) for name, runs in arms.items()]
+        plan = Plan(settings=self._settings(), inputs=self._inputs, seeds=self.seeds, arms=made, seen=seen)
+        write_json(self.out / RECORD, asdict(plan))
 
     @property
     def check(self) -> Path:
@@ -180,9 +173,8 @@ class Comparison:
         tasks = tuple(task.name for task in load_suite(self.preset.suite).tasks)
         return Step(f"{title}: evaluation", arguments, [out / "results.json"], tasks)
 
-    def _entry(self, seed: int | None, folder: str) -> dict[str, Any]:
-        run = None if folder == BASE and self.given_base else folder
-        return {"seed": seed, "run": run, "evaluation": f"{folder}/eval"}
+    def _entry(self, seed: int | None, folder: str) -> PlannedRun:
+        return PlannedRun(seed, None if folder == BASE and self.given_base else folder, f"{folder}/eval")
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same when a comparison goes on, as JSON gives it back."""
