@@ -141,17 +141,21 @@ class Task(NullIsAbsent):
         return not any(kind in self.answer for kind in KINDS if kind not in ("letter", "yes_no"))
 
     def columns_by_key(self) -> dict[str, frozenset[str]]:
-        """The dataset's columns that each key of the task file uses; joined photos are not among them."""
+        """The dataset's columns that each key of the task file uses; joined photos are not among them.
+
+        Raises:
+            UserError: a key is no template or expression.
+        """
         computed = frozenset() if self.options is None else frozenset({"options"})
         joined = frozenset() if self.dataset.images is None else frozenset({self.dataset.images.column})
         templates = {"prompt": self.prompt, "target": self.target, "answer": self.answer}
         expressions = {"group_by": self.group_by, "filter": self.filter, "options": self.options}
         expressions["references"] = self.references
         expressions["choices"] = None if self.choices == LETTER_CHOICES else self.choices
-        used = {key: template_names(source, self.where) - computed for key, source in templates.items()}
+        used = {key: template_names(source, f"{self.where}: {key}") - computed for key, source in templates.items()}
         for key, expression in expressions.items():
             if expression is not None:
-                names = template_names(expression, self.where, expression=True)
+                names = template_names(expression, f"{self.where}: {key}", expression=True)
                 used[key] = names - computed if key not in ("filter", "options") else names
         used["images"] = frozenset(self.images)
         if self.dataset.images is not None:
@@ -216,18 +220,7 @@ def task_from(raw: Any, where: str, folder: Path = Path()) -> Task:
     task = dataclasses.replace(validate(Task, raw, where, context=(where, folder)), where=where)
     if problem := _problem(task):
         raise UserError(f"{where}: {problem}")
-    for key, source, expression in (
-        ("prompt", task.prompt, False),
-        ("target", task.target, False),
-        ("answer", task.answer, False),
-        ("options", task.options, True),
-        ("references", task.references, True),
-        ("choices", task.choices, True),
-        ("filter", task.filter, True),
-        ("group_by", task.group_by, True),
-    ):
-        if source is not None:
-            template_names(source, f"{where}: {key}", expression=expression)
+    task.columns_by_key()  # parses every template and expression
     return task
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.analysis.planned_runs import RECORD, Plan, PlannedArm, PlannedRun, read_plan
+from mmtune.analysis.records import read_results
 from mmtune.common.errors import UserError
-from mmtune.common.files import check_links, hold_folder, is_blank, read_json, write_json
+from mmtune.common.files import check_links, hold_folder, is_blank, write_json
 from mmtune.evaluation.tasks.suite import load_suite
 from mmtune.experiments.recorded_inputs import changed, inputs_of
 from mmtune.experiments.reproduce.data import object_questions
@@ -35,10 +36,14 @@ class Step:
     tasks: tuple[str, ...] = ()
 
     def done(self) -> bool:
-        """Whether it was run to its end."""
+        """Whether it was run to its end.
+
+        Raises:
+            UserError: the scores are damaged.
+        """
         if not all(path.exists() for path in self.results):
             return False
-        return not self.tasks or set(self.tasks) <= set(read_json(self.results[0])["tasks"])
+        return not self.tasks or set(self.tasks) <= set(read_results(self.results[0].parent)["tasks"])
 
 
 @dataclass
