@@ -134,7 +134,7 @@ class SamplingParams:
             raise UserError(f"seed {brief(repr(self.seed))}: give a whole number from 0 to 2^63 - 1")
         if self.thinking_overrun not in ("unparsed", "close"):
             raise UserError(f"thinking_overrun {brief(repr(self.thinking_overrun))}: give unparsed or close")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+        if not isinstance(self.stop, list | tuple) or not all(isinstance(text, str) for text in self.stop):
             raise UserError(f"stop {brief(repr(self.stop))}: give strings in a tuple")
 
     @property

@@ -44,6 +44,18 @@ def run(data: Path, out: Path, reply: Callable[[str], str] = lambda _: "yes", **
     return model
 
 
+@pytest.mark.parametrize("damage", [{"score": "0.5"}, {"cost": []}, {"n": 1.5}, {"more": 1}])
+def test_a_task_that_was_damaged_is_scored_again_from_its_answers(
+    damage: dict[str, Any], data: Path, out: Path
+) -> None:
+    run(data, out)
+    sound = json.loads((out / "results.json").read_text())
+    damaged = sound | {"tasks": {"boolq": sound["tasks"]["boolq"] | damage}}
+    (out / "results.json").write_text(json.dumps(damaged))
+    assert not run(data, out).calls
+    assert json.loads((out / "results.json").read_text())["tasks"] == sound["tasks"]
+
+
 @given(
     st.lists(st.builds(Answer, st.integers(0, 9), ANY_TEXT, FIGURES, st.none() | ANY_TEXT), unique_by=lambda a: a.row)
 )

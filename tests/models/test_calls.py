@@ -75,8 +75,10 @@ def test_one_stop_string_is_not_its_characters(text_model: VisionLanguageModel) 
     cut = whole[: whole.index(stop) + 2]
     assert text_model.answer("tell me", max_tokens=20, stop=stop) == cut
     assert "".join(Chat(text_model).say("tell me", sampling=SamplingParams(max_tokens=20, stop=(stop,)))) == cut
-    with pytest.raises(UserError, match="give strings in a tuple"):
-        SamplingParams(stop=stop)  # type: ignore[arg-type]
+    given: Any
+    for given in (stop, 5, None, ("a", 5)):
+        with pytest.raises(UserError, match="give strings in a tuple"):
+            SamplingParams(stop=given)
 
 
 def test_a_path_that_several_prompts_show_is_opened_and_seen_once(
