@@ -117,9 +117,9 @@ def main(argv: list[str]) -> int:
 
 
 def _compare(options: DataOptions, suite: str) -> int:
-    from mmtune.cli.shared import contamination as unseen
+    from mmtune.cli.shared import contamination
 
-    return unseen.run(
+    return contamination.run(
         options.files, suite, data_root=options.data_root, image_root=options.image_root, as_json=options.json
     )
 

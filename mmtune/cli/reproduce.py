@@ -173,7 +173,7 @@ def _check(comparison: Comparison) -> None:
     """Look for evaluation rows among the training rows, once; `fit` leaves out those that are found."""
     from mmtune.data.conversation import Conversation
     from mmtune.data.sources.readers import BadRows, read_conversations
-    from mmtune.evaluation.contamination.check import check_unseen
+    from mmtune.evaluation.contamination.check import check_contamination
 
     if comparison.check.is_file():
         return
@@ -182,7 +182,7 @@ def _check(comparison: Comparison) -> None:
         for source in comparison.sources():
             yield from read_conversations(source, image_root=comparison.image_root, bad_rows=BadRows("skip"))
 
-    found = check_unseen(rows(), comparison.preset.suite, data_root=comparison.data_root, progress=True)
+    found = check_contamination(rows(), comparison.preset.suite, data_root=comparison.data_root, progress=True)
     left_out = len({(hit.source, hit.row) for hit in found.hits})
     print(
         f"{found.training_rows:,} training rows compared with {comparison.preset.suite}: {left_out:,} left out, "

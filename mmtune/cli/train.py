@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mmtune.cli.main import COMMANDS
 from mmtune.cli.shared.config_checks import check_config
 from mmtune.cli.shared.config_files import with_config_paths
-from mmtune.cli.shared.contamination_callback import unseen_checks
+from mmtune.cli.shared.contamination_callback import contamination_checks
 from mmtune.cli.shared.flag_errors import unreadable
 from mmtune.cli.shared.train_end import finish, stopped_beside_steps
 from mmtune.cli.shared.training_parser import TrainingParser
@@ -200,7 +200,9 @@ class TrainingCLI(LightningCLI):
         run = Path(self._get(self.config_init, "out"))
         options = self._get(self.config_init, "trainer", default={})
         if self.subcommand == "fit":
-            unseen = unseen_checks(run, *(self._get(self.config_init, k) for k in ("unseen", "unseen_data_root")))
+            unseen = contamination_checks(
+                run, *(self._get(self.config_init, k) for k in ("unseen", "unseen_data_root"))
+            )
             every = self._get(self.config_init, "checkpoint_every")
             chosen = run_options(run, options, checkpoint_every=every, more=unseen)
         else:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from mmtune.cli.main import main
-from mmtune.evaluation.score.external import OutsideMetric
+from mmtune.evaluation.score.external import ExternalMetric
 from mmtune.evaluation.score.metrics import METRICS
 from mmtune.evaluation.tasks.filters import FILTERS
 from mmtune.evaluation.tasks.suite import load_suite
@@ -128,7 +128,7 @@ def test_the_tables_list_exactly_what_there_is() -> None:
 
 def test_nested_keys_are_explained() -> None:
     nested = {"path", "config", "split", "revision", "images"} | {f.name for f in dataclasses.fields(ImageJoin)}
-    given = {field.name for field in dataclasses.fields(OutsideMetric)} - {"code"}
+    given = {field.name for field in dataclasses.fields(ExternalMetric)} - {"code"}
     for key in nested | given:
         assert re.search(rf"`[^`]*\b{key}\b[^`]*`", DOCUMENT), key
 

@@ -14,7 +14,7 @@ from mmtune.common.errors import UserError
 from mmtune.common.text import one_line, visible
 from mmtune.data.conversation import Conversation
 from mmtune.data.sources.readers import BadRows, read_conversations
-from mmtune.evaluation.contamination.check import SetCheck, UnseenReport, check_unseen
+from mmtune.evaluation.contamination.check import ContaminationReport, SetCheck, check_contamination
 from mmtune.evaluation.tasks.suite import Suite, load_suite
 
 _LISTED = 20
@@ -33,7 +33,9 @@ def run(files: Sequence[str], suite: str, *, data_root: str | None, image_root: 
     # counting is quick beside comparing, and tells a person who waits how long that will take
     total = sum(1 for _ in _rows(files, image_root, BadRows("skip"))) if sys.stderr.isatty() else None
     bad_rows = BadRows("skip")
-    report = check_unseen(_rows(files, image_root, bad_rows), chosen, data_root=data_root, progress=True, total=total)
+    report = check_contamination(
+        _rows(files, image_root, bad_rows), chosen, data_root=data_root, progress=True, total=total
+    )
     reasons = [check.reason for check in report.sets.values() if check.verdict == "unchecked"]
     if len(reasons) == len(report.sets):
         raise UserError(f"--unseen {suite}: none of its sets can be compared; the first: {reasons[0]}")
@@ -60,7 +62,7 @@ def suite_named(name: str) -> Suite:
         raise UserError(f"--unseen: {error}") from None
 
 
-def summary(report: UnseenReport) -> str:
+def summary(report: ContaminationReport) -> str:
     """What was found, in one line."""
     verdicts = [check.verdict for check in report.sets.values()]
     seen = ", ".join(f"{name}: {_share(report.sets[name])}" for name in report.seen)
@@ -82,7 +84,7 @@ def _share(check: SetCheck) -> str:
     return f"{check.hit_rows} of {check.rows} rows"
 
 
-def _print(console: Console, report: UnseenReport, bad_rows: BadRows) -> None:
+def _print(console: Console, report: ContaminationReport, bad_rows: BadRows) -> None:
     console.print(_sets(report))
     for name, check in report.sets.items():
         if check.reason is not None:
@@ -106,7 +108,7 @@ def _print(console: Console, report: UnseenReport, bad_rows: BadRows) -> None:
     console.print(Text(summary(report), style="bold"), soft_wrap=True)
 
 
-def _sets(report: UnseenReport) -> Table:
+def _sets(report: ContaminationReport) -> Table:
     table = Table(title=Text(f"Is {visible(report.suite)} unseen?"), title_justify="left", show_edge=False)
     table.add_column("set")
     for heading in ("rows", "too short", "hit", "by text", "by question", "by photo"):

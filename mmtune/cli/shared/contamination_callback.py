@@ -13,10 +13,10 @@ from mmtune.common.files import write_json
 from mmtune.data.conversation import Conversation
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.sources.readers import BadRows, read_conversations
-from mmtune.evaluation.contamination.check import check_unseen
+from mmtune.evaluation.contamination.check import check_contamination
 
 
-def unseen_checks(run: Path, suite: str | None, data_root: str | None) -> list[pl.Callback]:
+def contamination_checks(run: Path, suite: str | None, data_root: str | None) -> list[pl.Callback]:
     """The callbacks that the flags `--unseen` and `--unseen_data_root` ask for: one or none.
 
     Raises:
@@ -24,10 +24,10 @@ def unseen_checks(run: Path, suite: str | None, data_root: str | None) -> list[p
     """
     if suite is None and data_root is not None:
         raise UserError(f"--unseen_data_root {data_root}: says where the rows of --unseen SUITE are; give that too")
-    return [] if suite is None else [UnseenCheck(run, suite, data_root)]
+    return [] if suite is None else [ContaminationCheck(run, suite, data_root)]
 
 
-class UnseenCheck(pl.Callback):
+class ContaminationCheck(pl.Callback):
     """Writes `RUN/unseen.json` before the first step. Of several processes, the first does.
 
     Args:
@@ -50,7 +50,7 @@ class UnseenCheck(pl.Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = data.trained_rows()
-        report = check_unseen(
+        report = check_contamination(
             _conversations(data, rows), self.suite, data_root=self.data_root, progress=True, total=len(rows)
         )
         write_json(self.run / "unseen.json", report.to_dict())

@@ -80,7 +80,7 @@ class SetCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class UnseenReport:
+class ContaminationReport:
     """What training rows and a suite have in common.
 
     Attributes:
@@ -119,7 +119,7 @@ class UnseenReport:
         return {**values, "convention": convention, "versions": {"mmtune": __version__}}
 
 
-def check_unseen(
+def check_contamination(
     conversations: Iterable[Conversation],
     suite: str | Path | Suite,
     *,
@@ -128,7 +128,7 @@ def check_unseen(
     limit: int | None = None,
     progress: bool = False,
     total: int | None = None,
-) -> UnseenReport:
+) -> ContaminationReport:
     """Compare training rows with all rows of a suite.
 
     The evaluation is indexed first and held in memory (texts and small copies of photos); the training rows stream by
@@ -288,7 +288,7 @@ class _Check:
                     for row in self._evaluation.shown_in[self._evaluation.photo_files[match.number]]:
                         self._note(conversation, row, match.kind, match.detail)
 
-    def report(self, suite: str) -> UnseenReport:
+    def report(self, suite: str) -> ContaminationReport:
         """What was found."""
         hits = sorted(self._hits.values())
         sets = dict(self._evaluation.sets)
@@ -303,7 +303,7 @@ class _Check:
                 sets[name] = dataclasses.replace(check, verdict="seen", hit_rows=hit_rows, kinds=by_kind)
         sources = dict(sorted(self._sources.items()))
         files = {source: path for source in sources if (path := locate(source)).is_file()}
-        return UnseenReport(
+        return ContaminationReport(
             suite=suite,
             sets=sets,
             hits=hits,

@@ -25,9 +25,9 @@ from mmtune.evaluation.run.load_model import (
 from mmtune.evaluation.run.preflight import (
     answered_by,
     check_choices,
+    check_external_metrics,
     check_model,
     check_numbers,
-    check_outside_metrics,
     check_thinking,
     protocol_named,
     thought_about,
@@ -129,7 +129,7 @@ def evaluate(
         root = None if data_root is None else Path(data_root)
         for task in chosen:
             check_data(task, root)
-        check_outside_metrics(chosen, trusted=trust_metric_code)
+        check_external_metrics(chosen, trusted=trust_metric_code)
         store, database = _open(out, workers)
         try:
             earlier = store.finished() if store is not None else {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from mmtune.common.errors import UserError, did_you_mean
-from mmtune.evaluation.score.external import OutsideMetric, load_metric
+from mmtune.evaluation.score.external import ExternalMetric, load_metric
 from mmtune.evaluation.tasks.filters import Protocol
 from mmtune.evaluation.tasks.suite import PROTOCOLS, Suite
 from mmtune.evaluation.tasks.task import ANSWERING, Answering, Task
@@ -122,7 +122,7 @@ def _advice(tasks: Sequence[Task], unfit: Collection[str], otherwise: str) -> st
     return f"give --tasks {fit}" if fit else otherwise
 
 
-def check_outside_metrics(tasks: Iterable[Task], *, trusted: bool) -> None:
+def check_external_metrics(tasks: Iterable[Task], *, trusted: bool) -> None:
     """Load the metrics of these tasks that are code of others, if the user allows it.
 
     Args:
@@ -134,7 +134,7 @@ def check_outside_metrics(tasks: Iterable[Task], *, trusted: bool) -> None:
     """
     for task in tasks:
         for metric in task.metrics:
-            if isinstance(metric, OutsideMetric):
+            if isinstance(metric, ExternalMetric):
                 if not trusted:
                     source = "Python code of the Hugging Face hub" if metric.code is None else "this Python file"
                     advice = f"{metric.path} would run {source}; if you trust it, give --trust-metric-code"

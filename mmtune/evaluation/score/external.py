@@ -22,7 +22,7 @@ _NUMBERS: dict[str | None, int] = {"no": 0, "yes": 1, **{letter: place for place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutsideMetric(NullIsAbsent):
+class ExternalMetric(NullIsAbsent):
     """A metric of `evaluate` as a task file names it.
 
     Attributes:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, PlainValidator, ValidationInfo
 from mmtune.common.errors import UserError, brief, did_you_mean
 from mmtune.common.files import resource_folder, sha256_file, sha256_json, user_path
 from mmtune.common.schema import COMPUTED, Natural, NullIsAbsent, Positive, Texts, load_layered, one_of, validate
-from mmtune.evaluation.score.external import OutsideMetric
+from mmtune.evaluation.score.external import ExternalMetric
 from mmtune.evaluation.score.metrics import METRICS, VERIFIER_OF, MetricSpec, metric_arguments
 from mmtune.evaluation.tasks.jinja import LETTER_CHOICES, template_names
 from mmtune.interfaces import SamplingParams
@@ -118,7 +118,7 @@ class Task(NullIsAbsent):
     stop: Texts = ()
     extract: Annotated[Texts, one_of(STEPS)] = ()
     verifier: Annotated[str, one_of(VERIFIERS)] = "exact"
-    metrics: Annotated[tuple[MetricSpec | OutsideMetric, ...], PlainValidator(_metrics)]
+    metrics: Annotated[tuple[MetricSpec | ExternalMetric, ...], PlainValidator(_metrics)]
     group_by: str | None = None
     limit: Positive | None = None
 
@@ -262,18 +262,18 @@ def _options(value: Any) -> str | None:
     raise ValueError(f"must be an expression or a list of columns, not {brief(repr(value))}")
 
 
-def _metrics(value: Any, info: ValidationInfo[tuple[str, Path]]) -> tuple[MetricSpec | OutsideMetric, ...]:
+def _metrics(value: Any, info: ValidationInfo[tuple[str, Path]]) -> tuple[MetricSpec | ExternalMetric, ...]:
     """The metrics that a list of names, and of names with arguments, stands for."""
     if not isinstance(value, list):
         raise ValueError(f"must be a list, not {brief(repr(value))}")
-    found: list[MetricSpec | OutsideMetric] = []
+    found: list[MetricSpec | ExternalMetric] = []
     for entry in value:
         name, arguments = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError(f"every entry must be a name, or a name with arguments, not {brief(repr(entry))}")
-        outside = name == "evaluate"
-        found.append(_outside_metric(arguments, *info.context) if outside else _metric(name, arguments))
-    if not found or isinstance(found[0], OutsideMetric):
+        external = name == "evaluate"
+        found.append(_external_metric(arguments, *info.context) if external else _metric(name, arguments))
+    if not found or isinstance(found[0], ExternalMetric):
         reason = "is empty" if not found else "begins with one that cannot be resampled for a standard error"
         raise ValueError(f"{reason}; the first metric is the task's score, e.g. [accuracy]")
     names = [metric.name for metric in found]
@@ -294,9 +294,9 @@ def _metric(name: str, arguments: Mapping[str, Any]) -> MetricSpec:
     return MetricSpec(name, arguments)
 
 
-def _outside_metric(raw: dict[str, Any], where: str, folder: Path) -> OutsideMetric:
+def _external_metric(raw: dict[str, Any], where: str, folder: Path) -> ExternalMetric:
     where = f"{where}: metrics: evaluate"
-    metric = validate(OutsideMetric, raw, where)
+    metric = validate(ExternalMetric, raw, where)
     if not metric.path.endswith(".py"):
         return metric
     file = folder / user_path(metric.path)

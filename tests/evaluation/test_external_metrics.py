@@ -13,7 +13,7 @@ from scripted_models import Scripted, small_data
 from mmtune.common.errors import UserError
 from mmtune.common.schema import load_layered
 from mmtune.evaluation.run.engine import evaluate
-from mmtune.evaluation.score.external import OutsideMetric
+from mmtune.evaluation.score.external import ExternalMetric
 from mmtune.evaluation.score.metrics import METRICS, MetricSpec, Outcomes, standard_error
 from mmtune.evaluation.tasks.task import Task, load_task, task_from
 
@@ -27,8 +27,8 @@ def pope_with(*metrics: Any) -> Task:
     return task_from({**raw, "metrics": ["accuracy", *metrics]}, "pope.yaml", LOCAL)
 
 
-def outside(task: Task) -> list[OutsideMetric]:
-    return [metric for metric in task.metrics if isinstance(metric, OutsideMetric)]
+def external(task: Task) -> list[ExternalMetric]:
+    return [metric for metric in task.metrics if isinstance(metric, ExternalMetric)]
 
 
 def random_answers(seed: int, n: int = 400) -> Outcomes:
@@ -61,7 +61,7 @@ def test_ours_are_those_of_evaluate_and_of_torchmetrics(name: str, seed: int) ->
     outcomes = random_answers(seed)
     ours = float(MetricSpec(name, {})(outcomes))
     entry = {"evaluate": {"path": "confusion_rates.py", "result": name, "answers": "number"}}
-    theirs = outside(pope_with(entry))[0]
+    theirs = external(pope_with(entry))[0]
     assert theirs.name == f"evaluate:{name}"
     assert ours == pytest.approx(float(theirs(outcomes)), abs=1e-12)
     assert ours == pytest.approx(torchmetrics_value(name, outcomes), abs=1e-6)  # torchmetrics computes in float32
@@ -92,7 +92,7 @@ def test_the_resamples_are_those_of_the_bootstrap_of_torchmetrics() -> None:
 
 def test_letters_and_arguments() -> None:
     entry = {"path": "confusion_rates.py", "result": "precision", "answers": "number", "arguments": {"positive": 2}}
-    metric = outside(pope_with({"evaluate": entry}))[0]
+    metric = external(pope_with({"evaluate": entry}))[0]
     letters = Outcomes.of([1, 0, 0, 1], ["C", "C", None, "A"], ["C", "A", "C", "A"])
     assert float(metric(letters)) == float(METRICS["precision"](letters, positive="C")) == 0.5
 
@@ -170,7 +170,7 @@ def test_a_metric_that_fails_or_lacks_the_result() -> None:
         ({"path": "confusion_rates.py", "result": "f1"}, r"confusion_rates.py: does not compute 'f1'"),
     ):
         with pytest.raises(UserError, match=message):
-            outside(pope_with({"evaluate": entry}))[0](outcomes)
+            external(pope_with({"evaluate": entry}))[0](outcomes)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_changed_code_is_loaded_anew(tmp_path: Path) -> None:
     code, outcomes = tmp_path / "mine.py", random_answers(0)
     for half in ("0.5", "0.25"):
         code.write_text((LOCAL / "share_right.py").read_text().replace("0.5", half))
-        assert float(outside(pope_with({"evaluate": {"path": str(code), "result": "half"}}))[0](outcomes)) == float(
+        assert float(external(pope_with({"evaluate": {"path": str(code), "result": "half"}}))[0](outcomes)) == float(
             half
         )
 

@@ -17,7 +17,7 @@ from PIL import Image
 from mmtune.common.errors import UserError
 from mmtune.data.conversation import Conversation
 from mmtune.data.sources.readers import read_conversations
-from mmtune.evaluation.contamination.check import Hit, UnseenReport, check_unseen
+from mmtune.evaluation.contamination.check import ContaminationReport, Hit, check_contamination
 from mmtune.evaluation.tasks.render import Renderer
 from mmtune.evaluation.tasks.rows import load_rows
 from mmtune.evaluation.tasks.suite import load_suite
@@ -88,8 +88,8 @@ def said(row: int, text: str, *photos: bytes | Path, source: str = "rows.jsonl")
     return Conversation((Turn("user", marks + text), Turn("assistant", "Yes.")), photos, source, row)
 
 
-def checked(root: Path, *rows: Conversation, **options: Any) -> UnseenReport:
-    return check_unseen(iter(rows), root / "own.yaml", data_root=root, **options)
+def checked(root: Path, *rows: Conversation, **options: Any) -> ContaminationReport:
+    return check_contamination(iter(rows), root / "own.yaml", data_root=root, **options)
 
 
 CLEAN = said(1, "What is the capital of France, and how many people have lived there since the last war?", png(77))
@@ -181,7 +181,7 @@ def test_tasks_limit_and_what_cannot_be(root: Path) -> None:
     with pytest.raises(UserError, match="--tasks: 'readin'"):
         checked(root, CLEAN, tasks=["readin"])
     with pytest.raises(UserError, match=r"^--data-root .*none: no such folder"):
-        check_unseen([], root / "own.yaml", data_root=root / "none")
+        check_contamination([], root / "own.yaml", data_root=root / "none")
     with pytest.raises(UserError, match="--limit 0"):
         checked(root, CLEAN, limit=0)
 
@@ -194,7 +194,7 @@ def test_rows_without_enough_words_are_counted_and_a_set_of_such_alone_is_unchec
         pq.write_table(pa.Table.from_pylist([{"question": q, "answer": "x"} for q in questions]), file)
         path = tmp_path / f"{name}.yaml"
         path.write_text(json.dumps(task | {"dataset": {"path": f"own/{name}", "split": "test"}}))
-        check = check_unseen([CLEAN], path, data_root=tmp_path).sets["short"]
+        check = check_contamination([CLEAN], path, data_root=tmp_path).sets["short"]
         assert (check.rows, check.uncompared) == (2, 1 if name == "some" else 2)
         assert check.verdict == ("unseen" if name == "some" else "unchecked")
 
@@ -202,7 +202,7 @@ def test_rows_without_enough_words_are_counted_and_a_set_of_such_alone_is_unchec
 def test_a_training_file_is_fingerprinted_and_all_is_json(root: Path, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
     source.write_text(json.dumps({"prompt": STORIES[0], "completion": "x"}) + "\n")
-    report = check_unseen(read_conversations(str(source)), root / "own.yaml", data_root=root)
+    report = check_contamination(read_conversations(str(source)), root / "own.yaml", data_root=root)
     values = json.loads(json.dumps(report.to_dict()))
     assert values["sources"] == {str(source): 1}
     assert len(values["fingerprints"][str(source)]) == 64
@@ -226,7 +226,7 @@ def asked(name: str, data: Path) -> Iterator[Conversation]:
 def test_who_trains_on_a_set_is_told_so(name: str, least: float, shared_data: Path) -> None:
     if not any((shared_data / "hub" / load_task(name).dataset.path).rglob("*.parquet")):
         pytest.skip(f"needs {name} in ../shared/data")
-    report = check_unseen(asked(name, shared_data), "local9", data_root=shared_data)
+    report = check_contamination(asked(name, shared_data), "local9", data_root=shared_data)
     assert report.seen == [name]
     check = report.sets[name]
     assert sum(hit.row == hit.task_row for hit in report.hits) >= least * check.rows
@@ -237,7 +237,7 @@ def test_local9_is_unseen_by_the_text_we_train_on(shared_data: Path) -> None:
     if not (shared_data / "text" / "gsm8k_2000.jsonl").is_file():
         pytest.skip("needs GSM8K in ../shared/data")
     rows = read_conversations(str(shared_data / "text" / "gsm8k_2000.jsonl"))
-    report = check_unseen(rows, "local9", data_root=shared_data)
+    report = check_contamination(rows, "local9", data_root=shared_data)
     assert {name: check.verdict for name, check in report.sets.items()} == {
         task.name: "unseen" for task in load_suite("local9").tasks
     }
