@@ -345,6 +345,14 @@ def test_damaged_answers_are_refused(answer: bytes, tmp_path: Path) -> None:
     database.close()
 
 
+def test_a_database_whose_tables_are_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "answers.sqlite"
+    Database(file).close()
+    file.write_bytes(file.read_bytes().replace(b"chunk INTEGER", b"chunk \xa6NTEGER"))
+    with pytest.raises(UserError, match=r"answers\.sqlite: damaged \(the definitions of its tables are no text\)"):
+        Database(file)
+
+
 # Tables
 
 

@@ -77,7 +77,11 @@ class Database:
         own.executescript(_TABLES)
         expected = set(own.execute(schema))
         own.close()
-        if strange := sorted(str(name) for kind, name, *rest in set(self._connection.execute(schema)) - expected):
+        try:
+            found = set(self._connection.execute(schema))
+        except UnicodeDecodeError:
+            raise self._damaged("the definitions of its tables are no text") from None
+        if strange := sorted(str(name) for kind, name, *rest in found - expected):
             raise self._damaged(f"it holds {strange[0]!r}, which is no table of answers")
 
     def close(self) -> None:
