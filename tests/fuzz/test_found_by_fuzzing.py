@@ -345,11 +345,20 @@ def test_damaged_answers_are_refused(answer: bytes, tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_database_whose_tables_are_no_text_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("there", "damage", "message"),
+    [
+        (b"chunk INTEGER", b"chunk \xa6NTEGER", "it holds 'chunks', which is no table of answers"),
+        (b"tableanswersanswers", b"table\xa6nswersanswers", "SQLite cannot read it"),
+    ],
+)
+def test_a_database_whose_tables_are_no_text_is_refused(
+    there: bytes, damage: bytes, message: str, tmp_path: Path
+) -> None:
     file = tmp_path / "answers.sqlite"
     Database(file).close()
-    file.write_bytes(file.read_bytes().replace(b"chunk INTEGER", b"chunk \xa6NTEGER"))
-    with pytest.raises(UserError, match=r"answers\.sqlite: damaged \(the definitions of its tables are no text\)"):
+    file.write_bytes(file.read_bytes().replace(there, damage))
+    with pytest.raises(UserError, match=rf"answers\.sqlite: damaged \({message}\)"):
         Database(file)
 
 

@@ -72,16 +72,15 @@ class Database:
         Views, triggers, computed columns and checks are programs that SQLite runs when the file is read or written, the
         check of its pages included.
         """
-        schema = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+        # as bytes: of a text that is not UTF-8, sqlite3 itself would only say that it cannot decode it
+        columns = ", ".join(f"CAST({name} AS BLOB)" for name in ("type", "name", "tbl_name", "sql"))
+        schema = f"SELECT {columns} FROM sqlite_schema"
         own = sqlite3.connect(":memory:")
         own.executescript(_TABLES)
         expected = set(own.execute(schema))
         own.close()
-        try:
-            found = set(self._connection.execute(schema))
-        except UnicodeDecodeError:
-            raise self._damaged("the definitions of its tables are no text") from None
-        if strange := sorted(str(name) for kind, name, *rest in found - expected):
+        found = set(self._connection.execute(schema)) - expected
+        if strange := sorted((name or b"").decode(errors="replace") for _, name, *_ in found):
             raise self._damaged(f"it holds {strange[0]!r}, which is no table of answers")
 
     def close(self) -> None:
@@ -171,6 +170,8 @@ class Database:
         """Say what to do about what SQLite complains of."""
         try:
             yield
+        except UnicodeDecodeError:  # of SQLite's own message, which quotes the file
+            raise self._damaged("SQLite cannot read it") from None
         except sqlite3.Error as error:
             kind = getattr(error, "sqlite_errorname", None) or ""
             if kind == "SQLITE_FULL":
