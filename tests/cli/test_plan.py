@@ -145,10 +145,10 @@ def test_memory_is_what_the_run_takes(plan: Any, modest_llama: Path, tmp_path: P
     command = [sys.executable, "-m", "mmtune.cli.main", "fit", *flags, *quiet]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     # glibc otherwise comes to keep what is freed, in pieces that fit nothing: half as much again as tensors take
-    environment["MALLOC_MMAP_THRESHOLD_"] = "131072"
+    for_memory = {"MALLOC_MMAP_THRESHOLD_": "131072"}
     planned = tmp_path / "planned.json"
-    for one in (command, [*command[:3], "plan", *flags, f"--json={planned}"]):
-        done = subprocess.run(one, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    for one, more in ((command, for_memory), ([*command[:3], "plan", *flags, f"--json={planned}"], {})):
+        done = subprocess.run(one, env=environment | more, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     measured = json.loads((tmp_path / "run" / "ledger.json").read_text())["peak_memory_bytes"]["host"]
     memory = by(json.loads(planned.read_text()), method)["memory_bytes"]["cpu"]
