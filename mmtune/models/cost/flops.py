@@ -167,6 +167,7 @@ _COUNTED = ("attention/*.py", "cost/*.py", "decoding/*.py", "fitness/*.py", "ada
 
 def _cost_of(model: TunableModel, photos_learn: bool) -> BlocksCost:
     language = model.base_language
+    photos_learn = photos_learn or language.get_input_embeddings().weight.requires_grad  # then words learn as photos do
     trained = [name for name, parameter in model.language.named_parameters() if parameter.requires_grad]
     checkpointed = bool(getattr(language, "is_gradient_checkpointing", False))
     settings = [
