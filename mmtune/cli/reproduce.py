@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mmtune.cli.shared.flags import build_parser, parse
 from mmtune.common.errors import UserError
-from mmtune.common.files import read_json, write_json
+from mmtune.common.files import write_json
 from mmtune.common.signals import run_chain
 from mmtune.common.text import visible
 from mmtune.experiments.reproduce.presets import ARMS, BASE, BASELINE, PRESETS, Preset
@@ -230,15 +230,17 @@ def _run_process(command: list[str]) -> int:
 
 def _seen(comparison: Comparison) -> dict[str, str]:
     """The sets that cannot be called unseen, by what was recorded of each run, and why."""
+    from mmtune.evaluation.contamination.check import read_set_checks
+
     runs = [] if comparison.given_base else [(BASE, comparison.out / BASE)]
     runs += [(arm, run) for _, arm, run in comparison.runs()]
     found: dict[str, str] = {}
     for arm, run in runs:
-        for task, check in read_json(run / "unseen.json")["sets"].items():
-            if check["verdict"] == "seen":
-                found.setdefault(task, f"{check['hit_rows']} of its {check['rows']} rows are in what {arm} learnt")
-            elif check["verdict"] == "unchecked":
-                found.setdefault(task, f"not compared with what {arm} learnt: {check['reason']}")
+        for task, check in read_set_checks(run).items():
+            if check.verdict == "seen":
+                found.setdefault(task, f"{check.hit_rows} of its {check.rows} rows are in what {arm} learnt")
+            elif check.verdict == "unchecked":
+                found.setdefault(task, f"not compared with what {arm} learnt: {check.reason}")
     return found
 
 

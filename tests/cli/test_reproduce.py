@@ -25,6 +25,7 @@ from mmtune.analysis.study import study
 from mmtune.cli import reproduce
 from mmtune.cli.main import main
 from mmtune.common.errors import UserError
+from mmtune.evaluation.contamination.check import read_set_checks
 from mmtune.experiments.reproduce.data import NUMBERS, object_questions
 from mmtune.experiments.reproduce.presets import ARMS, PRESETS, Preset
 
@@ -269,6 +270,20 @@ def test_a_set_that_was_not_compared_is_not_called_unseen(run: Reproduce, gone_o
         "sights": "3 of its 4 rows are in what 50-50 learnt",
     }
     assert study(read_arms([out])).averaged == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"sets": {"tales": {"rows": 4}}}, "sets: tales: key 'hit_rows' is missing"),
+        ({"sets": {"tales": {"rows": 4, "hit_rows": 0, "verdict": "fine"}}}, "sets: tales: verdict"),
+        ([], "a mapping of keys to values"),
+    ],
+)
+def test_a_damaged_record_of_contamination_is_named(tmp_path: Path, damage: Any, said: str) -> None:
+    (tmp_path / "unseen.json").write_text(json.dumps(damage))
+    with pytest.raises(UserError, match=f"unseen.json: .*{said}.*delete .* and give the same command again"):
+        read_set_checks(tmp_path)
 
 
 def test_a_step_that_fails_ends_it_and_the_rest_is_done_later(gone_on: GoneOn) -> None:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import mmtune.data.images as image_files
 from mmtune.common.errors import UserError
-from mmtune.common.files import locate, sha256_file
+from mmtune.common.files import locate, read_json, sha256_file
+from mmtune.common.schema import validate
 from mmtune.common.version import __version__
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.evaluation.contamination.images import PhotoIndex, PhotoKind, PhotoMatch, PhotoPrint, photo_print
@@ -27,7 +28,7 @@ from mmtune.evaluation.tasks.suite import Suite, load_suite
 from mmtune.evaluation.tasks.task import Task
 
 HitKind = TextKind | PhotoKind
-Verdict = Literal["unseen", "seen", "unchecked"]
+SetVerdict = Literal["unseen", "seen", "unchecked"]
 
 _AT_ONCE = 64  # conversations whose photos are decoded side by side
 
@@ -71,12 +72,30 @@ class SetCheck:
 
     rows: int
     hit_rows: int
-    verdict: Verdict
+    verdict: SetVerdict
     reason: str | None = None
     kinds: dict[str, int] = field(default_factory=dict)
     fingerprint: str | None = None
     uncompared: int = 0
     undecoded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """Of a run's unseen.json what is read again."""
+
+    sets: dict[str, SetCheck]
+
+
+def read_set_checks(run: Path) -> dict[str, SetCheck]:
+    """Read what a run's training rows have in common with each set, from its unseen.json.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = run / "unseen.json"
+    remedy = f"delete {run} and give the same command again"
+    return validate(_Recorded, read_json(file), str(file), extra="ignore", remedy=remedy).sets
 
 
 @dataclass(frozen=True, slots=True)
