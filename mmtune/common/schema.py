@@ -198,7 +198,7 @@ def _wrong_value(error: ErrorDetails) -> tuple[str, str]:
         bound, name = _BOUNDS[kind]
         return f"must be {bound} {context[name]:g}, not {shown}", ""
     if kind == "literal_error":
-        allowed = re.findall("'(.*?)'", context["expected"])
+        allowed = re.findall("'([^'\n]*)'", context["expected"])
         return f"unknown {shown}; {did_you_mean(str(given), allowed)}", ""
     return str(context.get("error", error["msg"])), ""
 
