@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,12 @@ from mmtune.common.files import cache_dir
 
 subprocess.Popen = WarmPopen  # type: ignore[misc]  # `subprocess.run` uses it, too
 torch.set_num_threads(1)  # the models are tiny; threads that wait for each other cost more than they bring
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports have made out of every later search for garbage; it stays until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -137,8 +137,8 @@ def modest_llama(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_memory_is_what_the_run_takes(plan: Any, modest_llama: Path, tmp_path: Path, method: str) -> None:
     row = {"prompt": "Say it. " * 50, "completion": "yes " * 30}
     (tmp_path / "rows.jsonl").write_text(
-        "\n".join([json.dumps(row)] * 9)
-    )  # three like packs, so that moments meet a full one
+        "\n".join([json.dumps(row)] * 6)
+    )  # two like packs, so that moments meet a full one
     flags = tiny(modest_llama, f"--data.train.text=[{tmp_path / 'rows.jsonl'}]", "--data.max_length=2048")
     flags += ["--model.lora.r=16"] if method == "LoRA" else []
     quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--out={tmp_path / 'run'}"]
