@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,8 +36,18 @@ class PackDataset(Dataset[PackedBatch]):
 
     @functools.cached_property
     def weights(self) -> np.ndarray:
-        """The weight of each pack in the mean loss of a step: [packs]."""
-        return self.supervised if self.inputs.weight is count_supervised else self._summed(self.inputs.weight)
+        """The weight of each pack in the mean loss of a step: [packs].
+
+        Raises:
+            UserError: a document has a weight that is not above 0, or not finite.
+        """
+        return self.supervised if self.inputs.weight is count_supervised else self._summed(self._weight)
+
+    def _weight(self, example: Example) -> float:
+        weight = self.inputs.weight(example)
+        if not 0 < weight < math.inf:
+            raise UserError(f"{example.where}: the objective gives it the weight {weight}; leave out rows without one")
+        return weight
 
     def _summed(self, of: Callable[[Example], float]) -> np.ndarray:
         each = list(map(of, self.examples))

@@ -189,6 +189,13 @@ def test_what_is_no_number_is_named_by_row_and_column(model: dict[str, Any], tmp
         mmtune.fit(model, data(rows), tmp_path / "run", objective=PolicyGradient(("advantage", "worth")), **TRAINER)
 
 
+@pytest.mark.parametrize("worth", [0, -1, 1e-400])
+def test_a_weight_that_counts_for_nothing_is_named(model: dict[str, Any], tmp_path: Path, worth: float) -> None:
+    rows = [ROWS[0], {**ROWS[1], "worth": worth}]
+    with pytest.raises(UserError, match=r"row 2: the objective gives it the weight -?[01]"):
+        mmtune.fit(model, data(rows), tmp_path / "run", objective=PolicyGradient(("advantage", "worth")), **TRAINER)
+
+
 def test_validation_weighs_as_training_does(model: dict[str, Any], tmp_path: Path) -> None:
     """All rows held out are all rows trained on, so the first loss of both is the same."""
     objective = PolicyGradient(("advantage", "worth"))

@@ -20,7 +20,8 @@ class Objective(Protocol):
     Attributes:
         name: what tells it from other objectives and other settings of it; a resumed run must have the same.
         value_columns: columns of the training rows that hold a number for each document: an advantage, the
-            log-probability under a reference model, the id of a pair. `PackedBatch.document_values` has them.
+            log-probability under a reference model, the id of a pair. `PackedBatch.document_values` has them, in
+            float32: ids are exact up to 2^24.
     """
 
     @property
@@ -34,7 +35,7 @@ class Objective(Protocol):
         ...
 
     def weight(self, example: Example) -> float:
-        """The weight of a document in the mean loss of its step, at least 0; that of a pack is their sum."""
+        """The weight of a document in the mean loss of its step, above 0; that of a pack is their sum."""
         ...
 
     def loss(self, hidden: torch.Tensor, batch: PackedBatch, head: Head) -> torch.Tensor:
