@@ -376,26 +376,3 @@ def test_a_smaller_budget_shrinks_everything() -> None:
     assert (preset.samples, preset.align_steps, preset.limit) == (48, 12, 10)
     larger = reproduce._scaled(PRESETS["tiny"], replace(options, budget=960))
     assert (larger.samples, larger.align_steps, larger.limit) == (960, 120, 100)
-
-
-def test_signals_reach_the_step(tmp_path: Path) -> None:
-    import os
-    import signal
-    import sys
-    import threading
-    import time
-
-    ready = tmp_path / "ready"
-    program = (
-        "import pathlib, signal, sys, time; "
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
-        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
-    )
-
-    def terminate() -> None:
-        while not ready.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=terminate).start()
-    assert reproduce._run_process([sys.executable, "-c", program]) == 143

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,3 +114,20 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, capfd: pytest.CaptureFixt
     with pytest.raises(KeyboardInterrupt):
         callback._interrupt(INT, None)
     assert capfd.readouterr().err.count("Ctrl-C again stops at once") == 1
+
+
+def test_signals_reach_the_step_of_reproduce(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    program = (
+        "import pathlib, signal, sys, time; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    )
+
+    def terminate() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    assert reproduce._run_process([sys.executable, "-c", program]) == 143

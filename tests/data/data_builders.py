@@ -45,3 +45,16 @@ def encoded_photo(shade: int = 128, kind: str = "PNG", size: int = 32) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (size, size), (shade, 255 - shade, 7)).save(stream, kind)
     return stream.getvalue()
+
+
+def picture(shade: int = 9) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16), (shade, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def said(question: str, answer: str = "That.") -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

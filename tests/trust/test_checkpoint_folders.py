@@ -271,14 +271,6 @@ def test_the_guard_is_over_with_its_block() -> None:
 # Roads by which a run comes to a checkpoint
 
 
-@pytest.fixture
-def flags(llama: Path, tmp_path: Path) -> list[str]:
-    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 2)
-    rows = f'--data.train.text=["{tmp_path / "a.jsonl"}"]'
-    flags = [f"--model.language={llama}", "--model.template=chatml", "--model.lora.r=2", f"--out={tmp_path / 'run'}"]
-    return [*flags, rows, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-
-
 SLURM = {"NTASKS": "1", "JOB_NAME": "fit", "JOB_ID": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
 ROADS = {
     "found": ("fit", "checkpoints/last.ckpt", None),
@@ -350,60 +342,3 @@ def test_compressed_checkpoints_and_weights_are_refused(one_device: SingleDevice
 
 
 # What a run deletes
-
-
-DELETED = {
-    "above its folder": "FOLDER/run/checkpoints/../../own/a.ckpt",
-    "its folder's parent": "FOLDER/run/checkpoints/../../own",
-    "an address": "local:///FOLDER/own/a.ckpt",
-    "an address within": "FOLDER/run/checkpoints/x/../../../own",
-    "a link": "FOLDER/run/checkpoints/link/a.ckpt",
-    "no checkpoint": "FOLDER/run/checkpoints/notes.txt",
-}
-
-
-@pytest.fixture
-def unfinished(flags: list[str], tmp_path: Path) -> list[str]:
-    """A run of two steps that ended after the first; and a folder of the user's, `own`."""
-    short = [*flags, "--checkpoint_every=1", "--trainer.max_epochs=2"]
-    assert main(["fit", *short]) == 0
-    shutil.rmtree(tmp_path / "run" / "model")
-    checkpoints = tmp_path / "run" / "checkpoints"
-    (checkpoints / "previous.ckpt").replace(checkpoints / "last.ckpt")
-    (tmp_path / "own").mkdir()
-    for file in (tmp_path / "own" / "a.ckpt", checkpoints / "notes.txt"):
-        file.write_text("mine")
-    return short
-
-
-@pytest.mark.parametrize("named", DELETED.values(), ids=DELETED)
-def test_a_checkpoint_has_nothing_else_deleted(
-    named: str, unfinished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoints = tmp_path / "run" / "checkpoints"
-    file = checkpoints / "last.ckpt"
-    checkpoint = torch.load(file, weights_only=True)
-    state = next(state for name, state in checkpoint["callbacks"].items() if name.startswith("ModelCheckpoint"))
-    state["last_model_path"] = named.replace("FOLDER", str(tmp_path))
-    torch.save(checkpoint, tmp_path / "hostile.ckpt")
-    with pytest.MonkeyPatch.context() as patch:
-        if "link" in named:
-            patch.setenv("MMTUNE_FOLLOW_LINKS", "1")
-            (checkpoints / "link").symlink_to(tmp_path / "own")
-        assert main(["fit", *unfinished, f"--ckpt_path={tmp_path / 'hostile.ckpt'}"]) == 2
-    assert "nothing was deleted" in capsys.readouterr().err.splitlines()[-1]
-    assert (tmp_path / "own" / "a.ckpt").exists()
-    assert (checkpoints / "notes.txt").exists()
-
-
-def test_a_run_goes_on_and_deletes_its_own(
-    unfinished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    keep_one = (
-        f"[{{class_path: ModelCheckpoint, init_args: {{dirpath: {tmp_path / 'kept'}, every_n_train_steps: EVERY}}}}]"
-    )
-    more = [*unfinished, "--new_schedule=true", "--trainer.max_epochs=6", "--trainer.callbacks"]
-    assert main(["fit", *more, keep_one.replace("EVERY", "1")]) == 2  # as often as the run's own, and so its twin
-    assert "more than one stateful callback" in capsys.readouterr().err
-    assert main(["fit", *more, keep_one.replace("EVERY", "2")]) == 0
-    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["epoch=5-step=6.ckpt"]
