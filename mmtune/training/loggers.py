@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +58,9 @@ class TensorBoard(RunLogger):
             self._writer.close()
 
     def _open(self, step: int) -> None:
+        # TensorBoard reads files in the order of their names, which a second decides: two of one second may be swapped
+        while any(f".{int(time.time())}." in file.name for file in self.folder.glob("events.*")):
+            time.sleep(0.02)
         self._writer = _summary_writer()(str(self.folder), purge_step=step)
         if (row := self._csv.filled_in) is not None:
             self._write({name: value for name, value in row.items() if name != "step"}, row["step"])

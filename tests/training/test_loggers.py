@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from mmtune.training import loggers
+from mmtune.training.callbacks.metrics_csv import MetricsCsv
 from mmtune.training.module import InstructionTuning
 
 Fit = Callable[..., int]
@@ -91,6 +92,15 @@ def test_a_resumed_run_goes_on_with_the_same_curves(
     assert len(list((run / "tensorboard").iterdir())) == 2
     assert [step for step, _ in logged_to_tensorboard(run)["train_loss"]] == list(range(10))
     assert_same_curves(run)
+
+
+def test_files_of_parts_that_follow_at_once_are_in_order(tmp_path: Path) -> None:
+    for step in range(3):
+        logger = loggers.TensorBoard(tmp_path, MetricsCsv(tmp_path))
+        logger.log_metrics({"train_loss": 1.0}, step)
+        logger.finalize("success")
+    files = (tmp_path / "tensorboard").iterdir()
+    assert len({file.name.split(".")[3] for file in files}) == 3  # their seconds
 
 
 @pytest.mark.parametrize("steps", [6, 7])  # nothing is left to do after the checkpoint, or one step
