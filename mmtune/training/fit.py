@@ -87,8 +87,8 @@ def fit(
             `mmtune.data.datamodule.InstructionData`, as a config has them under `data`, whose `train` is a mapping.
             Rows may also stand where a config names a file.
         out: the run directory.
-        objective: the loss; supervised fine-tuning where it is left out. config.yaml does not hold it, the ledger its
-            name.
+        objective: the loss; supervised fine-tuning where it is left out. The ledger and config.yaml hold its name; with
+            that, the config is refused by the command line, which would train with another loss.
         checkpoint_every: steps between checkpoints to resume from; 0 for none.
         new_schedule: resume with another number of steps than the run began with, though the learning rate jumps.
         seed: of all random numbers but those that model and data have seeds for.
@@ -114,6 +114,8 @@ def fit(
         "data": data_options,
         "trainer": {name: value for name, value in options.items() if name not in _OURS},
     }
+    if objective is not None:
+        settings["objective"] = objective.name
     quieten()
     with explained(), _stopping():
         pl.seed_everything(seed, workers=True, verbose=False)

@@ -41,9 +41,11 @@ def recipe(config: str | Path, **changes: Any) -> dict[str, Any]:
         if key == "trainer" and isinstance(value, dict):
             plain = {name: option for name, option in value.items() if name not in changes}
             found |= {name: _no_class(option, f"{path}: trainer.{name}") for name, option in plain.items()}
+        elif key == "objective" and key not in changes:
+            raise UserError(f"{path}: objective: was {value!r}; give an object of it, as objective=…")
         elif key in _ARGUMENTS:
             found[_ARGUMENTS[key]] = value
-        elif value is not None:
+        elif value is not None and key not in changes:
             raise UserError(f"{path}: {key}: is not for Python; {did_you_mean(str(key), [*_ARGUMENTS, 'trainer'])}")
     return found | changes
 

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 import mmtune
+from mmtune.cli.main import main
 from mmtune.common.errors import UserError
 from mmtune.data.collate import PackedBatch
 from mmtune.data.datamodule import InstructionData
@@ -141,7 +142,10 @@ class Interrupt(pl.Callback):
 
 
 def test_it_goes_on_exactly_and_only_with_the_same_objective_and_values(
-    model: dict[str, Any], tmp_path: Path, same_weights: Callable[[Path, Path], None]
+    model: dict[str, Any],
+    tmp_path: Path,
+    same_weights: Callable[[Path, Path], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options: dict[str, Any] = {**TRAINER, "checkpoint_every": 2, "max_steps": 6, "max_epochs": 3}
     packs = {"pack_rows": 2}
@@ -156,6 +160,15 @@ def test_it_goes_on_exactly_and_only_with_the_same_objective_and_values(
         mmtune.fit(model, data(other, **packs), tmp_path / "run", objective=objective, **options)
     run = mmtune.fit(model, data(**packs), tmp_path / "run", objective=objective, **options)
     same_weights(whole.path, run.path)
+    # its config says which objective it was, and is not taken for that of a run with another
+    config = run.path / "config.yaml"
+    assert main(["fit", "--config", str(config), "--out", str(tmp_path / "again")]) == 2
+    assert "objective" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"config\.yaml: objective: was 'policy gradient'; give an object of it"):
+        mmtune.recipe(config, out=tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    again = mmtune.fit(**mmtune.recipe(config, out=tmp_path / "again", objective=objective))
+    same_weights(whole.path, again.path)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
@@ -223,6 +236,12 @@ def test_token_log_probs_are_those_of_plain_code() -> None:
             torch.autograd.grad((weights * found).sum(), hidden, retain_graph=True)[0] for found in (ours, plain)
         ]
         torch.testing.assert_close(*gradients)
+    for chunk, calls in ((1024, 1), (10, 4)):  # as `computes_logits_twice` says: once in one chunk, else twice
+        seen: list[int] = []
+        hook = layer.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        token_log_probs(hidden, targets, layer, chunk=chunk).sum().backward()
+        hook.remove()
+        assert len(seen) == calls
     assert token_log_probs(hidden, torch.full((30,), IGNORED), layer).tolist() == [0.0] * 30
 
 

@@ -44,18 +44,17 @@ def token_log_probs(
         hidden: [tokens, hidden].
         targets: int64 [tokens], IGNORED where nothing is learnt.
         output_layer: hidden states to logits.
-        chunk: positions computed at once; their logits are computed again in the backward pass.
+        chunk: positions computed at once; the logits of several chunks are computed again in the backward pass.
 
     Returns:
         float32 [tokens], with a gradient; 0 where nothing is learnt.
     """
     learnt = targets != IGNORED
 
-    def computed(some_states: torch.Tensor, some_wanted: torch.Tensor) -> torch.Tensor:
+    def log_probs(some_states: torch.Tensor, some_wanted: torch.Tensor) -> torch.Tensor:
         return -cross_entropy(output_layer(some_states).float(), some_wanted, reduction="none")
 
-    parts = zip(hidden[learnt].split(chunk), targets[learnt].split(chunk), strict=True)
-    found = torch.cat([checkpoint(computed, *part, use_reentrant=False) for part in parts])
+    found = torch.cat(_in_chunks(log_probs, hidden[learnt], targets[learnt], chunk))
     return torch.zeros(len(targets), device=found.device).masked_scatter(learnt, found)
 
 
@@ -67,9 +66,19 @@ def chunked_loss(
     def summed(some_states: torch.Tensor, some_wanted: torch.Tensor) -> torch.Tensor:
         return cross_entropy(output_layer(some_states).float(), some_wanted, reduction="sum")
 
+    parts = _in_chunks(summed, states, wanted, chunk)
+    total = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+    return total / max(1, len(wanted))
+
+
+def _in_chunks(
+    compute: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    states: torch.Tensor,
+    wanted: torch.Tensor,
+    chunk: int,
+) -> list[torch.Tensor]:
+    """What is computed of each chunk; of several, no logits are kept for the backward pass."""
     parts = list(zip(states.split(chunk), wanted.split(chunk), strict=True))
     if len(parts) == 1:
-        total = summed(*parts[0])
-    else:
-        total = torch.stack([checkpoint(summed, *part, use_reentrant=False) for part in parts]).sum()
-    return total / max(1, len(wanted))
+        return [compute(*parts[0])]
+    return [checkpoint(compute, *part, use_reentrant=False) for part in parts]
