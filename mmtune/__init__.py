@@ -12,6 +12,7 @@ __all__ = [
     "Prompt",
     "SamplingParams",
     "Turn",
+    "Verdict",
     "VisionLanguageModel",
     "__version__",
     "evaluate",
@@ -22,7 +23,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mmtune.evaluation.run.engine import evaluate
     from mmtune.generation.generator import VisionLanguageModel
-    from mmtune.interfaces import Completion, Prompt, SamplingParams, Turn
+    from mmtune.interfaces import Completion, Prompt, SamplingParams, Turn, Verdict
     from mmtune.training.fit import fit
     from mmtune.training.recipes import recipe
 
@@ -32,7 +33,7 @@ _PLACES = {
     "evaluate": "mmtune.evaluation.run.engine",
     "fit": "mmtune.training.fit",
     "recipe": "mmtune.training.recipes",
-    **dict.fromkeys(("Completion", "Prompt", "SamplingParams", "Turn"), "mmtune.interfaces"),
+    **dict.fromkeys(("Completion", "Prompt", "SamplingParams", "Turn", "Verdict"), "mmtune.interfaces"),
 }
 
 

@@ -215,12 +215,19 @@ class Verdict:
         answer: what was read in the completion; None where nothing was found.
         details: further figures, by name.
         error: why there is no judgment; None where there is one.
+
+    Raises:
+        UserError: the score is not from 0 to 1.
     """
 
     score: float
     answer: Any = None
     details: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.score, int | float) and 0 <= self.score <= 1):
+            raise UserError(f"score {brief(repr(self.score))}: a verdict's is a number from 0 to 1")
 
 
 class Verifier(Protocol):

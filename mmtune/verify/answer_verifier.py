@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mmtune.common.errors import UserError, brief
 from mmtune.interfaces import Completion, Verdict
 from mmtune.verify.extraction import Kind, parse
 from mmtune.verify.normalize import normalize_gold
@@ -20,11 +21,21 @@ class Reference:
         answers: all gold answers that count, at least one.
         kind: what counts as an answer.
         options: the options' texts; empty for a free answer.
+
+    Raises:
+        UserError: there is no gold answer, or one text stands where a tuple of texts is meant.
     """
 
     answers: tuple[str, ...]
     kind: Kind = "short"
     options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, texts in (("answers", self.answers), ("options", self.options)):
+            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+                raise UserError(f"{name} {brief(repr(texts))}: give texts in a tuple")
+        if not self.answers:
+            raise UserError("answers (): give at least one gold answer")
 
 
 class AnswerVerifier(ABC):
@@ -41,18 +52,15 @@ class AnswerVerifier(ABC):
         self.steps = tuple(steps)
 
     def verify(self, completion: Completion, reference: Reference) -> Verdict:
-        """The verdict on the answer that stands in a completion; its thought does not count."""
-        return self.verify_answer(parse(completion.text, self.steps, reference.kind, reference.options), reference)
-
-    def verify_answer(self, answer: str | None, reference: Reference) -> Verdict:
-        """The verdict on an answer that is known, such as the likeliest choice; None, no answer, scores 0."""
+        """The verdict on the answer that stands in a completion; its thought does not count, and no answer scores 0."""
+        answer = parse(completion.text, self.steps, reference.kind, reference.options)
         if answer is None:
             return Verdict(0.0)
         golds = reference.answers
         if reference.kind == "short":
             golds = tuple(normalize_gold(gold, self.steps) for gold in golds)
-        return Verdict(self.compare(answer, golds), answer)
+        return self.compare(answer, golds)
 
     @abstractmethod
-    def compare(self, answer: str, golds: Sequence[str]) -> float:
-        """How well an answer agrees with the gold answers, from 0 to 1. It never raises."""
+    def compare(self, answer: str, golds: Sequence[str]) -> Verdict:
+        """The verdict on an answer that was read: how well it agrees with the gold answers. It never raises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmtune.interfaces import Verdict
 from mmtune.verify.answer_verifier import AnswerVerifier
 from mmtune.verify.comparison import same_answer
 
@@ -13,5 +14,5 @@ class ExactVerifier(AnswerVerifier):
 
     name = "exact"
 
-    def compare(self, answer: str, golds: Sequence[str]) -> float:  # noqa: D102
-        return float(any(same_answer(answer, gold) for gold in golds))
+    def compare(self, answer: str, golds: Sequence[str]) -> Verdict:  # noqa: D102
+        return Verdict(float(any(same_answer(answer, gold) for gold in golds)), answer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +27,12 @@ class Sample:
         score: how good the answer is, 0 to 1.
         image: SHA-256 of the photo's bytes (of several: of their digests), or None.
         group: the row's group in the set, or None.
-        error: why it could not be asked, or None.
+        error: why it could not be asked or judged, or None.
         finish_reason: why a generated answer ended: `stop`, `length` (at the most tokens it may have) or `window`
             (where the model can read no further); None where choices were compared, or the model does not tell.
         loglikelihoods: of each choice, the summed natural log-probability of its tokens; None for a blank choice or
             where that is no finite number. None instead of the list where an answer was generated.
+        details: what else the verifier says of the answer, by name; None where it says nothing.
     """
 
     id: int
@@ -44,6 +46,7 @@ class Sample:
     error: str | None = None
     loglikelihoods: tuple[float | None, ...] | None = None
     finish_reason: str | None = None
+    details: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class TaskResult:
         score: 0 to 1.
         stderr: bootstrap standard error of the score.
         unparsed: the share of samples without a valid answer, undecodable photos among them.
-        failed: how many samples had a photo that could not be decoded.
+        failed: how many samples have an error: a photo that could not be decoded, or a verifier without a judgment.
         shortened: of how many the prompt was shortened to fit into the model's window.
         metrics: all metrics, over all samples and by group; None for one that gives no number.
         dataset: path, config, split, fingerprint.

@@ -28,15 +28,15 @@ def score_answer(task: Task, question: Question, answer: Answer) -> Sample:
         answer: what was said.
     """
     completion = Completion(answer.response, answer.thought)
-    response, verifier, reference = completion.response, task.make_verifier(), question.reference
-    if answer.error is not None:
-        verdict = Verdict(0.0, error=answer.error)
-    elif answer.loglikelihoods is None:
-        verdict = verifier.verify(completion, reference)
-    else:
+    response = completion.response
+    if answer.loglikelihoods is not None:
         best = likeliest(answer.loglikelihoods, question.choices, normalised=task.answering == "likelihood_norm")
         response = response if best is None else question.choices[best]
-        verdict = verifier.verify_answer(None if best is None else _label(question, best), reference)
+        completion = Completion("" if best is None else _label(question, best))
+    if answer.error is not None:
+        verdict = Verdict(0.0, error=answer.error)
+    else:
+        verdict = task.make_verifier().verify(completion, question.reference)
     return Sample(
         id=question.row,
         prompt=question.prompt,
@@ -49,6 +49,7 @@ def score_answer(task: Task, question: Question, answer: Answer) -> Sample:
         error=verdict.error,
         loglikelihoods=answer.loglikelihoods,
         finish_reason=answer.finish_reason,
+        details=dict(verdict.details) or None,
     )
 
 
@@ -72,9 +73,9 @@ def likeliest(loglikelihoods: Sequence[float | None], choices: Sequence[str], *,
     return max(figures, key=figures.__getitem__) if figures else None
 
 
-def _label(question: Question, place: int) -> str | None:
-    """The answer that a choice stands for; None where another choice has the same text."""
-    return question.labels[place] if question.choices.count(question.choices[place]) == 1 else None
+def _label(question: Question, place: int) -> str:
+    """The answer that a choice stands for; no text where another choice has the same."""
+    return question.labels[place] if question.choices.count(question.choices[place]) == 1 else ""
 
 
 def score_task(

@@ -17,8 +17,7 @@ from mmtune.common.schema import COMPUTED, Natural, NullIsAbsent, Positive, Text
 from mmtune.evaluation.score.external import ExternalMetric
 from mmtune.evaluation.score.metrics import METRICS, VERIFIER_OF, MetricSpec, metric_arguments
 from mmtune.evaluation.tasks.jinja import LETTER_CHOICES, template_names
-from mmtune.interfaces import SamplingParams
-from mmtune.verify.answer_verifier import AnswerVerifier
+from mmtune.interfaces import SamplingParams, Verifier
 from mmtune.verify.extraction import KINDS, STEPS
 from mmtune.verify.registry import VERIFIERS
 
@@ -127,9 +126,9 @@ class Task(NullIsAbsent):
         """How completions of its prompts are chosen."""
         return SamplingParams(max_tokens=self.max_tokens, stop=tuple(self.stop), thinking_budget=self.thinking_budget)
 
-    def make_verifier(self) -> AnswerVerifier:
-        """The verifier of its answers, with its extraction steps."""
-        return VERIFIERS[self.verifier](self.extract)
+    def make_verifier(self) -> Verifier:
+        """The verifier of its answers; choices that are compared by likelihood need no extraction steps."""
+        return VERIFIERS[self.verifier](self.extract if self.answering == "generate" else ())
 
     def definition_hash(self) -> str:
         """Changes with anything in the definition, but not with where the file lies."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 import string
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mmtune.common.errors import UserError
 from mmtune.interfaces import Completion, Verdict
 from mmtune.verify.answer_verifier import Reference
 from mmtune.verify.comparison import plain
@@ -30,11 +32,14 @@ TEXTS = ANY_TEXT | LIKELY
 OPTION_LISTS = st.lists(st.text(max_size=12) | st.sampled_from(["A", "B", "yes"]), max_size=6)
 STEP_LISTS = st.lists(st.sampled_from(sorted(STEPS)), max_size=6)
 ANY_SPEED = settings(deadline=None)
-vqa = VqaVerifier().compare
 
 
-def score(answer: str | None, golds: list[str], steps: list[str], verifier: str = "exact") -> float:
-    return VERIFIERS[verifier](steps).verify_answer(answer, Reference(tuple(golds))).score
+def vqa(answer: str, golds: list[str]) -> float:
+    return VqaVerifier().compare(answer, golds).score
+
+
+def score(said: str, golds: list[str], steps: list[str], verifier: str = "exact") -> float:
+    return VERIFIERS[verifier](steps).verify(Completion(said), Reference(tuple(golds))).score
 
 
 @pytest.mark.parametrize(
@@ -110,10 +115,10 @@ def test_number_words_only_when_they_are_the_whole_answer() -> None:
 def test_short_answers_ignore_case_articles_and_punctuation() -> None:
     steps = ["first_clause", "vqa_normalise"]
     assert parse(' A circle."', steps, "short", []) == "circle"
-    assert score(parse("a circle", steps, "short", []), ["circle"], steps) == 1
-    assert score(parse("two cats", steps, "short", []), ["2 cats"], steps) == 1
-    assert score(parse("circles", steps, "short", []), ["circle"], steps) == 0
-    assert score(None, ["circle"], steps) == 0
+    assert score("a circle", ["circle"], steps) == 1
+    assert score("two cats", ["2 cats"], steps) == 1
+    assert score("circles", ["circle"], steps) == 0
+    assert score("", ["circle"], steps) == 0
 
 
 def test_a_verdict_has_score_and_answer_of_what_follows_the_thought() -> None:
@@ -121,7 +126,29 @@ def test_a_verdict_has_score_and_answer_of_what_follows_the_thought() -> None:
     assert verifier.verify(Completion("two dogs.", thought="A"), wanted) == Verdict(1.0, "B")
     assert verifier.verify(Completion("A"), wanted) == Verdict(0.0, "A")
     assert verifier.verify(Completion("", thought="B"), wanted) == Verdict(0.0)
-    assert verifier.verify_answer("B", wanted) == Verdict(1.0, "B")
+    label = VERIFIERS["exact"]([])  # as of a choice that was compared by likelihood
+    assert label.verify(Completion("B"), wanted) == Verdict(1.0, "B")
+    assert label.verify(Completion(""), wanted) == Verdict(0.0)
+
+
+def test_details_say_how_an_answer_was_compared() -> None:
+    people = Reference(("red",) * 3 + ("pink",) * 7)
+    assert VERIFIERS["vqa"]([]).verify(Completion("Red"), people).details == {"agree": 3, "people": 10}
+    half = VERIFIERS["math"]([]).verify(Completion(r"\frac{1}{2}"), Reference(("0.5",)))
+    assert half == Verdict(1.0, r"\frac{1}{2}", {"value": "1/2"})
+    assert VERIFIERS["math"]([]).verify(Completion(""), Reference(("0.5",))) == Verdict(0.0)
+
+
+@pytest.mark.parametrize("score", [1.5, -0.1, float("nan"), "1", None])
+def test_a_verdict_lies_between_0_and_1(score: Any) -> None:
+    with pytest.raises(UserError, match="a verdict's is a number from 0 to 1"):
+        Verdict(score)
+
+
+@pytest.mark.parametrize("wanted", [{"answers": "0.5"}, {"answers": ()}, {"answers": (5,)}, {"options": "AB"}])
+def test_a_reference_has_texts_in_tuples(wanted: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(wanted))):
+        Reference(**{"answers": ("A",), **wanted})
 
 
 def test_any_of_several_gold_answers_counts() -> None:
@@ -256,7 +283,7 @@ def test_yes_and_no_survive_every_step(steps: list[str]) -> None:
 def test_a_short_gold_answer_said_word_for_word_is_right(gold: str, steps: list[str]) -> None:
     said = parse(gold, steps, "short", [])
     reworded = vqa_normalise(gold, ()) if "vqa_normalise" in steps else gold
-    assert score(said, [gold], steps) == bool(reworded)
+    assert score(gold, [gold], steps) == bool(reworded)
     assert gold == said or set(steps) & {"true_false", "number_words", "vqa_normalise"}
 
 
@@ -264,8 +291,8 @@ def test_a_short_gold_answer_said_word_for_word_is_right(gold: str, steps: list[
 @given(TEXTS, st.lists(TEXTS, min_size=1, max_size=10), st.sampled_from(sorted(VERIFIERS)))
 def test_scores_never_raise_and_lie_between_0_and_1(said: str, golds: list[str], rule: str) -> None:
     compare = VERIFIERS[rule]().compare
-    assert 0 <= compare(said, golds) <= 1
-    assert compare(said, [said] * 10) == 1
+    assert 0 <= compare(said, golds).score <= 1
+    assert compare(said, [said] * 10).score == 1
 
 
 @ANY_SPEED
