@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mmtune.common.errors import UserError, brief
+from mmtune.common.errors import UserError, brief, did_you_mean
 from mmtune.interfaces import Completion, Verdict
-from mmtune.verify.extraction import Kind, parse
+from mmtune.verify.extraction import KINDS, Kind, parse
 from mmtune.verify.normalize import normalize_gold
 
 
@@ -23,7 +23,7 @@ class Reference:
         options: the options' texts; empty for a free answer.
 
     Raises:
-        UserError: there is no gold answer, or one text stands where a tuple of texts is meant.
+        UserError: there is no gold answer, one text stands where a tuple of texts is meant, or letters have no options.
     """
 
     answers: tuple[str, ...]
@@ -36,6 +36,10 @@ class Reference:
                 raise UserError(f"{name} {brief(repr(texts))}: give texts in a tuple")
         if not self.answers:
             raise UserError("answers (): give at least one gold answer")
+        if self.kind not in KINDS:
+            raise UserError(f"kind {brief(repr(self.kind))}: {did_you_mean(str(self.kind), KINDS)}")
+        if self.kind == "letter" and not self.options:
+            raise UserError("options (): a letter names one of them; give their texts")
 
 
 class AnswerVerifier(ABC):

@@ -13,6 +13,19 @@ from PIL import Image
 
 from mmtune.interfaces import Completion, Prompt, SamplingParams
 
+SHORT_ANSWERS = """
+name: toy
+version: 1
+modality: language
+dataset: {path: toy/toy, config: null, split: test}
+prompt: "{{ question }}"
+target: "{{ answer }}"
+answer: short
+max_tokens: 4
+metrics: [accuracy]
+"""
+"""A task of the columns `question` and `answer`, from `toy/toy`."""
+
 
 def picture(shade: int = 0) -> dict[str, Any]:
     """An image cell as the hub stores it."""

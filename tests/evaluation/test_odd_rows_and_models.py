@@ -9,25 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_models import Scripted, picture, write_rows
+from scripted_models import SHORT_ANSWERS, Scripted, picture, write_rows
 
 from mmtune.common.errors import UserError
 from mmtune.evaluation.run.engine import evaluate
 from mmtune.evaluation.run.results import Results
 from mmtune.interfaces import Completion
 
-TASK = """
-name: toy
-version: 1
-modality: language
-dataset: {path: toy/toy, config: null, split: test}
-prompt: "{{ question }}"
-target: "{{ answer }}"
-answer: short
-max_tokens: 4
-metrics: [accuracy]
-"""
-LETTERS = TASK.replace("answer: short", "answer: letter\noptions: options\nanswering: likelihood").replace(
+LETTERS = SHORT_ANSWERS.replace("answer: short", "answer: letter\noptions: options\nanswering: likelihood").replace(
     "{{ answer }}", "{{ answer | letter }}"
 )
 
@@ -45,7 +34,7 @@ def score(folder: Path, task: str, rows: list[dict[str, Any]], model: Any = None
 )  # fmt: skip
 def test_a_row_without_a_label_is_named(tmp_path: Path, target: str, label: Any) -> None:
     rows = [{"question": "a", "answer": 1.0}, {"question": "b", "answer": label}]
-    task = TASK.replace('"{{ answer }}"', f'"{target}"')
+    task = SHORT_ANSWERS.replace('"{{ answer }}"', f'"{target}"')
     if "letter" in target:
         task = task.replace("answer: short", "answer: letter\noptions: \"['x', 'y']\"")
     with pytest.raises(UserError, match=r"toy.yaml: target: row 1: there is no gold answer: answer is null"):
@@ -55,7 +44,7 @@ def test_a_row_without_a_label_is_named(tmp_path: Path, target: str, label: Any)
 
 def test_null_is_no_word(tmp_path: Path) -> None:
     rows = [{"question": "a", "passage": "x", "answer": "y"}, {"question": "b", "passage": None, "answer": "y"}]
-    task = TASK.replace("{{ question }}", "{{ passage }} {{ question }}")
+    task = SHORT_ANSWERS.replace("{{ question }}", "{{ passage }} {{ question }}")
     with pytest.raises(UserError, match=r"toy.yaml: prompt: row 1: a value is null; write {{ column or '' }}"):
         score(tmp_path, task, rows)
     results = score(tmp_path, task.replace("{{ passage }}", "{{ passage or '' }}") + "group_by: passage\n", rows)
@@ -128,7 +117,7 @@ ROWS = [{"question": q, "options": ["a", "b"], "answer": 0} for q in "ab"]
 @pytest.mark.parametrize(("returned", "message"), GENERATED)
 def test_answers_that_are_none(tmp_path: Path, returned: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        score(tmp_path, TASK, ROWS, Odd(returned))
+        score(tmp_path, SHORT_ANSWERS, ROWS, Odd(returned))
 
 
 @pytest.mark.parametrize(("returned", "message"), FIGURES)
@@ -141,7 +130,7 @@ def test_arrays_are_lists_of_numbers(tmp_path: Path) -> None:
     results = score(tmp_path, LETTERS, ROWS, Odd(lambda n: np.array([[-2.0, -1.0]] * n)))
     assert [sample.prediction for sample in results.samples["toy"]] == ["B", "B"]
     texts = Odd(lambda n: iter([[Completion(text)] for text in "xy"]))
-    assert [sample.response for sample in score(tmp_path, TASK, ROWS, texts).samples["toy"]] == ["x", "y"]
+    assert [sample.response for sample in score(tmp_path, SHORT_ANSWERS, ROWS, texts).samples["toy"]] == ["x", "y"]
 
 
 def test_figures_that_are_no_number_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_models import Scripted, write_rows
+from scripted_models import SHORT_ANSWERS, Scripted, write_rows
 
 from mmtune.common.errors import UserError
 from mmtune.evaluation.run.engine import evaluate
@@ -17,18 +17,7 @@ from mmtune.interfaces import Verdict
 from mmtune.verify.answer_verifier import AnswerVerifier
 from mmtune.verify.registry import VERIFIERS
 
-TASK = """
-name: toy
-version: 1
-modality: language
-dataset: {path: toy/toy, config: null, split: test}
-prompt: "{{ question }}"
-target: "{{ answer }}"
-answer: short
-max_tokens: 4
-verifier: close
-metrics: [accuracy]
-"""
+TASK = f"{SHORT_ANSWERS}verifier: close\n"
 
 
 class Close(AnswerVerifier):
@@ -49,7 +38,7 @@ def score(folder: Path, task: str, rows: list[dict[str, Any]], model: Any) -> Re
     return evaluate(model, folder / "toy.yaml", data_root=folder, out=folder / "out")
 
 
-def test_a_task_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"question": said, "answer": "8"} for said in ("8", "5", "eight", "")]
     with pytest.raises(UserError, match=r"toy.yaml: verifier: unknown 'close'"):
         score(tmp_path, TASK, rows, Scripted(lambda asked: asked))
@@ -61,6 +50,7 @@ def test_a_task_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [sample["error"] for sample in kept] == [None, None, "no number to compare", None]
     toy = results.tasks["toy"]
     assert (toy.score, toy.unparsed, toy.failed) == (0.425, 0.25, 1)
+    assert "toy: row 2 counts as wrong: no number to compare (`error` in samples/toy.jsonl)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verifier", sorted(VERIFIERS))

@@ -145,10 +145,14 @@ def test_a_verdict_lies_between_0_and_1(score: Any) -> None:
         Verdict(score)
 
 
-@pytest.mark.parametrize("wanted", [{"answers": "0.5"}, {"answers": ()}, {"answers": (5,)}, {"options": "AB"}])
-def test_a_reference_has_texts_in_tuples(wanted: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "wanted", [{"answers": "0.5"}, {"answers": ()}, {"answers": (5,)}, {"options": "AB"}, {"kind": "leter"}]
+)
+def test_a_reference_that_no_answer_could_meet_is_refused(wanted: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wanted))):
         Reference(**{"answers": ("A",), **wanted})
+    with pytest.raises(UserError, match="options"):
+        Reference(("A",), "letter")
 
 
 def test_any_of_several_gold_answers_counts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from mmtune.common.errors import brief
 from mmtune.evaluation.run.results import Sample
 from mmtune.evaluation.tasks.render import Question
 
@@ -47,12 +48,12 @@ def of_window(task: str, samples: Sequence[Sample]) -> Iterator[str]:
 
 
 def of_failures(task: str, samples: Sequence[Sample]) -> Iterator[str]:
-    """Rows that could not be asked."""
-    rows = [sample.id for sample in samples if sample.error is not None]
-    if rows:
-        photos, count = ("photo", "counts") if len(rows) == 1 else ("photos", "count")
-        told = f"{len(rows)} {photos} that cannot be decoded {count} as wrong, in {rows_named(rows)}"
-        yield f"{task}: {told} (`error` in samples/{task}.jsonl)"
+    """Rows that could not be asked, and answers that could not be judged."""
+    errors = {sample.id: sample.error for sample in samples if sample.error is not None}
+    if errors:
+        count = "counts" if len(errors) == 1 else "count"
+        first = brief(next(iter(errors.values())))
+        yield f"{task}: {_counted([*errors])} {count} as wrong: {first} (`error` in samples/{task}.jsonl)"
 
 
 def _counted(rows: Sequence[int]) -> str:
