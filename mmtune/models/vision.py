@@ -173,7 +173,8 @@ def _open_clip_trunk(name: str, weights: str, meta: bool) -> tuple[nn.Module, di
         raise UserError(f"--model.vision.tower open_clip:{name}: {did_you_mean(name, open_clip.list_models())}")
     options: dict[str, Any] = {"device": "meta" if meta else "cpu"}
     if meta or weights == "random":
-        model = open_clip.create_model(name, load_weights=False, **options)
+        with torch.device(options["device"]):  # open_clip itself moves a model that it has drawn weights for
+            model = open_clip.create_model(name, load_weights=False, **options)
     else:
         file = _weights_file(weights)
         tags = open_clip.list_pretrained_tags_by_model(name)
