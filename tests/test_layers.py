@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from mmtune.common.errors import UserError
 from mmtune.common.files import resource_folder
 from mmtune.common.layers import layers_of, read_layered
 from mmtune.common.masking import masked_text
-from mmtune.evaluation.tasks.task import load_task
+from mmtune.common.schema import validate
+from mmtune.evaluation.tasks.suite import Suite
+from mmtune.evaluation.tasks.task import load_task, task_from
 from mmtune.experiments.recorded_inputs import inputs_of
 
 GOLDENS: dict[str, Any] = json.loads(Path(__file__).with_name("task_goldens.json").read_text(encoding="utf-8"))
@@ -154,3 +157,28 @@ def test_every_shipped_task_and_suite_has_goldens() -> None:
     folder = resource_folder("eval_suites")
     files = [file for place in (folder, folder / "tasks") for file in place.glob("*.yaml")]
     assert set(GOLDENS) == {file.relative_to(folder).with_suffix("").as_posix() for file in files}
+
+
+def test_a_task_that_says_no_more_than_it_must_stands_for_the_same_settings_as_ever() -> None:
+    least = {"name": "least", "version": 1, "modality": "language", "dataset": {"path": "a/b", "split": "test"}}
+    least |= {"prompt": "{{ q }}", "target": "{{ a }}", "answer": "short", "max_tokens": 8, "metrics": ["accuracy"]}
+    assert dataclasses.asdict(task_from(least, "least.yaml")) == least | {
+        "where": "least.yaml",
+        "dataset": {"path": "a/b", "config": None, "split": "test", "revision": None, "images": None},
+        "references": None,
+        "images": (),
+        "options": None,
+        "answering": "generate",
+        "choices": None,
+        "filter": None,
+        "response_prefix": "",
+        "thinking_budget": 0,
+        "stop": (),
+        "extract": (),
+        "verifier": "exact",
+        "metrics": ({"name": "accuracy", "arguments": {}},),
+        "group_by": None,
+        "limit": None,
+    }
+    suite = validate(Suite, {"name": "one", "tasks": ["boolq"]}, "one.yaml", context=Path("one.yaml"))
+    assert (suite.description, suite.protocol, suite.tasks) == ("", "blind", (load_task("boolq"),))

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmtune.cli.main import main
+from mmtune.cli.plan import make_plan
 from mmtune.training.module import InstructionTuning
 
 NUMBERS = ["--rows=80000", "--text_tokens=300", "--answer_tokens=80"]
@@ -73,14 +74,14 @@ def test_a_recipe_is_planned_where_nothing_of_it_is(plan: Any, tmp_path: Path, m
     assert "published shape" in said
 
 
-def test_eight_gpus_are_asked_for_on_a_machine_without(plan: Any, llama: Path) -> None:
+def test_eight_gpus_are_asked_for_on_a_machine_without(llama: Path) -> None:
     flags = ["--trainer.accelerator=gpu", "--trainer.devices=8", "--trainer.strategy=fsdp"]
-    one, _ = plan(*tiny(llama), *NUMBERS)
-    eight, _ = plan(*tiny(llama), *NUMBERS, *flags)
-    own = by(one, "full")["memory_bytes"]["gpu"]["trained"]
-    assert by(eight, "full")["memory_bytes"]["gpu"]["trained"] == pytest.approx(own * 16 / 12 / 8, rel=0.01)
-    seconds = by(one, "full")["cards"]["A100 80GB"]["seconds"]
-    assert by(eight, "full")["cards"]["A100 80GB"]["seconds"] == pytest.approx(seconds / 8)
+    one, eight = (make_plan([*tiny(llama), *NUMBERS, *more], compared=False)[1] for more in ([], flags))
+    (alone,), (divided,) = one.estimates, eight.estimates
+    assert (alone.method, divided.method) == ("full", "full")
+    assert divided.gpu.trained == pytest.approx(alone.gpu.trained * 16 / 12 / 8, rel=0.01)
+    card, devices = one.cards[0], eight.schedule.devices
+    assert divided.seconds(card, eight.dtype, devices) == pytest.approx(alone.seconds(card, one.dtype, 1) / 8)
 
 
 @pytest.mark.parametrize("method", ["LoRA", "full"])
@@ -133,27 +134,31 @@ def modest_llama(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["LoRA", "full"])
-def test_memory_is_what_the_run_takes(plan: Any, modest_llama: Path, tmp_path: Path, method: str) -> None:
+def test_memory_is_what_the_run_takes(modest_llama: Path, tmp_path: Path) -> None:
     row = {"prompt": "Say it. " * 50, "completion": "yes " * 30}
     (tmp_path / "rows.jsonl").write_text(
         "\n".join([json.dumps(row)] * 6)
     )  # two like packs, so that moments meet a full one
     flags = tiny(modest_llama, f"--data.train.text=[{tmp_path / 'rows.jsonl'}]", "--data.max_length=2048")
-    flags += ["--model.lora.r=16"] if method == "LoRA" else []
-    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--out={tmp_path / 'run'}"]
-    command = [sys.executable, "-m", "mmtune.cli.main", "fit", *flags, *quiet]
+    adapters = ["--model.lora.r=16"]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     # glibc otherwise comes to keep what is freed, in pieces that fit nothing: half as much again as tensors take
     for_memory = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-    planned = tmp_path / "planned.json"
-    for one, more in ((command, for_memory), ([*command[:3], "plan", *flags, f"--json={planned}"], {})):
-        done = subprocess.run(one, env=environment | more, capture_output=True, text=True, timeout=300, check=False)
+
+    def run(command: str, *arguments: str, **more: str) -> None:
+        words = [sys.executable, "-m", "mmtune.cli.main", command, *flags, *arguments]
+        done = subprocess.run(words, env=environment | more, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-    measured = json.loads((tmp_path / "run" / "ledger.json").read_text())["peak_memory_bytes"]["host"]
-    memory = by(json.loads(planned.read_text()), method)["memory_bytes"]["cpu"]
-    assert memory["working"] > memory["libraries"]
-    assert memory["peak"] == pytest.approx(measured, rel=0.15)
+
+    run("plan", *adapters, f"--json={tmp_path / 'planned.json'}")
+    planned = json.loads((tmp_path / "planned.json").read_text())
+    for method, more in (("LoRA", adapters), ("full", [])):
+        run("fit", *more, *quiet, f"--out={tmp_path / method}", **for_memory)
+        measured = json.loads((tmp_path / method / "ledger.json").read_text())["peak_memory_bytes"]["host"]
+        memory = by(planned, method)["memory_bytes"]["cpu"]
+        assert memory["working"] > memory["libraries"], method
+        assert memory["peak"] == pytest.approx(measured, rel=0.15), method
 
 
 @pytest.mark.parametrize(
