@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.analysis.plots import flop_unit
-from mmtune.analysis.study import Score, ScoredArm, Study, cheaper
+from mmtune.analysis.study import Score, ScoredVariant, Study, cheaper
 from mmtune.common.files import atomic_path
 from mmtune.common.text import visible
 
@@ -33,7 +33,7 @@ _LATEX = {
 }
 
 
-def write_tables(study: Study, folder: Path, baseline: ScoredArm | None) -> list[Path]:
+def write_tables(study: Study, folder: Path, baseline: ScoredVariant | None) -> list[Path]:
     """Write `scores` and `costs`, each as `.csv` and `.tex`, and return their paths."""
     texts = {
         "scores.csv": csv_text(_score_rows(study)),
@@ -69,33 +69,39 @@ def _plain(text: str) -> str:
 
 
 def _score_rows(study: Study) -> list[list[Cell]]:
-    rows: list[list[Cell]] = [["arm", "set", "modality", "rows", "seeds", "score", "stderr", "averaged"]]
-    for arm in study.arms:
-        results = arm.arm.runs[0].results["tasks"]
+    rows: list[list[Cell]] = [["variant", "set", "modality", "rows", "seeds", "score", "stderr", "averaged"]]
+    for variant in study.variants:
+        results = variant.runs[0].results["tasks"]
         for task, modality in study.tasks.items():
-            score, used = arm.tasks[task], "yes" if task in study.averaged else "no"
-            rows.append([arm.name, task, modality, results[task]["n"], score.seeds, score.mean, score.stderr, used])
-        for average, score in arm.averages.items():
-            rows.append([arm.name, "average", average, None, score.seeds, score.mean, score.stderr, None])
+            score, used = variant.tasks[task], "yes" if task in study.averaged else "no"
+            rows.append([variant.name, task, modality, results[task]["n"], score.seeds, score.mean, score.stderr, used])
+        for average, score in variant.averages.items():
+            rows.append([variant.name, "average", average, None, score.seeds, score.mean, score.stderr, None])
     return rows
 
 
-def _cost_rows(study: Study, baseline: ScoredArm | None) -> list[list[Cell]]:
+def _cost_rows(study: Study, baseline: ScoredVariant | None) -> list[list[Cell]]:
     tokens = ("text", "supervised", "image", "pad")
     parts = ("language", "projector", "tower")
-    head = ["arm", "runs", "tuned", "rows", "seconds", "flops", *(f"flops_{part}" for part in parts)]
+    head = ["variant", "runs", "tuned", "rows", "seconds", "flops", *(f"flops_{part}" for part in parts)]
     head += [*(f"tokens_{kind}" for kind in tokens), "tower_passes", "cheaper_than", "times_cheaper_at_equal_rows"]
     head += [f"times_cheaper_at_same_{average}" for average in study.averages]
     rows: list[list[Cell]] = [[*head]]
-    for arm in study.arms:
-        if arm.cost is None:
+    for variant in study.variants:
+        if variant.cost is None:
             continue
-        cost = arm.cost
-        row: list[Cell] = [arm.name, len(arm.arm.runs), "yes" if arm.tuned else "no", cost.samples, cost.seconds]
+        cost = variant.cost
+        row: list[Cell] = [
+            variant.name,
+            len(variant.runs),
+            "yes" if variant.tuned else "no",
+            cost.samples,
+            cost.seconds,
+        ]
         row += [cost.flops, *(cost.flops_by_part.get(part, 0) for part in parts)]
         row += [*(cost.tokens.get(kind, 0) for kind in tokens), cost.tower_passes]
         if baseline is not None:
-            against = cheaper(arm, baseline)
+            against = cheaper(variant, baseline)
             row += [baseline.name, against.at_equal_samples]
             row += [against.at_same_score[average] for average in study.averages]
         rows.append(row + [None] * (len(head) - len(row)))
@@ -128,22 +134,24 @@ def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequen
 
 
 def _scores_latex(study: Study) -> str:
-    def row(name: str, score_of: Callable[[ScoredArm], Score]) -> list[str]:
-        scores = [score_of(arm) for arm in study.arms]
+    def row(name: str, score_of: Callable[[ScoredVariant], Score]) -> list[str]:
+        scores = [score_of(variant) for variant in study.variants]
         return [name, *(rf"${100 * score.mean:.1f} \pm {100 * score.stderr:.1f}$" for score in scores)]
 
     def task_row(task: str) -> list[str]:
-        return row(latex(task) + ("" if task in study.averaged else r"$^{*}$"), lambda arm: arm.tasks[task])
+        return row(latex(task) + ("" if task in study.averaged else r"$^{*}$"), lambda variant: variant.tasks[task])
 
     def average_row(average: str) -> list[str]:
-        return row(f"{average}, average", lambda arm: arm.averages[average])
+        return row(f"{average}, average", lambda variant: variant.averages[average])
 
     groups = [[task_row(task) for task, of in study.tasks.items() if of == one] for one in _modalities(study)]
     groups.append([average_row(average) for average in study.averages])
     note = (
         [] if len(study.averaged) == len(study.tasks) else ["% *: in no average: seen in training, or not comparable"]
     )
-    table = _tabular("l" + "r" * len(study.arms), [r"set, \%", *(latex(arm.name) for arm in study.arms)], groups)
+    table = _tabular(
+        "l" + "r" * len(study.variants), [r"set, \%", *(latex(variant.name) for variant in study.variants)], groups
+    )
     return "\n".join([*note, table])
 
 
@@ -151,22 +159,22 @@ def _modalities(study: Study) -> list[str]:
     return list(dict.fromkeys(study.tasks.values()))
 
 
-def _costs_latex(study: Study, baseline: ScoredArm | None) -> str:
-    known = [(arm, arm.cost) for arm in study.arms if arm.cost is not None]
+def _costs_latex(study: Study, baseline: ScoredVariant | None) -> str:
+    known = [(variant, variant.cost) for variant in study.variants if variant.cost is not None]
     size, unit = flop_unit(max((cost.flops for _, cost in known), default=0.0))
     against = f"cheaper than {latex(baseline.name)}" if baseline is not None else "cheaper"
-    head = ["arm", "rows", "text tokens", "image tokens", "tower passes", unit, "seconds", against]
+    head = ["variant", "rows", "text tokens", "image tokens", "tower passes", unit, "seconds", against]
 
-    def times(arm: ScoredArm) -> str:
-        found = cheaper(arm, baseline).at_equal_samples if baseline is not None else None
+    def times(variant: ScoredVariant) -> str:
+        found = cheaper(variant, baseline).at_equal_samples if baseline is not None else None
         return "" if found is None else rf"${found:.2f}\times$"
 
     def count(value: Any) -> str:
         return f"{value:,.0f}"
 
     rows = []
-    for arm, cost in known:
+    for variant, cost in known:
         counts = (cost.samples, cost.tokens.get("text", 0), cost.tokens.get("image", 0), cost.tower_passes)
-        figures = (f"{cost.flops / size:,.2f}", count(cost.seconds), times(arm))
-        rows.append([latex(arm.name), *map(count, counts), *figures])
+        figures = (f"{cost.flops / size:,.2f}", count(cost.seconds), times(variant))
+        rows.append([latex(variant.name), *map(count, counts), *figures])
     return _tabular("l" + "r" * (len(head) - 1), head, [rows])

@@ -22,7 +22,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedArm:
+class PlannedVariant:
     """Runs that differ in their seed alone."""
 
     name: str
@@ -37,14 +37,14 @@ class Plan:
         settings: what must be the same when the comparison goes on.
         inputs: the content that its runs are made of, as hashes by name.
         seeds: of the runs.
-        arms: what is compared.
+        variants: what is compared.
         seen: tasks that are not unseen, and why.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
-    arms: list[PlannedArm]
+    variants: list[PlannedVariant]
     seen: dict[str, str] = field(default_factory=dict)
 
 

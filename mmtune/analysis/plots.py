@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtune.analysis.study import ScoredArm, Study
+from mmtune.analysis.study import ScoredVariant, Study
 from mmtune.common.files import atomic_path
 from mmtune.common.text import one_line
 
@@ -36,7 +36,7 @@ class Look:
     Attributes:
         ink: colour of text and axes.
         grid: colour of the lines behind.
-        colours: of the arms, in turn.
+        colours: of the variants, in turn.
         narrow: for a phone: panels stand below each other.
     """
 
@@ -136,19 +136,19 @@ def _figure(look: Look, height: float) -> Figure:
 
 
 def _names(study: Study) -> dict[str, str]:
-    return {arm.name: one_line(arm.name, 36) or "(no name)" for arm in study.arms}
+    return {variant.name: one_line(variant.name, 36) or "(no name)" for variant in study.variants}
 
 
 def _looks(study: Study, look: Look) -> dict[str, dict[str, str]]:
-    """Colour and marker of each arm, the same in all pictures."""
+    """Colour and marker of each variant, the same in all pictures."""
     return {
-        arm.name: {"color": look.colours[i % len(look.colours)], "marker": _MARKERS[i % len(_MARKERS)]}
-        for i, arm in enumerate(study.arms)
+        variant.name: {"color": look.colours[i % len(look.colours)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for i, variant in enumerate(study.variants)
     }
 
 
 def _legend(figure: Figure, handles: Mapping[str, Any], look: Look) -> None:
-    """The arms' names, above all panels."""
+    """The variants' names, above all panels."""
     widest = max(map(len, handles))
     columns = max(1, min(len(handles), int(look.width * 11) // (widest + 6)))
     figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=columns)
@@ -160,10 +160,10 @@ def _legend_height(names: Sequence[str], look: Look) -> float:
 
 
 def _score_against_flops(study: Study, look: Look) -> Figure | None:
-    tuned = [arm for arm in study.arms if arm.tuned and arm.cost and arm.cost.flops > 0]
+    tuned = [variant for variant in study.variants if variant.tuned and variant.cost and variant.cost.flops > 0]
     if not tuned or not study.averages:
         return None
-    flops = [arm.cost.flops for arm in tuned if arm.cost]
+    flops = [variant.cost.flops for variant in tuned if variant.cost]
     size, unit = flop_unit(max(flops))
     names, looks = _names(study), _looks(study, look)
     count = len(study.averages)
@@ -173,15 +173,15 @@ def _score_against_flops(study: Study, look: Look) -> Figure | None:
     handles: dict[str, Any] = {}
     for average, axis in zip(study.averages, axes, strict=True):
         axis.set_title(f"{average}, average")
-        for arm in study.arms:
-            score = arm.averages[average]
-            colour = looks[arm.name]["color"]
-            if arm.cost is not None and arm in tuned:
+        for variant in study.variants:
+            score = variant.averages[average]
+            colour = looks[variant.name]["color"]
+            if variant.cost is not None and variant in tuned:
                 handle: Any = axis.errorbar(
-                    arm.cost.flops / size,
+                    variant.cost.flops / size,
                     100 * score.mean,
                     100 * score.stderr,
-                    fmt=looks[arm.name]["marker"],
+                    fmt=looks[variant.name]["marker"],
                     color=colour,
                     markersize=8,
                     capsize=4,
@@ -191,7 +191,7 @@ def _score_against_flops(study: Study, look: Look) -> Figure | None:
                 axis.axhspan(
                     100 * (score.mean - score.stderr), 100 * (score.mean + score.stderr), color=colour, alpha=0.12
                 )
-            handles[names[arm.name]] = handle
+            handles[names[variant.name]] = handle
         axis.set_xscale("log")
         axis.set_xlim(min(flops) / size / 1.6, max(flops) / size * 1.6)
         _plain_log_axis(axis)
@@ -219,20 +219,20 @@ def _scores(study: Study, look: Look) -> Figure:
     names, looks = _names(study), _looks(study, look)
     rows = [(one_line(task, 24 if look.narrow else 36), task, False) for task in study.tasks]
     rows += [(f"{average}, average", average, True) for average in study.averages]
-    room = 0.14 * len(study.arms) + 0.2
+    room = 0.14 * len(study.variants) + 0.2
     height = room * len(rows) + _legend_height(list(names.values()), look) + 0.7
     figure = _figure(look, height)
     axis = figure.subplots()
     handles: dict[str, Any] = {}
-    for i, arm in enumerate(study.arms):
-        shift = (i - (len(study.arms) - 1) / 2) * 0.14 / room
-        scores = [(arm.averages if average else arm.tasks)[name] for _, name, average in rows]
-        handles[names[arm.name]] = axis.errorbar(
+    for i, variant in enumerate(study.variants):
+        shift = (i - (len(study.variants) - 1) / 2) * 0.14 / room
+        scores = [(variant.averages if average else variant.tasks)[name] for _, name, average in rows]
+        handles[names[variant.name]] = axis.errorbar(
             [100 * score.mean for score in scores],
             [row + shift for row in range(len(rows))],
             xerr=[100 * score.stderr for score in scores],
-            fmt=looks[arm.name]["marker"],
-            color=looks[arm.name]["color"],
+            fmt=looks[variant.name]["marker"],
+            color=looks[variant.name]["color"],
             markersize=5,
             linestyle="",
         )
@@ -246,13 +246,13 @@ def _scores(study: Study, look: Look) -> Figure:
 
 
 def _tokens(study: Study, look: Look) -> Figure | None:
-    known = [arm for arm in study.arms if arm.tuned]
+    known = [variant for variant in study.variants if variant.tuned]
     if not known:
         return None
     names = _names(study)
     figure = _figure(look, 0.36 * len(known) + _legend_height(list(_TOKENS), look) + 0.7)
     axis = figure.subplots()
-    counts = [_token_kinds(arm) for arm in known]
+    counts = [_token_kinds(variant) for variant in known]
     largest = max(sum(count.values()) for count in counts) or 1.0
     size, unit = next((found for found in _UNITS if largest >= found[0]), (1.0, ""))
     handles: dict[str, Any] = {}
@@ -261,15 +261,15 @@ def _tokens(study: Study, look: Look) -> Figure | None:
         widths = [count[kind] / size for count in counts]
         handles[kind] = axis.barh(range(len(known)), widths, left=left, color=look.colours[place], height=0.6)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axis.set_yticks(range(len(known)), [one_line(names[arm.name], 18 if look.narrow else 36) for arm in known])
+    axis.set_yticks(range(len(known)), [one_line(names[variant.name], 18 if look.narrow else 36) for variant in known])
     axis.set_ylim(len(known) - 0.5, -0.5)
     axis.set_xlabel(f"tokens, {unit}".removesuffix(", "))
     _legend(figure, handles, look)
     return figure
 
 
-def _token_kinds(arm: ScoredArm) -> dict[str, float]:
-    tokens = arm.cost.tokens if arm.cost else {}
+def _token_kinds(variant: ScoredVariant) -> dict[str, float]:
+    tokens = variant.cost.tokens if variant.cost else {}
     text, learnt = tokens.get("text", 0), tokens.get("supervised", 0)
     kinds = (learnt, text - learnt, tokens.get("image", 0), tokens.get("pad", 0))
     return dict(zip(_TOKENS, kinds, strict=True))
@@ -277,17 +277,23 @@ def _token_kinds(arm: ScoredArm) -> dict[str, float]:
 
 def _loss(study: Study, look: Look) -> Figure | None:
     names, looks = _names(study), _looks(study, look)
-    curves = [(arm, run.losses) for arm in study.arms if not arm.start for run in arm.arm.runs if len(run.losses) > 1]
+    curves = [
+        (variant, run.losses)
+        for variant in study.variants
+        if not variant.start
+        for run in variant.runs
+        if len(run.losses) > 1
+    ]
     if not curves:
         return None
-    shown = list(dict.fromkeys(names[arm.name] for arm, _ in curves))
+    shown = list(dict.fromkeys(names[variant.name] for variant, _ in curves))
     figure = _figure(look, 2.8 + _legend_height(shown, look))
     axis = figure.subplots()
     handles: dict[str, Any] = {}
-    for arm, points in curves:
+    for variant, points in curves:
         smooth = _smoothed([loss for _, loss in points])
-        (handle,) = axis.plot([step for step, _ in points], smooth, color=looks[arm.name]["color"], linewidth=1.6)
-        handles[names[arm.name]] = handle
+        (handle,) = axis.plot([step for step, _ in points], smooth, color=looks[variant.name]["color"], linewidth=1.6)
+        handles[names[variant.name]] = handle
     axis.set_xlabel("step")
     axis.set_ylabel("loss, nats a token")
     _legend(figure, handles, look)

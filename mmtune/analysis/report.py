@@ -1,4 +1,4 @@
-"""A self-contained page about arms: scores beside cost, answers side by side, losses, settings, versions."""
+"""A self-contained page about variants: scores beside cost, answers side by side, losses, settings, versions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmtune.analysis.arms import Arm, TrainedRun
 from mmtune.analysis.exports import write_tables
 from mmtune.analysis.pages import embedded_json, write_page
 from mmtune.analysis.plots import DARK, DARK_NARROW, LIGHT, LIGHT_NARROW, TITLES, flop_unit, svg_pictures, write_plots
 from mmtune.analysis.samples import ANSWER_CHARACTERS, PROMPT_CHARACTERS, collect
 from mmtune.analysis.study import Score, Study, cheaper, study
+from mmtune.analysis.variants import TrainedRun, Variant
 
 SAMPLES_PER_TASK = 500
 _NARROW = "(max-width: 48rem)"
@@ -32,8 +32,8 @@ class Row:
         rows: how many samples; None of an average.
         average: whether it is one.
         averaged: whether the set is in the averages.
-        scores: per arm.
-        unparsed: share of answers without a valid prediction per arm, the mean over seeds; None of an average.
+        scores: per variant.
+        unparsed: share of answers without a valid prediction per variant, the mean over seeds; None of an average.
     """
 
     name: str
@@ -44,13 +44,13 @@ class Row:
     unparsed: list[float] | None
 
     def clear(self, i: int) -> bool:
-        """Whether arm i differs from the first by more than two standard errors of the difference, unpaired."""
+        """Whether variant i differs from the first by more than two standard errors of the difference, unpaired."""
         first, other = self.scores[0], self.scores[i]
         return abs(other.mean - first.mean) > 2 * (first.stderr**2 + other.stderr**2) ** 0.5
 
 
 def write_report(
-    arms: Sequence[Arm],
+    variants: Sequence[Variant],
     target: Path,
     *,
     title: str,
@@ -62,10 +62,10 @@ def write_report(
     """Write the page as one HTML file that needs nothing else.
 
     Args:
-        arms: as `read_arms` gives them; answers are compared with those of the first.
+        variants: as `read_variants` gives them; answers are compared with those of the first.
         target: the file to write.
         title: of the page.
-        baseline: the arm that the others are cheaper than; the most costly tuned one where None.
+        baseline: the variant that the others are cheaper than; the most costly tuned one where None.
         samples: at most so many of each task are on the page.
         plots: a folder for the pictures as SVG and PNG.
         tables: a folder for the tables as CSV and LaTeX.
@@ -74,11 +74,11 @@ def write_report(
         What is left out, or does not compare, for people.
 
     Raises:
-        UserError: a file is damaged, there is nothing to compare, or no arm is called as the baseline.
+        UserError: a file is damaged, there is nothing to compare, or no variant is called as the baseline.
     """
-    found = study(arms)
+    found = study(variants)
     against = found.baseline(baseline)
-    costs = [arm.cost for arm in found.arms if arm.cost is not None]
+    costs = [variant.cost for variant in found.variants if variant.cost is not None]
     chosen = collect(found, samples)
     write_page(
         "report.html",
@@ -88,7 +88,7 @@ def write_report(
         rows=_rows(found),
         unit=flop_unit(max((cost.flops for cost in costs), default=0.0)),
         baseline=against,
-        cheaper=[None if against is None else cheaper(arm, against) for arm in found.arms],
+        cheaper=[None if against is None else cheaper(variant, against) for variant in found.variants],
         resources=_resources(found),
         pictures=_pictures(found),
         samples=chosen,
@@ -109,12 +109,12 @@ def _rows(found: Study) -> list[Row]:
     for modality in dict.fromkeys(found.tasks.values()):
         for task, of in found.tasks.items():
             if of == modality:
-                results = [[run.results["tasks"][task] for run in arm.arm.runs] for arm in found.arms]
+                results = [[run.results["tasks"][task] for run in variant.runs] for variant in found.variants]
                 unparsed = [sum(one["unparsed"] for one in seeds) / len(seeds) for seeds in results]
-                scores = [arm.tasks[task] for arm in found.arms]
+                scores = [variant.tasks[task] for variant in found.variants]
                 rows.append(Row(task, results[0][0]["n"], False, task in found.averaged, scores, unparsed))
     averages = found.averages
-    return rows + [Row(name, None, True, True, [a.averages[name] for a in found.arms], None) for name in averages]
+    return rows + [Row(name, None, True, True, [a.averages[name] for a in found.variants], None) for name in averages]
 
 
 def _pictures(found: Study) -> dict[str, tuple[str, dict[str, dict[str, str]]]]:
@@ -133,11 +133,11 @@ def _pictures(found: Study) -> dict[str, tuple[str, dict[str, dict[str, str]]]]:
 
 
 def _resources(found: Study) -> list[str]:
-    """Peak memory and energy of each arm, the largest of its runs, as far as the ledgers have them."""
+    """Peak memory and energy of each variant, the largest of its runs, as far as the ledgers have them."""
     lines = []
-    for arm in found.arms:
+    for variant in found.variants:
         most: dict[str, float] = {}
-        for ledger in (run.ledger for run in arm.arm.runs if run.ledger is not None):
+        for ledger in (run.ledger for run in variant.runs if run.ledger is not None):
             memory = ledger.get("peak_memory_bytes") or {}
             for name, value, size in (
                 ("GiB of memory", memory.get("host"), 2**30),
@@ -147,7 +147,7 @@ def _resources(found: Study) -> list[str]:
                 if isinstance(value, (int, float)):
                     most[name] = max(most.get(name, 0.0), value / size)
         if most:
-            lines.append(f"{arm.name}: {', '.join(f'{value:.3g} {name}' for name, value in most.items())} at most.")
+            lines.append(f"{variant.name}: {', '.join(f'{value:.3g} {name}' for name, value in most.items())} at most.")
     return lines
 
 
@@ -170,14 +170,14 @@ def _versions(run: TrainedRun) -> dict[str, Any]:
 def _settings(
     found: Study, read: Callable[[TrainedRun], dict[str, Any]], *, differing: bool = False
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each key with its values by arm; one value alone, without an arm, where all have it.
+    """Each key with its values by variant; one value alone, without a variant, where all have it.
 
     Args:
-        found: the arms.
+        found: the variants.
         read: what a run says; a run that says nothing is left out.
         differing: only keys whose values are not all the same.
     """
-    told = {arm.name: [values for run in arm.arm.runs if (values := read(run))] for arm in found.arms}
+    told = {variant.name: [values for run in variant.runs if (values := read(run))] for variant in found.variants}
     told = {name: runs for name, runs in told.items() if runs}
     rows = []
     for key in dict.fromkeys(key for runs in told.values() for values in runs for key in values):

@@ -1,4 +1,4 @@
-"""The samples that a page shows: the same questions, answered by every arm, with small photos."""
+"""The samples that a page shows: the same questions, answered by every variant, with small photos."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class SampleSet:
     """What a page shows.
 
     Attributes:
-        data: for the page's script: `arms`, `tasks` (name, modality), `rows` and `photos` (base64 of JPEG files). A row
-            is task, id, prompt, target, photo (an index or -1) and one answer per arm: prediction, raw response where
-            it says more, score; null where the arm was asked something else under this id.
+        data: for the page's script: `variants`, `tasks` (name, modality), `rows` and `photos` (base64 of JPEG files). A
+            row is task, id, prompt, target, photo (an index or -1) and one answer per variant: prediction, raw response
+            where it says more, score; null where the variant was asked something else under this id.
         shown: how many samples of each task are there, and how many there are in all.
         photos: how many photos are there, and how many the samples shown have.
     """
@@ -38,12 +38,12 @@ class SampleSet:
 
 
 def collect(study: Study, per_task: int) -> SampleSet:
-    """The first samples of each task, as the first run of every arm answered them; none is picked by its outcome.
+    """The first samples of each task, as the first run of every variant answered them; none is picked by its outcome.
 
     Raises:
         UserError: a file of samples is missing or damaged.
     """
-    folders = [arm.arm.runs[0].evaluation for arm in study.arms]
+    folders = [variant.runs[0].evaluation for variant in study.variants]
     rows: list[list[Any]] = []
     shown = {}
     wanted: dict[str, str] = {}
@@ -65,7 +65,7 @@ def collect(study: Study, per_task: int) -> SampleSet:
     for row in rows:
         row[4] = places.get(row[4], -1)
     data = {
-        "arms": [visible(arm.name) for arm in study.arms],
+        "variants": [visible(variant.name) for variant in study.variants],
         "tasks": [[visible(task), modality] for task, modality in study.tasks.items()],
         "rows": rows,
         "photos": [base64.b64encode(photo).decode() for photo in photos.values()],

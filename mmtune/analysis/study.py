@@ -1,4 +1,4 @@
-"""Scores and costs of arms, averaged over seeds, and how much cheaper one arm is than another."""
+"""Scores and costs of variants, averaged over seeds, and how much cheaper one variant is than another."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmtune.analysis.arms import Arm, TrainedRun
 from mmtune.analysis.records import MODALITIES, difference
+from mmtune.analysis.variants import TrainedRun, Variant
 from mmtune.common.errors import UserError
 from mmtune.common.files import locate
 
@@ -43,7 +43,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What training took, the mean over an arm's runs.
+    """What training took, the mean over a variant's runs.
 
     Attributes:
         samples: rows trained on.
@@ -62,10 +62,10 @@ class Cost:
     tower_passes: float
 
     @classmethod
-    def of(cls, arm: Arm) -> Cost | None:
+    def of(cls, variant: Variant) -> Cost | None:
         """The mean of the runs' ledgers; None where a run has none."""
-        ledgers = [run.ledger for run in arm.runs if run.ledger is not None]
-        if not ledgers or len(ledgers) < len(arm.runs):
+        ledgers = [run.ledger for run in variant.runs if run.ledger is not None]
+        if not ledgers or len(ledgers) < len(variant.runs):
             return None
 
         def mean(values: Sequence[float]) -> float:
@@ -85,18 +85,18 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class ScoredArm:
-    """An arm's figures.
+class ScoredVariant:
+    """A variant's figures.
 
     Attributes:
-        arm: whose.
+        variant: whose.
         tasks: the score of each task of the study.
         averages: language, vision and overall, as far as there are such tasks.
-        cost: of training; None where it is not known. Of an arm that others begin with, what came before theirs.
-        start: whether other arms begin with its model, or it is only aligned: no tuning, and no cost of one.
+        cost: of training; None where it is not known. Of a variant that others begin with, what came before theirs.
+        start: whether other variants begin with its model, or it is only aligned: no tuning, and no cost of one.
     """
 
-    arm: Arm
+    variant: Variant
     tasks: dict[str, Score]
     averages: dict[str, Score]
     cost: Cost | None
@@ -104,8 +104,13 @@ class ScoredArm:
 
     @property
     def name(self) -> str:
-        """The arm's name."""
-        return self.arm.name
+        """The variant's name."""
+        return self.variant.name
+
+    @property
+    def runs(self) -> list[TrainedRun]:
+        """Its finished runs."""
+        return self.variant.runs
 
     @property
     def tuned(self) -> bool:
@@ -115,16 +120,16 @@ class ScoredArm:
 
 @dataclass(frozen=True)
 class Study:
-    """Arms scored on the same tasks.
+    """Variants scored on the same tasks.
 
     Attributes:
-        arms: those with a finished run.
+        variants: those with a finished run.
         tasks: what all of them were scored on, by name, with the modality.
         averaged: the tasks that the averages are over: unseen by all, and scored alike.
         warnings: why something is left out, or does not compare; for people.
     """
 
-    arms: list[ScoredArm]
+    variants: list[ScoredVariant]
     tasks: dict[str, str]
     averaged: list[str]
     warnings: list[str]
@@ -134,47 +139,49 @@ class Study:
         """The averages there are."""
         return [name for name in AVERAGES if any(name in ("overall", self.tasks[task]) for task in self.averaged)]
 
-    def baseline(self, name: str | None = None) -> ScoredArm | None:
-        """The arm of this name; without one, the most costly tuned arm; None with fewer than two.
+    def baseline(self, name: str | None = None) -> ScoredVariant | None:
+        """The variant of this name; without one, the most costly tuned variant; None with fewer than two.
 
         Raises:
-            UserError: no arm has this name.
+            UserError: no variant has this name.
         """
         if name is not None:
-            for arm in self.arms:
-                if arm.name == name:
-                    return arm
-            raise UserError(f"--baseline {name}: no such arm; choose one of: {', '.join(a.name for a in self.arms)}")
-        tuned = [arm for arm in self.arms if arm.tuned]
-        return max(tuned, key=lambda arm: arm.cost.flops if arm.cost else 0.0) if len(tuned) > 1 else None
+            for variant in self.variants:
+                if variant.name == name:
+                    return variant
+            raise UserError(
+                f"--baseline {name}: no such variant; choose one of: {', '.join(a.name for a in self.variants)}"
+            )
+        tuned = [variant for variant in self.variants if variant.tuned]
+        return max(tuned, key=lambda variant: variant.cost.flops if variant.cost else 0.0) if len(tuned) > 1 else None
 
 
 @dataclass(frozen=True, slots=True)
 class Cheaper:
-    """How many times fewer operations an arm's training took than a baseline's.
+    """How many times fewer operations a variant's training took than a baseline's.
 
     Attributes:
         at_equal_samples: per row trained on, so for equally many rows; None where one of the costs is not known.
-        at_same_score: to reach the baseline's score, by average: at least so many times, because the arm may have
-            reached it before its end. None where the arm ends below the baseline, or a cost is not known.
+        at_same_score: to reach the baseline's score, by average: at least so many times, because the variant may have
+            reached it before its end. None where the variant ends below the baseline, or a cost is not known.
     """
 
     at_equal_samples: float | None
     at_same_score: Mapping[str, float | None]
 
 
-def study(arms: Sequence[Arm]) -> Study:
-    """Score arms on the tasks that all their runs have.
+def study(variants: Sequence[Variant]) -> Study:
+    """Score variants on the tasks that all their runs have.
 
-    Averages are unweighted means over the tasks that no arm has seen and that were scored alike for all (same rows,
+    Averages are unweighted means over the tasks that no variant has seen and that were scored alike for all (same rows,
     task version, protocol, way of answering). Their sampling error is that of independent tasks, sqrt(Σe²)/k; between
     seeds it is the averages themselves that are compared, since a seed may move several tasks together.
 
     Raises:
-        UserError: no run is finished, or the arms have no task in common.
+        UserError: no run is finished, or the variants have no task in common.
     """
-    finished = [arm for arm in arms if arm.runs]
-    runs = [run for arm in finished for run in arm.runs]
+    finished = [variant for variant in variants if variant.runs]
+    runs = [run for variant in finished for run in variant.runs]
     if not runs:
         raise UserError("none of the runs is finished, so there is nothing to report")
     tasks = {
@@ -186,34 +193,41 @@ def study(arms: Sequence[Arm]) -> Study:
         folders = ", ".join(str(run.evaluation) for run in runs)
         raise UserError(f"{folders}: have no task in common, so there is nothing to report; give them one by one")
     unlike = {name: why for name in tasks if (why := _unlike(name, runs))}
-    seen = {task: why for arm in arms for task, why in arm.seen.items() if task in tasks}
+    seen = {task: why for variant in variants for task, why in variant.seen.items() if task in tasks}
     averaged = [name for name in tasks if name not in unlike and name not in seen]
     left_out = dict.fromkeys(name for run in runs for name in run.results["tasks"] if name not in tasks)
     warnings = [
-        *(f"{arm.name}: {folder} is not finished and left out." for arm in arms for folder in arm.unfinished),
+        *(
+            f"{variant.name}: {folder} is not finished and left out."
+            for variant in variants
+            for folder in variant.unfinished
+        ),
         *(f"{name}: left out, because not every run was scored on it." for name in left_out),
         *(f"{name} does not compare, and is in no average: {why}." for name, why in unlike.items()),
         *(f"{name} is not unseen, and in no average: {why}." for name, why in seen.items()),
     ]
     bases = {place for run in runs if (base := run.config.get("model.base")) for place in _places(str(base))}
-    scored = [_scored(arm, tasks, averaged, bases) for arm in finished]
+    scored = [_scored(variant, tasks, averaged, bases) for variant in finished]
     return Study(scored, tasks, averaged, warnings + _different_samples(scored))
 
 
-def cheaper(arm: ScoredArm, baseline: ScoredArm) -> Cheaper:
-    """How many times cheaper the arm's training was than the baseline's, in floating-point operations."""
-    if not (arm.cost and baseline.cost and arm.tuned and baseline.tuned and arm.cost.flops):
-        return Cheaper(None, dict.fromkeys(arm.averages))
-    times = baseline.cost.flops / arm.cost.flops
-    rows = arm.cost.samples and baseline.cost.samples
+def cheaper(variant: ScoredVariant, baseline: ScoredVariant) -> Cheaper:
+    """How many times cheaper the variant's training was than the baseline's, in floating-point operations."""
+    if not (variant.cost and baseline.cost and variant.tuned and baseline.tuned and variant.cost.flops):
+        return Cheaper(None, dict.fromkeys(variant.averages))
+    times = baseline.cost.flops / variant.cost.flops
+    rows = variant.cost.samples and baseline.cost.samples
     return Cheaper(
-        times * arm.cost.samples / baseline.cost.samples if rows else None,
-        {name: times if score.mean >= baseline.averages[name].mean else None for name, score in arm.averages.items()},
+        times * variant.cost.samples / baseline.cost.samples if rows else None,
+        {
+            name: times if score.mean >= baseline.averages[name].mean else None
+            for name, score in variant.averages.items()
+        },
     )
 
 
-def _scored(arm: Arm, tasks: Mapping[str, str], averaged: Sequence[str], bases: set[Path]) -> ScoredArm:
-    results = [run.results["tasks"] for run in arm.runs]
+def _scored(variant: Variant, tasks: Mapping[str, str], averaged: Sequence[str], bases: set[Path]) -> ScoredVariant:
+    results = [run.results["tasks"] for run in variant.runs]
     scores = {
         name: Score.of_seeds([one[name]["score"] for one in results], [one[name]["stderr"] for one in results])
         for name in tasks
@@ -226,8 +240,8 @@ def _scored(arm: Arm, tasks: Mapping[str, str], averaged: Sequence[str], bases: 
                 [sum(one[name]["score"] for name in group) / len(group) for one in results],
                 [math.sqrt(sum(one[name]["stderr"] ** 2 for name in group)) / len(group) for one in results],
             )
-    start = any(run.aligned_only or (run.run is not None and bases & _places(str(run.run))) for run in arm.runs)
-    return ScoredArm(arm, scores, averages, Cost.of(arm), start)
+    start = any(run.aligned_only or (run.run is not None and bases & _places(str(run.run))) for run in variant.runs)
+    return ScoredVariant(variant, scores, averages, Cost.of(variant), start)
 
 
 def _places(model: str) -> set[Path]:
@@ -249,9 +263,9 @@ def _unlike(name: str, runs: Sequence[TrainedRun]) -> str | None:
     return None
 
 
-def _different_samples(arms: Sequence[ScoredArm]) -> list[str]:
+def _different_samples(variants: Sequence[ScoredVariant]) -> list[str]:
     """A warning where tuned runs were trained on differently many rows."""
-    ledgers = [run.ledger for arm in arms if arm.tuned for run in arm.arm.runs]
+    ledgers = [run.ledger for variant in variants if variant.tuned for run in variant.runs]
     rows = {ledger["samples"] for ledger in ledgers if ledger is not None}
     if len(rows) < 2:
         return []

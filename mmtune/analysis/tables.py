@@ -113,38 +113,38 @@ def comparison_table(comparison: Comparison, against: Against) -> Table:
 
 
 def study_table(study: Study, baseline: str | None = None) -> Table:
-    """Averages beside cost, an arm in a row, and how many times cheaper it was than the baseline.
+    """Averages beside cost, a variant in a row, and how many times cheaper it was than the baseline.
 
     Args:
         study: what is shown.
-        baseline: an arm's name; the most costly tuned one where None.
+        baseline: a variant's name; the most costly tuned one where None.
 
     Raises:
-        UserError: no arm has this name.
+        UserError: no variant has this name.
     """
     table = Table(title="Score beside cost, per cent ± one standard error", title_justify="left", show_edge=False)
     table.pad_edge, table.collapse_padding = False, True  # its columns are many
-    table.add_column("arm", overflow="fold", min_width=13)
-    size, unit = flop_unit(max((arm.cost.flops for arm in study.arms if arm.cost), default=0.0))
+    table.add_column("variant", overflow="fold", min_width=13)
+    size, unit = flop_unit(max((variant.cost.flops for variant in study.variants if variant.cost), default=0.0))
     for heading in (*study.averages, "rows", "text tokens", "image tokens", "passes", unit, "seconds", "cheaper"):
         table.add_column(heading, justify="right")
     reference = study.baseline(baseline)
-    for arm in study.arms:
-        scores = [f"{100 * score.mean:.1f} ± {100 * score.stderr:.1f}" for score in arm.averages.values()]
+    for variant in study.variants:
+        scores = [f"{100 * score.mean:.1f} ± {100 * score.stderr:.1f}" for score in variant.averages.values()]
         costs: list[str] = []
-        if arm.tuned and arm.cost is not None:
-            tokens = arm.cost.tokens
-            counts = (arm.cost.samples, tokens.get("text", 0), tokens.get("image", 0), arm.cost.tower_passes)
+        if variant.tuned and variant.cost is not None:
+            tokens = variant.cost.tokens
+            counts = (variant.cost.samples, tokens.get("text", 0), tokens.get("image", 0), variant.cost.tower_passes)
             costs = [
                 *(f"{count:,.0f}" for count in counts),
-                f"{arm.cost.flops / size:,.1f}",
-                f"{arm.cost.seconds:,.0f}",
+                f"{variant.cost.flops / size:,.1f}",
+                f"{variant.cost.seconds:,.0f}",
             ]
-            times = None if reference is None else cheaper(arm, reference).at_equal_samples
+            times = None if reference is None else cheaper(variant, reference).at_equal_samples
             costs.append("" if times is None else f"{times:.2f} ×")
-        table.add_row(Text(visible(arm.name)), *scores, *costs)
+        table.add_row(Text(visible(variant.name)), *scores, *costs)
     if reference is not None:
-        table.caption = Text(f"cheaper: operations per row of {visible(reference.name)} over the arm's own")
+        table.caption = Text(f"cheaper: operations per row of {visible(reference.name)} over the variant's own")
     return table
 
 

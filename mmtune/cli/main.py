@@ -23,7 +23,10 @@ COMMANDS = {
     "compare": ("mmtune.cli.compare", "compare evaluations sample by sample: differences, intervals, what flipped"),
     "report": ("mmtune.cli.report", "one page about runs: scores beside cost, losses, settings, answers to search"),
     "plan": ("mmtune.cli.plan", "what a run will take, before it is begun: tokens, operations, memory, time"),
-    "reproduce": ("mmtune.cli.reproduce", "the paper's comparison in one command: cost beside score, arm by arm"),
+    "reproduce": (
+        "mmtune.cli.reproduce",
+        "the paper's comparison in one command: cost beside score, variant by variant",
+    ),
     "export": ("mmtune.cli.export", "write a trained model for transformers, peft and what builds on them"),
     "data": ("mmtune.cli.data", "show what training will see of your files"),
 }

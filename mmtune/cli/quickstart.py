@@ -10,10 +10,10 @@ from typing import Literal
 
 from rich.console import Console
 
-from mmtune.analysis.arms import read_arms
 from mmtune.analysis.records import PairedSample, TaskChange, paired_samples, read_results, task_changes
 from mmtune.analysis.report import write_report
 from mmtune.analysis.tables import change_table, cost_lines, example_table
+from mmtune.analysis.variants import read_variants
 from mmtune.cli.shared.flags import build_parser, parse
 from mmtune.common.errors import UserError
 from mmtune.common.files import claim_folder, is_blank, read_json, write_json
@@ -86,7 +86,7 @@ def _run(options: QuickstartOptions) -> int:
     _tune(run, steps)
     console.print("[bold]4/4[/] Scoring the model after tuning")
     _evaluate(str(run), run / "after", data, rows)
-    write_report(read_arms([run / "before", run / "after"]), run / "report.html", title="mmtune quickstart")
+    write_report(read_variants([run / "before", run / "after"]), run / "report.html", title="mmtune quickstart")
     _show(run)
     return 0
 

@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmtune.analysis.arms import read_arms
 from mmtune.analysis.report import SAMPLES_PER_TASK, write_report
+from mmtune.analysis.variants import read_variants
 from mmtune.cli.shared.flags import build_parser, parse
 from mmtune.common.errors import UserError
 from mmtune.common.text import visible
@@ -19,12 +19,12 @@ class ReportOptions:
 
     Attributes:
         runs: run directories with one evaluation inside, evaluations, or what `mmtune reproduce` wrote; LABEL=RUN names
-            one, and several of one label are seeds of one arm. Answers are compared with those of the first.
+            one, and several of one label are seeds of one variant. Answers are compared with those of the first.
         out: the page.
         plots: a folder for the pictures as SVG and PNG.
         tables: a folder for the tables as CSV and LaTeX.
         title: of the page.
-        baseline: the label of the arm that the others are cheaper than; the most costly tuned one without it.
+        baseline: the label of the variant that the others are cheaper than; the most costly tuned one without it.
         samples: at most so many answers of each set are on the page.
     """
 
@@ -51,12 +51,12 @@ def main(argv: list[str]) -> int:
     """
     parser = build_parser("report", ReportOptions, positional="runs", short={"out": "-o"})
     options = parse(parser, ReportOptions, argv)
-    arms = read_arms(options.runs)
-    title = options.title or " · ".join(arm.name for arm in arms)
+    variants = read_variants(options.runs)
+    title = options.title or " · ".join(variant.name for variant in variants)
     plots, tables = (None if folder is None else Path(folder) for folder in (options.plots, options.tables))
     try:
         warnings = write_report(
-            arms,
+            variants,
             Path(options.out),
             title=title,
             baseline=options.baseline,

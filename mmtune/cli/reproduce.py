@@ -19,27 +19,27 @@ from mmtune.common.errors import UserError
 from mmtune.common.files import write_json
 from mmtune.common.signals import run_chain
 from mmtune.common.text import visible
-from mmtune.experiments.reproduce.presets import ARMS, BASE, BASELINE, PRESETS, Preset
+from mmtune.experiments.reproduce.presets import BASE, BASELINE, PRESETS, VARIANTS, Preset
 from mmtune.experiments.reproduce.steps import Comparison, Step
 
 
 @dataclass
 class ReproduceOptions:
-    """Train the arms of the paper's comparison from one aligned model, evaluate them, join cost and scores.
+    """Train the variants of the paper's comparison from one aligned model, evaluate them, join cost and scores.
 
     What is done already is not done again: the same command goes on where it was stopped, and more seeds can be added.
 
     Attributes:
         preset: tiny (a real small model, on two CPU cores), llama2-7b or vicuna-7b (the recipe's, on GPUs).
-        out: the folder for all of it: base/, seed-S/ARM/, reproduce.json, report.html, plots/ and tables/.
-        budget: rows each arm is trained on; the preset's own where not given. Below that, the preset's alignment steps
-            and evaluation rows shrink in proportion.
-        seeds: how many times every arm is trained.
+        out: the folder for all of it: base/, seed-S/VARIANT/, reproduce.json, report.html, plots/ and tables/.
+        budget: rows each variant is trained on; the preset's own where not given. Below that, the preset's alignment
+            steps and evaluation rows shrink in proportion.
+        seeds: how many times every variant is trained.
         seed: the first of the seeds; the others follow it.
         data_root: the folder with hub/ (evaluation sets in place of the Hugging Face hub) and, for tiny, with text/ and
             visual/.
         base: an aligned model to begin with, in place of making one.
-        tune: the config of the arms, say llama2_7b_full; the preset's own where not given.
+        tune: the config of the variants, say llama2_7b_full; the preset's own where not given.
         limit: evaluation rows of each set, in place of the preset's.
         plan: show what it would take, and stop.
     """
@@ -130,21 +130,21 @@ def _scaled(preset: Preset, options: ReproduceOptions) -> Preset:
 
 
 def _plan_table(comparison: Comparison) -> Table:
-    """What training each arm once takes, as `mmtune plan` reckons."""
+    """What training each variant once takes, as `mmtune plan` reckons."""
     from mmtune.cli.plan import make_plan
 
     count = len(comparison.seeds)
     table = Table(
-        title=f"Training each arm once ({count} seed{'s' if count > 1 else ''} of each; the evaluation comes on top)",
+        title=f"Training each variant once ({count} seed{'s' if count > 1 else ''} of each; evaluation comes on top)",
         title_justify="left",
         show_edge=False,
     )
-    table.add_column("arm")
+    table.add_column("variant")
     for heading in ("rows", "steps", "text tokens", "image tokens", "TFLOP", "memory"):
         table.add_column(heading, justify="right")
     card = None
-    for arm in ARMS:
-        flags = comparison.tuning(comparison.seeds[0], arm)
+    for variant in VARIANTS:
+        flags = comparison.tuning(comparison.seeds[0], variant)
         if Path(comparison.base).exists() or comparison.given_base:
             flags += ["--model.base", comparison.base]
         else:  # the base is yet to be made: of the parts that its config names
@@ -157,7 +157,7 @@ def _plan_table(comparison: Comparison) -> Table:
         (work,), (estimate,) = plan.workloads, plan.estimates
         tokens = work.tokens()
         table.add_row(
-            arm,
+            variant,
             f"{work.rows:,}",
             f"{work.steps:,}",
             f"{tokens['text']:,}",
@@ -233,29 +233,29 @@ def _seen(comparison: Comparison) -> dict[str, str]:
     from mmtune.evaluation.contamination.check import read_set_checks
 
     runs = [] if comparison.given_base else [(BASE, comparison.out / BASE)]
-    runs += [(arm, run) for _, arm, run in comparison.runs()]
+    runs += [(variant, run) for _, variant, run in comparison.runs()]
     found: dict[str, str] = {}
-    for arm, run in runs:
+    for variant, run in runs:
         for task, check in read_set_checks(run).items():
             if check.verdict == "seen":
-                found.setdefault(task, f"{check.hit_rows} of its {check.rows} rows are in what {arm} learnt")
+                found.setdefault(task, f"{check.hit_rows} of its {check.rows} rows are in what {variant} learnt")
             elif check.verdict == "unchecked":
-                found.setdefault(task, f"not compared with what {arm} learnt: {check.reason}")
+                found.setdefault(task, f"not compared with what {variant} learnt: {check.reason}")
     return found
 
 
 def _show(comparison: Comparison) -> None:
     """Print cost beside score, and write the report."""
-    from mmtune.analysis.arms import read_arms
     from mmtune.analysis.report import write_report
     from mmtune.analysis.study import study
     from mmtune.analysis.tables import study_table
+    from mmtune.analysis.variants import read_variants
 
-    arms = read_arms([comparison.out])
+    variants = read_variants([comparison.out])
     report = comparison.out / "report.html"
-    _console().print(study_table(study(arms), BASELINE))
+    _console().print(study_table(study(variants), BASELINE))
     warnings = write_report(
-        arms,
+        variants,
         report,
         title=f"mmtune reproduce --preset {comparison.name}",
         baseline=BASELINE,

@@ -14,9 +14,9 @@ from evaluations import write_evaluation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmtune.analysis.arms import Arm, read_arms
 from mmtune.analysis.exports import csv_text, latex, write_tables
 from mmtune.analysis.study import study
+from mmtune.analysis.variants import Variant, read_variants
 from mmtune.common.text import visible
 
 Texts = st.text(st.characters(exclude_categories=[]), max_size=40)
@@ -54,8 +54,8 @@ def test_csv_reads_back(rows: list[list[str | float | int]]) -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_compiles(tmp_path: Path) -> None:
-    arms = read_arms([write_evaluation(tmp_path / "e", {"a_b & 5 % #$^~\\{}<>|\"'`[x] -- 'y'": [1, 0]})])
-    write_tables(study([Arm("\\input{x} [*]", arms[0].runs)]), tmp_path, None)
+    variants = read_variants([write_evaluation(tmp_path / "e", {"a_b & 5 % #$^~\\{}<>|\"'`[x] -- 'y'": [1, 0]})])
+    write_tables(study([Variant("\\input{x} [*]", variants[0].runs)]), tmp_path, None)
     body = r"\input{scores.tex}\input{costs.tex}"
     source = (
         rf"\documentclass{{article}}\usepackage[T1]{{fontenc}}\usepackage{{booktabs,textcomp}}\begin{{document}}{body}"

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from evaluations import Page, sample, write_evaluation, write_run
 
-from mmtune.analysis.arms import Arm, TrainedRun
 from mmtune.analysis.compare import compare
 from mmtune.analysis.pages import embedded_json, write_comparison_page
 from mmtune.analysis.report import write_report
+from mmtune.analysis.variants import TrainedRun, Variant
 
 EVIL = (
     "</script><script>alert(1)</script><!--<script> --!> ]]> \u2028\u2029 \"'><img src=x onerror=alert(1)>"
@@ -94,8 +94,8 @@ def test_pages_of_a_run_in_which_every_text_is_hostile(tmp_path: Path) -> None:
         write_evaluation(run / "eval", {name: [sample(0, number), sample(1, 1 - number)], f"see{name}": [1, 0]})
         spoil(run)
         runs.append(run)
-    arms = [Arm(f"{EVIL}{n}", [TrainedRun.read(run / "eval", run)]) for n, run in enumerate(runs)]
-    write_report(arms, tmp_path / "r.html", title=EVIL, tables=tmp_path / "tables")
+    variants = [Variant(f"{EVIL}{n}", [TrainedRun.read(run / "eval", run)]) for n, run in enumerate(runs)]
+    write_report(variants, tmp_path / "r.html", title=EVIL, tables=tmp_path / "tables")
     check(tmp_path / "r.html", data=1)
     write_comparison_page(compare([run / "eval" for run in runs]), tmp_path / "c.html")
     check(tmp_path / "c.html", data=0)

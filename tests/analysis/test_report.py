@@ -16,8 +16,8 @@ from browser import needs_browser, visit
 from evaluations import HOSTILE, Page, sample, write_evaluation, write_run
 
 from mmtune.analysis import samples
-from mmtune.analysis.arms import Arm, TrainedRun, read_arms
 from mmtune.analysis.report import write_report
+from mmtune.analysis.variants import TrainedRun, Variant, read_variants
 from mmtune.cli.main import main
 
 EVIL = '</script><img src=x onerror="document.title=1">'.replace("/", "∕")  # a file's name cannot hold a slash
@@ -51,7 +51,7 @@ def pair(tmp_path: Path) -> list[Path]:
 
 def test_figures_of_page_and_tables_are_those_of_the_files(pair: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    warned = write_report(read_arms(pair), out / "r.html", title="t", plots=out / "plots", tables=out / "tables")
+    warned = write_report(read_variants(pair), out / "r.html", title="t", plots=out / "plots", tables=out / "tables")
     assert warned == []
     results = [json.loads((run / "eval" / "results.json").read_text())["tasks"] for run in pair]
     ledgers = [json.loads((run / "ledger.json").read_text()) for run in pair]
@@ -61,16 +61,16 @@ def test_figures_of_page_and_tables_are_those_of_the_files(pair: list[Path], tmp
         expected = [value for one in results for value in (one[task]["score"], one[task]["stderr"])]
         assert shown[4 * place : 4 * place + 4] == expected
     assert shown[16:20:2] == [(one["read"]["score"] + one["see"]["score"]) / 2 for one in results]
-    per_arm = [figures(page, "cost-table")[10 * i : 10 * i + 10] for i in (0, 1)]
-    for ledger, row in zip(ledgers, per_arm, strict=True):
+    per_variant = [figures(page, "cost-table")[10 * i : 10 * i + 10] for i in (0, 1)]
+    for ledger, row in zip(ledgers, per_variant, strict=True):
         tokens = ledger["tokens"]
         assert row[:6] == [ledger["samples"], *(tokens[k] for k in ("text", "supervised", "image", "pad")), 7]
         assert row[6:8] == [sum(ledger["flops"].values()), ledger["train_s"]]
-    assert per_arm[0][8:] == pytest.approx([3, 3])
+    assert per_variant[0][8:] == pytest.approx([3, 3])
     with (out / "tables" / "scores.csv").open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row["set"] != "average"]
-    for arm, one in zip(("text", "photos"), results, strict=True):
-        mine = {row["set"]: (float(row["score"]), float(row["stderr"])) for row in rows if row["arm"] == arm}
+    for variant, one in zip(("text", "photos"), results, strict=True):
+        mine = {row["set"]: (float(row["score"]), float(row["stderr"])) for row in rows if row["variant"] == variant}
         assert mine == {task: (value["score"], value["stderr"]) for task, value in one.items()}
     with (out / "tables" / "costs.csv").open(newline="") as stream:
         for row, ledger in zip(csv.DictReader(stream), ledgers, strict=True):
@@ -83,10 +83,10 @@ def test_figures_of_page_and_tables_are_those_of_the_files(pair: list[Path], tmp
 
 
 def test_samples_settings_and_versions(pair: list[Path], tmp_path: Path) -> None:
-    write_report(read_arms(pair), tmp_path / "r.html", title="t", samples=2)
+    write_report(read_variants(pair), tmp_path / "r.html", title="t", samples=2)
     page = Page(tmp_path / "r.html")
     data = embedded(page)
-    assert data["arms"] == ["text", "photos"]
+    assert data["variants"] == ["text", "photos"]
     assert data["rows"][1] == [0, "1", "Question 1?", "yes", -1, [["no", "", 0], ["no", "", 0]]]
     assert len(data["rows"]) == 4
     assert "read, 2 of 3; see, 2 of 3" in page.words
@@ -95,30 +95,30 @@ def test_samples_settings_and_versions(pair: list[Path], tmp_path: Path) -> None
     assert [one["class"] for one in page.of("picture")] == ["light", "dark"] * 4
 
 
-def test_seeds_of_one_arm(tmp_path: Path) -> None:
+def test_seeds_of_one_variant(tmp_path: Path) -> None:
     runs = [trained(tmp_path, f"s{i}", {"read": [1, i]}, seed_everything=i) for i in (0, 1)]
-    write_report(read_arms([f"arm={run}" for run in runs]), tmp_path / "r.html", title="t")
+    write_report(read_variants([f"variant={run}" for run in runs]), tmp_path / "r.html", title="t")
     page = Page(tmp_path / "r.html")
-    assert "arm (2 seeds)" in page.words
+    assert "variant (2 seeds)" in page.words
     assert "√(s²/n + mean e²)" in page.words
     assert figures(page, "score-table")[:2] == [0.75, pytest.approx((0.125 / 2 + 0.01**2) ** 0.5)]
 
 
 def test_without_ledger_metrics_vision_or_tasks_that_compare(tmp_path: Path) -> None:
     alone = write_evaluation(tmp_path / "alone", {"read": [1, 0]})
-    write_report(read_arms([alone]), tmp_path / "a.html", title="t", tables=tmp_path / "t", plots=tmp_path / "p")
+    write_report(read_variants([alone]), tmp_path / "a.html", title="t", tables=tmp_path / "t", plots=tmp_path / "p")
     page = Page(tmp_path / "a.html")
     assert "None of these has a ledger" in page.words
     assert [img["alt"] for img in page.of("img")] == ["Scores by set; the figures are in the tables"] * 2
     assert "vision" not in page.words
     run = trained(tmp_path, "run", {"read": [1, 0]})
     (run / "metrics.csv").unlink()
-    write_report(read_arms([alone, run]), tmp_path / "b.html", title="t")
+    write_report(read_variants([alone, run]), tmp_path / "b.html", title="t")
     page = Page(tmp_path / "b.html")
     assert "Training loss" not in page.words
     assert "no ledger: not trained here" in page.words
     other = write_evaluation(tmp_path / "other", {"read": [1]}, changes={"read": {"protocol": "mlan"}})
-    warned = write_report(read_arms([alone, other]), tmp_path / "c.html", title="t", tables=tmp_path / "t")
+    warned = write_report(read_variants([alone, other]), tmp_path / "c.html", title="t", tables=tmp_path / "t")
     assert "does not compare" in warned[0]
     assert warned[0] in Page(tmp_path / "c.html").words
     assert embedded(Page(tmp_path / "c.html"))["rows"][1][5] == [["no", "", 0], None]
@@ -134,14 +134,14 @@ def test_photos_as_the_evaluation_kept_them(tmp_path: Path, monkeypatch: pytest.
         archive.writestr(f"{names[1]}.jpg", b"<svg onload=alert(1)>")
         archive.writestr(f"{names[2]}.jpg", b"\xff\xd8\xff" + bytes(900))
     monkeypatch.setattr(samples, "PHOTO_BYTES", 100)
-    write_report(read_arms([folder]), tmp_path / "r.html", title="t")
+    write_report(read_variants([folder]), tmp_path / "r.html", title="t")
     page = Page(tmp_path / "r.html")
     data = embedded(page)
     assert [base64.b64decode(photo) for photo in data["photos"]] == [b"\xff\xd8\xff" + bytes(20)]
     assert [row[4] for row in data["rows"]] == [0, -1, -1, -1]
     assert "1 of 3 photos are in this page" in page.words
     (folder / "thumbnails" / "see.zip").write_bytes(b"damaged")
-    write_report(read_arms([folder]), tmp_path / "r.html", title="t")
+    write_report(read_variants([folder]), tmp_path / "r.html", title="t")
     assert embedded(Page(tmp_path / "r.html"))["photos"] == []
 
 
@@ -157,8 +157,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ledger["versions"] = {HOSTILE: HOSTILE}
         (run / "ledger.json").write_text(json.dumps(ledger))
         runs.append(TrainedRun.read(run / "eval", run))
-    arms = [Arm("<b>\u202e$\\frac", [runs[0]], (HOSTILE,), {"see $x_1$": HOSTILE}), Arm(EVIL, [runs[1]])]
-    write_report(arms, tmp_path / "r.html", title=HOSTILE, plots=tmp_path / "plots", tables=tmp_path / "tables")
+    variants = [Variant("<b>\u202e$\\frac", [runs[0]], (HOSTILE,), {"see $x_1$": HOSTILE}), Variant(EVIL, [runs[1]])]
+    write_report(variants, tmp_path / "r.html", title=HOSTILE, plots=tmp_path / "plots", tables=tmp_path / "tables")
     return tmp_path / "r.html"
 
 
@@ -213,7 +213,7 @@ def test_a_browser_copes_with_many_samples_and_shows_photos(tmp_path: Path) -> N
     (first / "thumbnails").mkdir()
     with zipfile.ZipFile(first / "thumbnails" / "see.zip", "w") as archive:
         archive.writestr(f"{'a' * 64}.jpg", stream.getvalue())
-    write_report(read_arms([first, second]), tmp_path / "r.html", title="t", samples=20_000)
+    write_report(read_variants([first, second]), tmp_path / "r.html", title="t", samples=20_000)
     dom, console = visit(tmp_path / "r.html", tmp_path / "p1", "#show=up")
     assert not console
     assert "10,000 of 20,000 samples, 30 shown" in dom
@@ -238,7 +238,7 @@ def test_the_command(pair: list[Path], tmp_path: Path, capsys: pytest.CaptureFix
         (["{run}", "--samples", "-1"], "--samples -1"),
         (["{run}", "-o", "{run}"], "is a folder"),
         (["{run}", "-o", "{run}/ledger.json/r.html"], "cannot be written"),
-        (["{run}", "--baseline", "x"], "--baseline x: no such arm"),
+        (["{run}", "--baseline", "x"], "--baseline x: no such variant"),
         (["{run}", "--plot", "x"], "mmtune report --help"),
     ],
 )

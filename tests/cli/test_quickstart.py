@@ -20,7 +20,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("mmtune.models.language.load_tokenizer", lambda _: None)
     for name in ("_evaluate", "_tune"):
         monkeypatch.setattr(quickstart, name, lambda *_: None)
-    for name in ("write_report", "read_arms", "_show"):
+    for name in ("write_report", "read_variants", "_show"):
         monkeypatch.setattr(quickstart, name, lambda *_, **__: None)
 
     def called(data: Path) -> int:

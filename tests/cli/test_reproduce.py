@@ -1,4 +1,4 @@
-"""`mmtune reproduce`: the arms, what they share, going on, and what is not called unseen."""
+"""`mmtune reproduce`: the variants, what they share, going on, and what is not called unseen."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmtune.analysis.arms import read_arms
 from mmtune.analysis.study import study
+from mmtune.analysis.variants import read_variants
 from mmtune.cli import reproduce
 from mmtune.cli.main import main
 from mmtune.common.errors import UserError
 from mmtune.evaluation.contamination.check import read_set_checks
 from mmtune.experiments.reproduce.data import NUMBERS, object_questions
-from mmtune.experiments.reproduce.presets import ARMS, PRESETS, Preset
+from mmtune.experiments.reproduce.presets import PRESETS, VARIANTS, Preset
 
 THINGS = ("dog", "cup", "tie", "bus", "bed", "kite")
 STORY = "once upon a time a fox and an owl went down to the river to fish for eels"
@@ -188,14 +188,14 @@ def test_the_whole_way(
     assert run() == 0
     out, said = tmp_path / "out", capsys.readouterr()
     record = read(out / "reproduce.json")
-    assert [arm["name"] for arm in record["arms"]] == ["base", *ARMS]
-    for arm, fraction in ARMS.items():
-        folder = out / "seed-42" / arm
+    assert [variant["name"] for variant in record["variants"]] == ["base", *VARIANTS]
+    for variant, fraction in VARIANTS.items():
+        folder = out / "seed-42" / variant
         ledger, sources = read(folder / "ledger.json"), read(folder / "data.json")["sources"].values()
         assert ledger["samples"] == 16
         assert sum(source["text"] for source in sources) == round(16 * fraction)
-        assert (ledger["tokens"]["image"] == 0) == (arm == "language-only")
-        if arm == "language-only":
+        assert (ledger["tokens"]["image"] == 0) == (variant == "language-only")
+        if variant == "language-only":
             assert ledger["tower_passes"] == 0
         assert read(folder / "eval" / "results.json")["tasks"].keys() == TASKS.keys()
 
@@ -206,24 +206,24 @@ def test_the_whole_way(
     assert {found["verdict"] for sets in drawn for found in sets.values()} == {"unseen"}
     assert record["seen"] == {}
 
-    found = study(read_arms([out]))
-    assert [arm.name for arm in found.arms] == ["base", *ARMS]
-    for arm in found.arms[1:]:
-        assert arm.cost is not None
-        assert arm.cost.flops == sum(read(out / "seed-42" / arm.name / "ledger.json")["flops"].values())
+    found = study(read_variants([out]))
+    assert [variant.name for variant in found.variants] == ["base", *VARIANTS]
+    for variant in found.variants[1:]:
+        assert variant.cost is not None
+        assert variant.cost.flops == sum(read(out / "seed-42" / variant.name / "ledger.json")["flops"].values())
     assert found.averaged == ["tales", "sights"]
     assert "visual-only" in said.out
     assert (out / "report.html").is_file()
 
-    # again: nothing is computed; with another seed: only its arms are
+    # again: nothing is computed; with another seed: only its variants are
     started: list[list[str]] = []
     monkeypatch.setattr(reproduce, "_run_process", lambda command: started.append(command) or main(command[3:]))
     assert run() == 0
     assert started == []
     assert run("--seed", "43") == 0
-    assert len(started) == 2 * len(ARMS)
+    assert len(started) == 2 * len(VARIANTS)
     assert read(out / "reproduce.json")["seeds"] == [42, 43]
-    assert {arm.averages["overall"].seeds for arm in study(read_arms([out])).arms} == {1, 2}
+    assert {variant.averages["overall"].seeds for variant in study(read_variants([out])).variants} == {1, 2}
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def test_a_set_that_was_not_compared_is_not_called_unseen(run: Reproduce, gone_o
         "tales": "not compared with what 50-50 learnt: its rows could not be read",
         "sights": "3 of its 4 rows are in what 50-50 learnt",
     }
-    assert study(read_arms([out])).averaged == []
+    assert study(read_variants([out])).averaged == []
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_damaged_record_of_contamination_is_named(tmp_path: Path, damage: Any,
 def test_a_step_that_fails_ends_it_and_the_rest_is_done_later(gone_on: GoneOn) -> None:
     assert gone_on.statuses == [143, 0]
     assert "the same command goes on from here" in gone_on.errors[0]
-    assert gone_on.steps == ["fit", "eval", "fit", *["fit", "eval"] * len(ARMS)]
+    assert gone_on.steps == ["fit", "eval", "fit", *["fit", "eval"] * len(VARIANTS)]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_the_commands_of_a_preset_parse(name: str, tmp_path: Path, monkeypatch: 
     comparison = reproduce.Comparison(name, PRESETS[name], tmp_path, [42], "data", None)
     for step in comparison.steps():
         check(step.arguments)
-    assert [step.arguments[0] for step in comparison.steps()] == ["fit", "eval"] * (len(ARMS) + 1)
+    assert [step.arguments[0] for step in comparison.steps()] == ["fit", "eval"] * (len(VARIANTS) + 1)
 
 
 def test_a_smaller_budget_shrinks_everything() -> None:

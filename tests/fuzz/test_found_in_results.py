@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from command_lines import check, parse_training
 
-from mmtune.analysis.arms import TrainedRun
 from mmtune.analysis.compare import compare
 from mmtune.analysis.records import read_answers, read_metrics
+from mmtune.analysis.variants import TrainedRun
 from mmtune.common.errors import UserError
 from mmtune.data.mixture import Mixture
 from mmtune.data.sources.readers import read_conversations

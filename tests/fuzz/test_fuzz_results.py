@@ -18,12 +18,12 @@ from fuzz_cases import Cases, numbered
 from mutations import altered, damaged, written
 from PIL import Image
 
-from mmtune.analysis.arms import read_arms
 from mmtune.analysis.compare import compare
 from mmtune.analysis.exports import write_tables
 from mmtune.analysis.report import write_report
 from mmtune.analysis.samples import collect
 from mmtune.analysis.study import study
+from mmtune.analysis.variants import read_variants
 from mmtune.evaluation.run.database import Database
 from mmtune.evaluation.run.load_model import COSTS
 from mmtune.evaluation.run.requests import Answer
@@ -56,7 +56,7 @@ LEDGER = {"wall_s": 5.5, "train_s": 4.25, "steps": 2, "samples": 100, "tower_pas
           "peak_memory_bytes": {"host": 2**30, "device": None}, "versions": {"torch": "2.0"}}  # fmt: skip
 CONFIG = {"seed_everything": 42, "out": "runs/a", "model": {"stage": "tune", "base": None, "lora": {"r": 4}},
           "data": {"train": {"text": ["rows.jsonl"], "seed": 1}}, "trainer": {"max_epochs": 1}}  # fmt: skip
-PLAN = {"arms": [{"name": "text", "runs": [{"run": "a", "evaluation": "a/eval", "seed": 1}]},
+PLAN = {"variants": [{"name": "text", "runs": [{"run": "a", "evaluation": "a/eval", "seed": 1}]},
                  {"name": "both", "runs": [{"run": "b", "evaluation": "b/eval", "seed": 2}]}],
         "seen": {"see": "its photos were aligned on"}}  # fmt: skip
 
@@ -158,11 +158,13 @@ def test_the_command_that_compares(numbers: range, cases: Cases, runs: Damaged, 
 def test_reading_runs_for_a_report(numbers: range, cases: Cases, runs: Damaged, tmp_path: Path) -> None:
     def act(case: str, file: Path) -> None:
         def reported() -> None:
-            arms = read_arms([runs.folder] if file.name == "reproduce.json" else [runs.folder / "a", runs.folder / "b"])
-            for arm in arms:
-                for run in arm.runs:
+            variants = read_variants(
+                [runs.folder] if file.name == "reproduce.json" else [runs.folder / "a", runs.folder / "b"]
+            )
+            for variant in variants:
+                for run in variant.runs:
                     assert all(isinstance(step, int) for step, _ in run.losses)
-            found = study(arms)
+            found = study(variants)
             collect(found, 10)
             write_tables(found, tmp_path / "tables", found.baseline())
 
@@ -175,8 +177,10 @@ def test_reading_runs_for_a_report(numbers: range, cases: Cases, runs: Damaged, 
 def test_reports(numbers: range, cases: Cases, runs: Damaged, tmp_path: Path) -> None:
     def act(case: str, file: Path) -> None:
         def reported() -> None:
-            arms = read_arms([runs.folder] if file.name == "reproduce.json" else [runs.folder / "a", runs.folder / "b"])
-            write_report(arms, tmp_path / "report.html", title="t")
+            variants = read_variants(
+                [runs.folder] if file.name == "reproduce.json" else [runs.folder / "a", runs.folder / "b"]
+            )
+            write_report(variants, tmp_path / "report.html", title="t")
 
         cases.run(case, reported, names=[file.name, "task in common", "finished", "given twice"])
 

@@ -62,7 +62,7 @@ function card(i) {
   question.append(scroll);
   const answered = element("dl");
   answered.append(element("dt", "right answer"), element("dd", target, "text"));
-  for (const arm of new Set([a, b])) answered.append(...answer(data.arms[arm], answers[arm]));
+  for (const variant of new Set([a, b])) answered.append(...answer(data.variants[variant], answers[variant]));
   box.append(head, question, answered);
   return box;
 }
@@ -95,8 +95,8 @@ function fromAddress() {
   const said = new URLSearchParams(location.hash.slice(1));
   for (const name of ["search", "task", "a", "b", "show"]) {
     if (!said.has(name)) continue;
-    const value = said.get(name), task = data.tasks.findIndex(one => one[0] === value), arm = data.arms.indexOf(value);
-    form[name].value = name === "task" && task >= 0 ? task : "ab".includes(name) && arm >= 0 ? arm : value;
+    const value = said.get(name), task = data.tasks.findIndex(one => one[0] === value), variant = data.variants.indexOf(value);
+    form[name].value = name === "task" && task >= 0 ? task : "ab".includes(name) && variant >= 0 ? variant : value;
   }
   for (const select of form.querySelectorAll("select")) if (select.selectedIndex < 0) select.selectedIndex = 0;
 }
@@ -105,16 +105,16 @@ function toAddress() {
   const said = new URLSearchParams();
   if (form.search.value) said.set("search", form.search.value);
   if (form.task.value) said.set("task", data.tasks[+form.task.value][0]);
-  if (data.arms.length > 1) for (const name of ["a", "b"]) said.set(name, data.arms[+form[name].value]);
+  if (data.variants.length > 1) for (const name of ["a", "b"]) said.set(name, data.variants[+form[name].value]);
   if (form.show.value) said.set("show", form.show.value);
   history.replaceState(null, "", "#" + said);
 }
 
 let waiting;
 choices(form.task, data.tasks.map(task => task[0]));
-for (const select of [form.a, form.b]) { choices(select, data.arms); select.hidden = data.arms.length < 2; }
-form.b.value = data.arms.length - 1;
-form.show.hidden = data.arms.length < 2;
+for (const select of [form.a, form.b]) { choices(select, data.variants); select.hidden = data.variants.length < 2; }
+form.b.value = data.variants.length - 1;
+form.show.hidden = data.variants.length < 2;
 fromAddress();
 form.hidden = false;
 form.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => { filter(); toAddress(); }, 120); });

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 BASE = "base"
 # the share of rows without a photo (arXiv 2411.10557, section 4: MLAN, MLAN_v for Llama 2 and for Vicuna, the baseline)
-ARMS = {"language-only": 1.0, "88-12": 0.88, "50-50": 0.5, "visual-only": 0.0}
+VARIANTS = {"language-only": 1.0, "88-12": 0.88, "50-50": 0.5, "visual-only": 0.0}
 BASELINE = "visual-only"  # what the others are cheaper than, or not
 
 
@@ -16,13 +16,13 @@ class Preset:
 
     Attributes:
         align: the config that makes the base model.
-        tune: the config of every arm.
+        tune: the config of every variant.
         captions: files that the base is aligned on; none where its config names them.
         text: files of rows without photos.
         visual: files of rows with photos.
         objects: a file of photos and what is to be seen in them; questions made of it are visual rows too.
         image_root: the folder of the photos.
-        samples: rows each arm is trained on.
+        samples: rows each variant is trained on.
         align_steps: steps of the alignment; None takes what its config says.
         suite: what is asked.
         limit: rows of each set; None for all.

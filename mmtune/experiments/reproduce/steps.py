@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mmtune.analysis.planned_runs import RECORD, Plan, PlannedArm, PlannedRun, read_plan
+from mmtune.analysis.planned_runs import RECORD, Plan, PlannedRun, PlannedVariant, read_plan
 from mmtune.analysis.records import read_results
 from mmtune.common.errors import UserError
 from mmtune.common.files import check_links, hold_folder, is_blank, write_json
 from mmtune.evaluation.tasks.suite import load_suite
 from mmtune.experiments.recorded_inputs import changed, inputs_of
 from mmtune.experiments.reproduce.data import object_questions
-from mmtune.experiments.reproduce.presets import ARMS, BASE, Preset
+from mmtune.experiments.reproduce.presets import BASE, VARIANTS, Preset
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Comparison:
         name: the preset's.
         preset: at the size that was asked for.
         out: the folder for all of it.
-        seeds: every arm is trained with each.
+        seeds: every variant is trained with each.
         data_root: where data lies, or None.
         given_base: an aligned model to begin with, or None to make one.
     """
@@ -95,9 +95,14 @@ class Comparison:
         Args:
             seen: sets that are not unseen, and why.
         """
-        arms = {BASE: [(None, BASE)]} | {arm: [(seed, f"seed-{seed}/{arm}") for seed in self.seeds] for arm in ARMS}
-        made = [PlannedArm(name, [self._entry(seed, folder) for seed, folder in runs]) for name, runs in arms.items()]
-        plan = Plan(settings=self._settings(), inputs=self._inputs, seeds=self.seeds, arms=made, seen=seen)
+        variants = {BASE: [(None, BASE)]} | {
+            variant: [(seed, f"seed-{seed}/{variant}") for seed in self.seeds] for variant in VARIANTS
+        }
+        made = [
+            PlannedVariant(name, [self._entry(seed, folder) for seed, folder in runs])
+            for name, runs in variants.items()
+        ]
+        plan = Plan(settings=self._settings(), inputs=self._inputs, seeds=self.seeds, variants=made, seen=seen)
         write_json(self.out / RECORD, asdict(plan))
 
     @property
@@ -107,7 +112,7 @@ class Comparison:
 
     @property
     def base(self) -> str:
-        """The aligned model that every arm begins with."""
+        """The aligned model that every variant begins with."""
         return self.given_base or str(self.out / BASE)
 
     @property
@@ -116,13 +121,13 @@ class Comparison:
         return self._in_root(self.preset.image_root)
 
     def runs(self) -> Iterator[tuple[int, str, Path]]:
-        """Seed, arm and run directory of everything that is trained from the base."""
+        """Seed, variant and run directory of everything that is trained from the base."""
         for seed in self.seeds:
-            for arm in ARMS:
-                yield seed, arm, self.out / f"seed-{seed}" / arm
+            for variant in VARIANTS:
+                yield seed, variant, self.out / f"seed-{seed}" / variant
 
     def sources(self) -> list[str]:
-        """The files that arms are trained on, and those of the base where the preset names them."""
+        """The files that variants are trained on, and those of the base where the preset names them."""
         found = self._paths([*self.preset.captions, *self.preset.text, *self.preset.visual])
         return [*dict.fromkeys(found), *self._made()]
 
@@ -132,10 +137,10 @@ class Comparison:
         if self.given_base is None:
             steps.append(self._training("the base model: alignment", self.out / BASE, self.alignment()))
         steps.append(self._evaluation("the base model", self.base, self.out / BASE / "eval"))
-        for seed, arm, run in self.runs():
-            flags = [*self.tuning(seed, arm), "--model.base", self.base]
-            steps.append(self._training(f"seed {seed}, {arm}: training", run, flags))
-            steps.append(self._evaluation(f"seed {seed}, {arm}", str(run), run / "eval"))
+        for seed, variant, run in self.runs():
+            flags = [*self.tuning(seed, variant), "--model.base", self.base]
+            steps.append(self._training(f"seed {seed}, {variant}: training", run, flags))
+            steps.append(self._evaluation(f"seed {seed}, {variant}", str(run), run / "eval"))
         return steps
 
     def alignment(self) -> list[str]:
@@ -148,9 +153,9 @@ class Comparison:
             flags += ["--trainer.max_steps", str(preset.align_steps)]
         return flags
 
-    def tuning(self, seed: int, arm: str) -> list[str]:
-        """The flags of `fit` that make an arm, but for `--out` and the base model."""
-        preset, fraction = self.preset, ARMS[arm]
+    def tuning(self, seed: int, variant: str) -> list[str]:
+        """The flags of `fit` that make a variant, but for `--out` and the base model."""
+        preset, fraction = self.preset, VARIANTS[variant]
         text = self._paths(preset.text) if fraction > 0 else []
         visual = [*self._paths(preset.visual), *self._made()] if fraction < 1 else []
         values = {

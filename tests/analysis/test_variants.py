@@ -1,4 +1,4 @@
-"""What a RUN is: which evaluation, whose ledger, which arm."""
+"""What a RUN is: which evaluation, whose ledger, which variant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from evaluations import write_evaluation, write_run
 
-from mmtune.analysis.arms import Arm, read_arms
+from mmtune.analysis.variants import Variant, read_variants
 from mmtune.common.errors import UserError
 
 
@@ -21,31 +21,31 @@ def run_with(folder: Path, name: str = "eval", scores: tuple[float, ...] = (1, 0
 
 def refusal(*paths: str | Path) -> str:
     with pytest.raises(UserError) as caught:
-        read_arms(paths)
+        read_variants(paths)
     return str(caught.value)
 
 
-def only(arms: list[Arm]) -> Arm:
-    (arm,) = arms
-    return arm
+def only(variants: list[Variant]) -> Variant:
+    (variant,) = variants
+    return variant
 
 
 def test_a_run_with_its_evaluation_inside_and_the_evaluation_in_a_run(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", seed_everything=3, model__stage="tune")
     for path, name in ((run, "run"), (run / "eval", "eval")):
-        arm = only(read_arms([path]))
-        assert arm.name == name
-        assert (arm.runs[0].run, arm.runs[0].seed) == (run, 3)
-        assert arm.runs[0].ledger == json.loads((run / "ledger.json").read_text())
-        assert arm.runs[0].config["model.stage"] == "tune"
-        assert arm.runs[0].losses == [(0, 3.0), (1, 2.9), (2, 2.8)]
+        variant = only(read_variants([path]))
+        assert variant.name == name
+        assert (variant.runs[0].run, variant.runs[0].seed) == (run, 3)
+        assert variant.runs[0].ledger == json.loads((run / "ledger.json").read_text())
+        assert variant.runs[0].config["model.stage"] == "tune"
+        assert variant.runs[0].losses == [(0, 3.0), (1, 2.9), (2, 2.8)]
 
 
 def test_what_was_scored_before_training_is_not_the_runs_own(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", "after")
     write_evaluation(run / "before", {"read": [0]}, model="org/base")
-    arms = read_arms([run / "before", run / "after"])
-    assert [arm.runs[0].run for arm in arms] == [None, run]
+    variants = read_variants([run / "before", run / "after"])
+    assert [variant.runs[0].run for variant in variants] == [None, run]
     assert "holds several evaluations" in refusal(run)
 
 
@@ -53,19 +53,19 @@ def test_a_moved_run_and_an_evaluation_elsewhere_find_the_ledger(tmp_path: Path)
     run = run_with(tmp_path / "old")
     write_evaluation(tmp_path / "scores", {"read": [1]}, model=f"{run}/model")
     write_evaluation(tmp_path / "direct", {"read": [1]}, model=str(run))
-    assert only(read_arms([tmp_path / "direct"])).runs[0].run == run
+    assert only(read_variants([tmp_path / "direct"])).runs[0].run == run
     run.rename(tmp_path / "new")
-    assert only(read_arms([tmp_path / "new"])).runs[0].run == tmp_path / "new"
-    assert only(read_arms([tmp_path / "scores"])).runs[0].run is None
+    assert only(read_variants([tmp_path / "new"])).runs[0].run == tmp_path / "new"
+    assert only(read_variants([tmp_path / "scores"])).runs[0].run is None
 
 
 def test_labels_and_seeds(tmp_path: Path) -> None:
     one, two = (run_with(tmp_path / f"s{seed}" / "text", seed_everything=seed) for seed in (0, 1))
-    arms = read_arms([f"text only={one}", f"text only={two}"])
-    assert [(arm.name, [run.seed for run in arm.runs]) for arm in arms] == [("text only", [0, 1])]
-    assert [arm.name for arm in read_arms([one, two])] == [str(one), str(two)]
+    variants = read_variants([f"text only={one}", f"text only={two}"])
+    assert [(variant.name, [run.seed for run in variant.runs]) for variant in variants] == [("text only", [0, 1])]
+    assert [variant.name for variant in read_variants([one, two])] == [str(one), str(two)]
     odd = run_with(tmp_path / "a=b")
-    assert only(read_arms([odd])).name == "a=b"
+    assert only(read_variants([odd])).name == "a=b"
 
 
 def test_what_reproduce_left(tmp_path: Path) -> None:
@@ -74,11 +74,11 @@ def test_what_reproduce_left(tmp_path: Path) -> None:
     for seed in (0, 1):
         run_with(tmp_path / f"seed-{seed}/text", seed_everything=7)
     write_run(tmp_path / "seed-2/text")
-    arms = [{"name": "base", "runs": [{"seed": None, "run": "align", "evaluation": "base/eval"}]}]
+    variants = [{"name": "base", "runs": [{"seed": None, "run": "align", "evaluation": "base/eval"}]}]
     runs = [{"seed": s, "run": f"seed-{s}/text", "evaluation": f"seed-{s}/text/eval"} for s in range(4)]
-    arms.append({"name": "text", "runs": runs})
-    (tmp_path / "reproduce.json").write_text(json.dumps({"arms": arms, "seen": {"read": "12 rows"}}))
-    base, text = read_arms([tmp_path])
+    variants.append({"name": "text", "runs": runs})
+    (tmp_path / "reproduce.json").write_text(json.dumps({"variants": variants, "seen": {"read": "12 rows"}}))
+    base, text = read_variants([tmp_path])
     assert base.runs[0].run == tmp_path / "align"
     assert base.runs[0].aligned_only
     assert [run.seed for run in text.runs] == [0, 1]
@@ -90,15 +90,15 @@ def test_what_reproduce_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ({}, "key 'arms' is missing; it was not written by mmtune reproduce"),
+        ({}, "key 'variants' is missing; it was not written by mmtune reproduce"),
         ([], "must be a mapping"),
-        ({"arms": [{"name": "x"}]}, "arms: entry 1: key 'runs' is missing"),
+        ({"variants": [{"name": "x"}]}, "variants: entry 1: key 'runs' is missing"),
         (
-            {"arms": [{"name": "x", "runs": [{"seed": "a", "run": None, "evaluation": "e"}]}]},
+            {"variants": [{"name": "x", "runs": [{"seed": "a", "run": None, "evaluation": "e"}]}]},
             "runs: entry 1: seed: must",
         ),
-        ({"arms": 3}, "arms: must be a list, not 3"),
-        ({"arms": []}, "no run of it is finished yet"),
+        ({"variants": 3}, "variants: must be a list, not 3"),
+        ({"variants": []}, "no run of it is finished yet"),
     ],
 )
 def test_a_plan_that_is_none(tmp_path: Path, plan: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What is compared in a report: arms, each a model trained in one way, once or with several seeds."""
+"""What is compared in a report: variants, each a model trained in one way, once or with several seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.analysis.compare import find_evaluation
-from mmtune.analysis.planned_runs import RECORD, PlannedArm, read_plan
+from mmtune.analysis.planned_runs import RECORD, PlannedVariant, read_plan
 from mmtune.analysis.records import read_metrics, read_results
 from mmtune.analysis.runs import read_config, read_ledger, run_of
 from mmtune.common.errors import UserError
@@ -62,7 +62,7 @@ class TrainedRun:
 
     @property
     def aligned_only(self) -> bool:
-        """Whether the run only aligned the projector: what the tuned arms begin with, not one of them."""
+        """Whether the run only aligned the projector: what the tuned variants begin with, not one of them."""
         return self.config.get("model.stage") == "align"
 
     @functools.cached_property
@@ -73,14 +73,14 @@ class TrainedRun:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """Runs that differ in their seed alone.
 
     Attributes:
         name: as the report calls it.
         runs: what is finished.
         unfinished: runs that are planned and not finished, each by its folder.
-        seen: tasks that are not unseen, and why: their rows or photos are in what the arms were trained on.
+        seen: tasks that are not unseen, and why: their rows or photos are in what the variants were trained on.
     """
 
     name: str
@@ -89,12 +89,12 @@ class Arm:
     seen: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_arms(paths: Sequence[str | Path]) -> list[Arm]:
-    """The arms that paths stand for.
+def read_variants(paths: Sequence[str | Path]) -> list[Variant]:
+    """The variants that paths stand for.
 
     A path is a run directory with one evaluation in it or below it, an evaluation's folder, or a folder with
-    `reproduce.json`, which expands to its arms. `LABEL=PATH` names the arm; paths of one label are seeds of one arm.
-    Without a label an arm is called as its folder, or by the whole path where two folders have one name.
+    `reproduce.json`, which expands to its variants. `LABEL=PATH` names the variant; paths of one label are its
+    seeds. Without a label a variant is called as its folder, or by the whole path where two folders have one name.
 
     Raises:
         UserError: a path holds no evaluation, or several; a file is missing or damaged; a path is given twice.
@@ -103,19 +103,21 @@ def read_arms(paths: Sequence[str | Path]) -> list[Arm]:
         raise UserError("give one run or more: folders that mmtune fit or mmtune eval wrote")
     given = [_labelled(str(path)) for path in paths]
     names = [path.name or str(path) for label, path in given if label is None]
-    arms: dict[str, Arm] = {}
+    variants: dict[str, Variant] = {}
     known: dict[Path, str] = {}
     for label, path in given:
         name = label or (str(path) if names.count(path.name) > 1 else path.name or str(path))
-        found = _planned(path, label) if (path / RECORD).is_file() else [Arm(name, [_read_run(path)])]
-        for arm in found:
-            for run in arm.runs:
+        found = _planned(path, label) if (path / RECORD).is_file() else [Variant(name, [_read_run(path)])]
+        for variant in found:
+            for run in variant.runs:
                 place = run.evaluation.resolve()
                 if place in known:
-                    raise UserError(f"{path}: {run.evaluation} is given twice, in {known[place]!r} and {arm.name!r}")
-                known[place] = arm.name
-            arms[arm.name] = _joined(arms[arm.name], arm) if arm.name in arms else arm
-    return list(arms.values())
+                    raise UserError(
+                        f"{path}: {run.evaluation} is given twice, in {known[place]!r} and {variant.name!r}"
+                    )
+                known[place] = variant.name
+            variants[variant.name] = _joined(variants[variant.name], variant) if variant.name in variants else variant
+    return list(variants.values())
 
 
 def _labelled(text: str) -> tuple[str | None, Path]:
@@ -132,30 +134,30 @@ def _read_run(path: Path) -> TrainedRun:
     return TrainedRun.read(find_evaluation(path))
 
 
-def _planned(folder: Path, label: str | None) -> list[Arm]:
-    """The arms of a folder with `reproduce.json`."""
+def _planned(folder: Path, label: str | None) -> list[Variant]:
+    """The variants of a folder with `reproduce.json`."""
     file = folder / RECORD
     if label is not None:
-        raise UserError(f"{label}={folder}: {file} names its arms itself; give {folder} without a label")
+        raise UserError(f"{label}={folder}: {file} names its variants itself; give {folder} without a label")
     plan = read_plan(folder)
-    arms = [_planned_arm(folder, arm, plan.seen) for arm in plan.arms]
-    if not any(arm.runs for arm in arms):
+    variants = [_planned_variant(folder, variant, plan.seen) for variant in plan.variants]
+    if not any(variant.runs for variant in variants):
         raise UserError(f"{file}: no run of it is finished yet; go on with mmtune reproduce --out {folder}")
-    return arms
+    return variants
 
 
-def _planned_arm(folder: Path, arm: PlannedArm, seen: Mapping[str, str]) -> Arm:
+def _planned_variant(folder: Path, variant: PlannedVariant, seen: Mapping[str, str]) -> Variant:
     runs, unfinished = [], []
-    for one in arm.runs:
+    for one in variant.runs:
         evaluation = folder / one.evaluation
         run = None if one.run is None else folder / one.run
         if (evaluation / "results.json").is_file() and (run is None or (run / "ledger.json").is_file()):
             runs.append(TrainedRun.read(evaluation, run, one.seed))
         else:
             unfinished.append(one.run or one.evaluation)
-    return Arm(arm.name, runs, tuple(unfinished), seen)
+    return Variant(variant.name, runs, tuple(unfinished), seen)
 
 
-def _joined(one: Arm, other: Arm) -> Arm:
+def _joined(one: Variant, other: Variant) -> Variant:
     runs, unfinished = one.runs + other.runs, one.unfinished + other.unfinished
-    return Arm(one.name, runs, unfinished, {**one.seen, **other.seen})
+    return Variant(one.name, runs, unfinished, {**one.seen, **other.seen})
