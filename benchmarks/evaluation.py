@@ -192,7 +192,7 @@ def one_by_one(data_root: Path, name: str, rows: str) -> dict[str, Any]:
     before, start = matrix_product_peak(), time.perf_counter()
     predictions = []
     for question in questions:
-        encoder, prompt = PromptEncoder(model), prompt_of(task, question, [photo.open() for photo in question.photos])
+        encoder, prompt = PromptEncoder(model), prompt_of(task, question, [photo.open() for photo in question.images])
         with torch.inference_mode(), use_attention(language, model.own_attention):
             embeddings = encoder.embed(encoder.token_ids(prompt_text(model, prompt, 0), prompt.images))[None]
             said = language.generate(
@@ -224,8 +224,8 @@ def operations(model: Any, task: Any, questions: Sequence[Any], answering: str, 
     from mmtune.models.decoding.prefixes import prefix_tree
 
     encoder = PromptEncoder(model)
-    opened: dict[str, Any] = {photo.sha256: photo.open() for q in questions for photo in q.photos}
-    photos = [[opened[photo.sha256] for photo in q.photos] for q in questions]
+    opened: dict[str, Any] = {photo.sha256: photo.open() for q in questions for photo in q.images}
+    photos = [[opened[photo.sha256] for photo in q.images] for q in questions]
     texts = [
         prompt_text(model, prompt_of(task, question, seen), number)
         for number, (question, seen) in enumerate(zip(questions, photos, strict=True))

@@ -265,13 +265,13 @@ def _labels(example: Example) -> torch.Tensor:
 
 
 def _pixels(module: InstructionTuning, example: Example) -> torch.Tensor | None:
-    from mmtune.data.images import open_photo
+    from mmtune.data.images import load_image
 
     if not example.images:
         return None
     preprocess = module.inputs.preprocess
     assert preprocess is not None
-    return torch.stack([preprocess(open_photo(photo, example.where)) for photo in example.images])
+    return torch.stack([preprocess(load_image(photo, example.where)) for photo in example.images])
 
 
 def _embedded(model: Any, example: Example, pixels: torch.Tensor | None) -> torch.Tensor:

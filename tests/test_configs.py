@@ -183,7 +183,7 @@ def test_a_recipe_has_the_papers_settings(name: str, build: Any) -> None:
     assert data.bad_rows.policy == "skip"
     assert module.inputs.template.name == ("plain" if align else "vicuna_v1")
     assert module.spec.template == "vicuna_v1"
-    assert module.inputs.tokens_per_photo == 576
+    assert module.inputs.tokens_per_image == 576
     assert (module.spec.vision.tower, module.spec.vision.weights, module.spec.vision.blocks) == (
         "open_clip:ViT-L-14-336-quickgelu",
         "openai",

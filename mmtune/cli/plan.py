@@ -141,34 +141,34 @@ def _plan(cli: PlanCLI, *, compared: bool) -> Plan:
         )
         module.spec.language = known
     cli.notes += filter(None, [adapters_note(module.spec)])
-    per_photo = plan.tokens_per_photo(module)
+    per_image = plan.tokens_per_image(module)
     schedule, dtype = _schedule(cli.trainer_config), _computed_in(cli)
     if schedule.sharding is FSDP:
         cli.notes.append("fsdp divides a frozen base in full precision: fit takes it for LoRA, not for QLoRA or full.")
 
     def packed(name: str, chosen: list[plan.Row], passes: float | None = None) -> plan.Workload:
-        longest = max(row.text + row.photos * per_photo for row in chosen)
+        longest = max(row.text + row.images * per_image for row in chosen)
         if longest > data.max_length:
             cli.notes.append(f"{name}: rows of up to {longest} tokens; fit needs --data.max_length {longest} for them.")
         return plan.workload(
             name,
             chosen,
             schedule,
-            tokens_per_photo=per_photo,
+            tokens_per_image=per_image,
             budget=data.budget,
             pack_rows=data.pack_rows,
             seed=data.mixture.seed,
             passes=passes,
         )
 
-    kinds = {bool(row.photos) for row in rows}
+    kinds = {bool(row.images) for row in rows}
     asked = packed("as configured", rows)
     workloads = [asked] if len(kinds) == 2 or not compared else []
     for name, visual in COMPARED.items() if compared else ():
         # the same number of samples, also where the run ends after so many steps
         workloads.append(packed(name, plan.rows_of_kind(rows, visual=visual), asked.passes))
     if True not in kinds:
-        cli.notes.append(f"{VISUAL}: assumed, the same rows with a photo of {per_photo} tokens each.")
+        cli.notes.append(f"{VISUAL}: assumed, the same rows with a photo of {per_image} tokens each.")
     if False not in kinds:
         cli.notes.append(f"{LANGUAGE}: assumed, the same rows without their photos.")
     if module.spec.vision is None:
@@ -209,9 +209,9 @@ def _rows(cli: PlanCLI) -> list[plan.Row]:
         cli.notes.append("Tokens are the numbers given, the same for every row.")
         texts = round(options.rows * _share_of_text(data, module))
         text = plan.Row(options.text_tokens, options.answer_tokens)
-        visual = plan.Row(options.text_tokens, options.answer_tokens, photos=1)
+        visual = plan.Row(options.text_tokens, options.answer_tokens, images=1)
         return [text] * texts + [visual] * (options.rows - texts)
-    data.check_photos = False  # a plan needs no pixels
+    data.check_images = False  # a plan needs no pixels
     try:
         data.inputs = module.inputs
         data.setup("fit")
@@ -219,9 +219,9 @@ def _rows(cli: PlanCLI) -> list[plan.Row]:
         raise UserError(
             f"{error}; to plan without data or tokenizer, give --rows, --text_tokens and --answer_tokens (of each row)"
         ) from None
-    per_photo = data.inputs.tokens_per_photo
+    per_image = data.inputs.tokens_per_image
     return [
-        plan.Row(len(e) - len(e.images) * per_photo, int(e.supervised[1:].sum()), len(e.images))
+        plan.Row(len(e) - len(e.images) * per_image, int(e.supervised[1:].sum()), len(e.images))
         for e in data.train_dataloader().dataset.examples
     ]
 

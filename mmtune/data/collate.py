@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, Example, ModelInputs
-from mmtune.data.images import Photo, open_photo
+from mmtune.data.images import ImageSource, load_image
 
 
 @dataclass  # not frozen: Lightning's precision plugins convert a copy in place
@@ -27,7 +27,7 @@ class PackedBatch:
         pixels: float32 [photos, 3, height, width] in the order of their tokens; None in a text-only batch, and where
             there are features.
         features: [photos, tokens, width], what the tower said of the photos before; None where there are pixels.
-        photo_keys: an int per photo, equal for equal photos.
+        image_keys: an int per photo, equal for equal photos.
         where: file and row of each document.
         document_values: float32 [documents] by column, the numbers of the rows that the objective reads.
         weight: of the pack in the mean loss of its optimizer step; by default the positions that are learnt.
@@ -41,7 +41,7 @@ class PackedBatch:
     document_ids: torch.Tensor
     pixels: torch.Tensor | None
     features: torch.Tensor | None
-    photo_keys: tuple[int, ...]
+    image_keys: tuple[int, ...]
     where: tuple[str, ...]
     document_values: dict[str, torch.Tensor] = field(default_factory=dict)
     weight: float = 0
@@ -68,11 +68,11 @@ class PackedBatch:
         """Tokens of each document."""
         return [int(n) for n in torch.bincount(self.document_ids)]
 
-    def with_photos(self, order: Sequence[int]) -> PackedBatch:
+    def with_images(self, order: Sequence[int]) -> PackedBatch:
         """The batch with the photo of number `order[i]` in the place of photo i."""
 
-        def reordered(photos: torch.Tensor | None) -> torch.Tensor | None:
-            return None if photos is None else photos[list(order)]
+        def reordered(images: torch.Tensor | None) -> torch.Tensor | None:
+            return None if images is None else images[list(order)]
 
         return replace(self, pixels=reordered(self.pixels), features=reordered(self.features))
 
@@ -97,13 +97,13 @@ def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
         RowError: a photo cannot be decoded.
     """
     ids = [torch.from_numpy(example.input_ids.astype(np.int64)) for example in examples]
-    photos = [(photo, example.where) for example in examples for photo in example.images]
+    images = [(image, example.where) for example in examples for image in example.images]
     pixels = features = None
-    if photos and inputs.features is not None:
-        features = torch.stack([inputs.features(photo) for photo, _ in photos])
-    elif photos:
+    if images and inputs.features is not None:
+        features = torch.stack([inputs.features(image) for image, _ in images])
+    elif images:
         assert inputs.preprocess is not None, "encode() lets no photo through without a tower"
-        pixels = torch.stack([inputs.preprocess(open_photo(photo, where)) for photo, where in photos])
+        pixels = torch.stack([inputs.preprocess(load_image(image, where)) for image, where in images])
     return PackedBatch(
         input_ids=torch.cat(ids),
         targets=torch.cat([_targets(example) for example in examples]),
@@ -111,7 +111,7 @@ def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
         document_ids=torch.repeat_interleave(torch.tensor([len(one) for one in ids])),
         pixels=pixels,
         features=features,
-        photo_keys=tuple(_photo_key(photo) for photo, _ in photos),
+        image_keys=tuple(_image_key(image) for image, _ in images),
         where=tuple(example.where for example in examples),
         document_values={
             column: torch.tensor([example.values[column] for example in examples]) for column in inputs.value_columns
@@ -120,9 +120,9 @@ def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
     )
 
 
-def _photo_key(photo: Photo) -> int:
+def _image_key(image: ImageSource) -> int:
     """A number for the photo that is the same in every process; Python's own hash() of text is not."""
-    name = photo if isinstance(photo, bytes) else b"path:" + os.fsencode(photo)
+    name = image if isinstance(image, bytes) else b"path:" + os.fsencode(image)
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmtune.common.errors import RowError
-from mmtune.data.images import Photo, open_photo
+from mmtune.data.images import ImageSource, load_image
 from mmtune.interfaces import Turn
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -29,7 +29,7 @@ class Conversation:
     """
 
     turns: tuple[Turn, ...]
-    images: tuple[Photo, ...]
+    images: tuple[ImageSource, ...]
     source: str
     row: int
     values: Mapping[str, float] = field(default_factory=dict)
@@ -96,11 +96,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-class PhotoCheck:
+class ImageCheck:
     """Decodes each photo once, however many rows show it."""
 
     def __init__(self) -> None:
-        self._faults: dict[Photo, str | None] = {}  # to be read after file and row
+        self._faults: dict[ImageSource, str | None] = {}  # to be read after file and row
 
     def check(self, conversation: Conversation) -> None:
         """Make sure that the photos of a row decode.
@@ -108,16 +108,16 @@ class PhotoCheck:
         Raises:
             RowError: one does not.
         """
-        for photo in conversation.images:
-            if photo not in self._faults:
-                self._faults[photo] = self._fault(photo)
-            if (fault := self._faults[photo]) is not None:
+        for image in conversation.images:
+            if image not in self._faults:
+                self._faults[image] = self._fault(image)
+            if (fault := self._faults[image]) is not None:
                 raise RowError(f"{conversation.where}{fault}")
 
     @staticmethod
-    def _fault(photo: Photo) -> str | None:
+    def _fault(image: ImageSource) -> str | None:
         try:
-            open_photo(photo, "")
+            load_image(image, "")
         except RowError as error:
             return str(error)
         return None

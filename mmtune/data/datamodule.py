@@ -18,11 +18,11 @@ from rich.progress import Progress
 
 from mmtune.common.errors import RowError, UserError
 from mmtune.common.files import locate, sha256_file
-from mmtune.data.conversation import Conversation, PhotoCheck
+from mmtune.data.conversation import Conversation, ImageCheck
 from mmtune.data.encoding import Example, ModelInputs, Remarks, Tokens, as_example
 from mmtune.data.example_store import Examples, ExampleStore
 from mmtune.data.holdout import count_seen, hold_out
-from mmtune.data.images import Photo
+from mmtune.data.images import ImageSource
 from mmtune.data.loader import EpochOrder, PackDataset, PackLoader
 from mmtune.data.mixture import Mixture, composition
 from mmtune.data.packing import plan_packs
@@ -43,7 +43,7 @@ class InstructionData(pl.LightningDataModule):
         pack_tokens: tokens a pack may hold; None takes max_length.
         pack_rows: rows a pack may hold; None fills it by tokens alone.
         on_bad_row: `error` stops at the first row that cannot be used, `skip` leaves them out and lists them.
-        check_photos: decode every photo before training, so that a damaged one is known at once.
+        check_images: decode every photo before training, so that a damaged one is known at once.
         cache_tokens: keep the tokens of rows on disk (below $MMTUNE_CACHE), so that later runs need not make them.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
         inputs: what the data must know of the model; the command line fills it in.
@@ -59,7 +59,7 @@ class InstructionData(pl.LightningDataModule):
         pack_tokens: int | None = None,
         pack_rows: int | None = None,
         on_bad_row: OnBadRow = "error",
-        check_photos: bool = True,
+        check_images: bool = True,
         cache_tokens: bool = True,
         num_workers: int = 0,
         inputs: ModelInputs | None = None,
@@ -83,12 +83,12 @@ class InstructionData(pl.LightningDataModule):
         self.mixture, self.validation, self.validation_fraction = train, validation or [], validation_fraction
         self.max_length, self.truncate, self.pack_rows = max_length, truncate, pack_rows
         self.bad_rows = BadRows(on_bad_row)
-        self.check_photos, self.cache_tokens, self.num_workers = check_photos, cache_tokens, num_workers
+        self.check_images, self.cache_tokens, self.num_workers = check_images, cache_tokens, num_workers
         self.inputs = inputs
         self.record: dict[str, Any] = {}
         self.remarks = Remarks()
-        self._photo_check = PhotoCheck()
-        self._digests: dict[Photo, bytes] = {}  # of photos' files
+        self._image_check = ImageCheck()
+        self._digests: dict[ImageSource, bytes] = {}  # of photos' files
         self._train: PackDataset | None = None
         self._validation: PackDataset | None = None
 
@@ -171,16 +171,16 @@ class InstructionData(pl.LightningDataModule):
         """The validation packs in a fixed order; nothing where there is no validation set."""
         return self._loader(self._validation, shuffle=False) if self._validation else []
 
-    def photos(self) -> dict[Photo, str]:
+    def images(self) -> dict[ImageSource, str]:
         """Every photo with a row that shows it, those of the training set first."""
         sets = [dataset for dataset in (self._train, self._validation) if dataset is not None]
-        return {photo: e.where for dataset in sets for e in dataset.examples for photo in e.images}
+        return {image: e.where for dataset in sets for e in dataset.examples for image in e.images}
 
     def trained_rows(self) -> frozenset[str]:
         """Where the rows stand that are trained on: `Conversation.where`."""
         return frozenset(example.where for example in self._train.examples) if self._train else frozenset()
 
-    def use_features(self, features: Callable[[Photo], torch.Tensor]) -> None:
+    def use_features(self, features: Callable[[ImageSource], torch.Tensor]) -> None:
         """Let batches hold what the tower said of their photos before, in place of the photos."""
         for dataset in (self._train, self._validation):
             if dataset is not None:
@@ -212,17 +212,17 @@ class InstructionData(pl.LightningDataModule):
             digest.update(np.packbits(example.supervised).tobytes())
             for column, value in sorted(example.values.items()):
                 digest.update(repr((column, value)).encode())
-            for photo in example.images:
-                digest.update(self._photo_digest(photo))
+            for image in example.images:
+                digest.update(self._image_digest(image))
         return digest.hexdigest()
 
-    def _photo_digest(self, photo: Photo) -> bytes:
+    def _image_digest(self, image: ImageSource) -> bytes:
         """What tells a photo from others, wherever its folder is moved to; a file is read once."""
-        if isinstance(photo, bytes):
-            return photo
-        if photo not in self._digests:
-            self._digests[photo] = bytes.fromhex(sha256_file(photo))
-        return self._digests[photo]
+        if isinstance(image, bytes):
+            return image
+        if image not in self._digests:
+            self._digests[image] = bytes.fromhex(sha256_file(image))
+        return self._digests[image]
 
     def _measures(self) -> dict[str, int]:
         """The numbers that most often differ where the training packs do."""
@@ -238,8 +238,8 @@ class InstructionData(pl.LightningDataModule):
             example = as_example(
                 conversation, tokens(conversation), self.inputs, self.max_length, truncate=self.truncate
             )
-            if self.check_photos:
-                self._photo_check.check(conversation)
+            if self.check_images:
+                self._image_check.check(conversation)
         except RowError as error:
             self.bad_rows.handle(error)
             return None

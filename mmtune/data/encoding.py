@@ -15,7 +15,7 @@ from PIL import Image
 
 from mmtune.common.errors import RowError
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT, Conversation
-from mmtune.data.images import Photo
+from mmtune.data.images import ImageSource
 from mmtune.data.rendering.templates import Rendered, Template, adds_bos
 from mmtune.interfaces import Turn
 
@@ -39,7 +39,7 @@ class Example:
 
     input_ids: np.ndarray
     supervised: np.ndarray
-    images: tuple[Photo, ...]
+    images: tuple[ImageSource, ...]
     where: str
     cut: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class ModelInputs:
     Attributes:
         tokenizer: a transformers tokenizer with offset mapping (a fast one).
         template: how conversations are written down.
-        tokens_per_photo: positions one photo takes; 0 for a text-only model.
+        tokens_per_image: positions one photo takes; 0 for a text-only model.
         preprocess: turns a decoded photo into the tower's input, float32 [3, height, width].
         features: what the tower said of a photo before, [tokens_per_photo, width]; None where it is to be asked.
         embedding_rows: how many token ids the model has a row for; None where there is no model.
@@ -70,16 +70,16 @@ class ModelInputs:
 
     tokenizer: Any
     template: Template
-    tokens_per_photo: int = 0
+    tokens_per_image: int = 0
     preprocess: Callable[[Image.Image], torch.Tensor] | None = None
-    features: Callable[[Photo], torch.Tensor] | None = None
+    features: Callable[[ImageSource], torch.Tensor] | None = None
     embedding_rows: int | None = None
     value_columns: tuple[str, ...] = ()
     weight: Callable[[Example], float] = count_supervised
 
 
-def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_photo: int = 1) -> Tokens:
-    """Tokenise rendered text; each `<image>` becomes `tokens_per_photo` times IMAGE_TOKEN.
+def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_image: int = 1) -> Tokens:
+    """Tokenise rendered text; each `<image>` becomes `tokens_per_image` times IMAGE_TOKEN.
 
     The text is tokenised once. A token is supervised if it covers a character of an answer, so a label never
     depends on tokenising a part again. The pieces between photos are tokenised apart, as LLaVA does, with the
@@ -94,8 +94,8 @@ def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_photo: int = 1
     position = 0
     for number, piece in enumerate(rendered.text.split(IMAGE_PLACEHOLDER)):
         if number:
-            ids.extend([IMAGE_TOKEN] * tokens_per_photo)
-            supervised.extend([False] * tokens_per_photo)
+            ids.extend([IMAGE_TOKEN] * tokens_per_image)
+            supervised.extend([False] * tokens_per_image)
             position += len(IMAGE_PLACEHOLDER)
         elif adds_bos(tokenizer):
             ids.append(tokenizer.bos_token_id)
@@ -149,10 +149,10 @@ def tokenise(conversation: Conversation, inputs: ModelInputs) -> Tokens:
     Raises:
         RowError: it has photos and the model no tower, or the template cannot write it.
     """
-    if conversation.images and not inputs.tokens_per_photo:
+    if conversation.images and not inputs.tokens_per_image:
         raise RowError(f"{conversation.where}: has a photo, but the model has no vision tower")
     rendered = inputs.template.render(conversation)
-    return encode_text(rendered, inputs.tokenizer, tokens_per_photo=inputs.tokens_per_photo)
+    return encode_text(rendered, inputs.tokenizer, tokens_per_image=inputs.tokens_per_image)
 
 
 def as_example(
@@ -183,7 +183,7 @@ def as_example(
                 "such rows be cut with --data.truncate true"
             )
         ids, supervised = ids[:max_length], supervised[:max_length]
-        whole, part = divmod(int((ids == IMAGE_TOKEN).sum()), inputs.tokens_per_photo) if images else (0, 0)
+        whole, part = divmod(int((ids == IMAGE_TOKEN).sum()), inputs.tokens_per_image) if images else (0, 0)
         if part:
             raise RowError(f"{where}: {limit} would cut through a photo; raise it")
         images = images[:whole]

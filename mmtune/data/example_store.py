@@ -15,7 +15,7 @@ import numpy as np
 from mmtune.common.disk import naming
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.data.encoding import Example
-from mmtune.data.images import Photo
+from mmtune.data.images import ImageSource
 
 _IN_MEMORY = 2**26  # bytes of tokens; more go to a file
 
@@ -32,7 +32,7 @@ class ExampleStore:
         self._source_of, self._rows, self._lengths, self._cut = array("i"), array("q"), array("i"), array("i")
         self._texts = array("q")
         self._begins = array("q", [0])  # in words of 4 bytes
-        self._photos: dict[Photo, int] = {}  # numbered as they are met first
+        self._images: dict[ImageSource, int] = {}  # numbered as they are met first
         self._shown, self._shown_until = array("i"), array("q", [0])
         self._values: dict[str, array[float]] = {}  # the same columns of every example
         self._buffer: bytearray = bytearray()
@@ -50,7 +50,7 @@ class ExampleStore:
         self._lengths.append(len(example))
         self._cut.append(example.cut)
         self._texts.append(_text_key(conversation))
-        self._shown.extend(self._photos.setdefault(photo, len(self._photos)) for photo in example.images)
+        self._shown.extend(self._images.setdefault(image, len(self._images)) for image in example.images)
         self._shown_until.append(len(self._shown))
         for column, value in example.values.items():
             self._values.setdefault(column, array("d")).append(value)
@@ -65,13 +65,13 @@ class ExampleStore:
         """The file or hub id that an example comes from, and whether it shows a photo."""
         return self._names[self._source_of[number]], self._shown_until[number] < self._shown_until[number + 1]
 
-    def images(self, number: int) -> tuple[Photo, ...]:
+    def images(self, number: int) -> tuple[ImageSource, ...]:
         """The photos of an example."""
         shown = self._shown[self._shown_until[number] : self._shown_until[number + 1]]
-        return tuple(self.photos[photo] for photo in shown)
+        return tuple(self.all_images[image] for image in shown)
 
     def shown(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Of every photo that these examples show: the place of the example among them, and its own in `photos`."""
+        """Of every photo that these examples show: the place of the example among them, and its own in `all_images`."""
         until = np.frombuffer(self._shown_until, dtype=np.int64)
         wanted = np.asarray(numbers, dtype=np.int64)
         begins, counts = until[wanted], until[wanted + 1] - until[wanted]
@@ -101,9 +101,9 @@ class ExampleStore:
         return list(self._sources)
 
     @cached_property
-    def photos(self) -> list[Photo]:
+    def all_images(self) -> list[ImageSource]:
         """All photos of all examples, each path once."""
-        return list(self._photos)
+        return list(self._images)
 
     @cached_property
     def _words(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mmtune.data.example_store import ExampleStore
-from mmtune.data.images import Photo
+from mmtune.data.images import ImageSource
 
 
 def hold_out(rows: list[int], store: ExampleStore, fraction: float, seed: int) -> tuple[list[int], list[int]]:
@@ -52,10 +52,10 @@ def count_seen(rows: list[int], trained: list[int], store: ExampleStore) -> int:
 
 def _ties(rows: list[int], store: ExampleStore) -> tuple[np.ndarray, np.ndarray]:
     """Places in the list and what ties them: int64 [ties] each. Keys of texts are below 0, those of photos not."""
-    owners, photos = store.shown(rows)
+    owners, images = store.shown(rows)
     text_only = np.setdiff1d(np.arange(len(rows)), owners)
     texts = store.text_keys(rows)[text_only] | np.int64(-(2**63))
-    same = _by_content(store.photos)[photos] if len(photos) else photos
+    same = _by_content(store.all_images)[images] if len(images) else images
     return np.concatenate([text_only, owners]), np.concatenate([texts, same])
 
 
@@ -77,26 +77,26 @@ def _groups(owners: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
     return np.fromiter((root(place) for place in range(count)), dtype=np.int64, count=count)
 
 
-def _by_content(photos: Sequence[Photo]) -> np.ndarray:
+def _by_content(images: Sequence[ImageSource]) -> np.ndarray:
     """A number per photo, equal where their bytes are, whatever their paths; int64 [photos].
 
     Only photos of the same size are read.
     """
-    sizes = [len(photo) if isinstance(photo, bytes) else photo.stat().st_size for photo in photos]
+    sizes = [len(image) if isinstance(image, bytes) else image.stat().st_size for image in images]
     of_size = Counter(sizes)
     first: dict[int | bytes, int] = {}
     return np.fromiter(
         (
-            first.setdefault(size if of_size[size] == 1 else _digest(photo), number)
-            for number, (photo, size) in enumerate(zip(photos, sizes, strict=True))
+            first.setdefault(size if of_size[size] == 1 else _digest(image), number)
+            for number, (image, size) in enumerate(zip(images, sizes, strict=True))
         ),
         dtype=np.int64,
-        count=len(photos),
+        count=len(images),
     )
 
 
-def _digest(photo: Path | bytes) -> bytes:
-    if isinstance(photo, bytes):
-        return hashlib.sha256(photo).digest()
-    with photo.open("rb") as file:
+def _digest(image: Path | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return hashlib.sha256(image).digest()
+    with image.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,19 +14,52 @@ from mmtune.common.errors import RowError, reason
 from mmtune.data.image_files import FormatError, open_image
 from mmtune.data.image_modes import as_rgb
 
-# A photo is a path, or the encoded bytes themselves (rows from parquet files and the hub)
-Photo = Path | bytes
+# where an image comes from: its file, or the encoded bytes themselves (rows from parquet files and the hub)
+ImageSource = Path | bytes
 
 
-def open_photo(photo: Photo, where: str) -> Image.Image:
+class ImageDecodeError(ValueError):
+    """A photo's bytes are no picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A photo as it is stored; decoded only when it is looked at.
+
+    Attributes:
+        data: the encoded bytes.
+        sha256: of those bytes, in hex.
+    """
+
+    data: bytes = field(repr=False)
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> EncodedImage:
+        """From the encoded bytes alone."""
+        return cls(data, hashlib.sha256(data).hexdigest())
+
+    def open(self) -> Image.Image:
+        """The decoded photo, in RGB and upright.
+
+        Raises:
+            ImageDecodeError: the bytes are damaged, no picture, or one that is far too large.
+        """
+        try:
+            return decode(io.BytesIO(self.data))
+        except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+            raise ImageDecodeError(f"the photo cannot be decoded: {type(error).__name__}") from error
+
+
+def load_image(image: ImageSource, where: str) -> Image.Image:
     """Decode a photo to RGB, upright.
 
     Raises:
         RowError: it is missing, truncated, far too large or not an image; the message begins with `where`.
     """
-    name = str(photo) if isinstance(photo, Path) else f"of {len(photo)} bytes"
+    name = str(image) if isinstance(image, Path) else f"of {len(image)} bytes"
     try:
-        return decode(photo if isinstance(photo, Path) else io.BytesIO(photo))
+        return decode(image if isinstance(image, Path) else io.BytesIO(image))
     except FileNotFoundError:
         raise RowError(f"{where}: the photo {name} does not exist") from None
     except FormatError as error:

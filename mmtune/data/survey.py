@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmtune.common.errors import RowError
-from mmtune.data.conversation import Conversation, PhotoCheck
+from mmtune.data.conversation import Conversation, ImageCheck
 from mmtune.data.encoding import Example, ModelInputs, Remarks, as_example, encode
 from mmtune.data.rendering.templates import Rendered
 from mmtune.data.sources.readers import BadRows, read_rows
@@ -35,7 +35,7 @@ class Survey:
         formats: conversations by the format their row was recognised as.
         rows: rows of which something can be used.
         turns: turns of each conversation, the system prompt not counted.
-        with_photos: conversations with a photo.
+        with_images: conversations with a photo.
         tokens: length of each conversation, the positions of its photos included.
         supervised: tokens learnt in each conversation.
         bad_rows: why rows cannot be used, each with file and row.
@@ -49,7 +49,7 @@ class Survey:
     formats: Counter[str] = field(default_factory=Counter)
     rows: int = 0
     turns: list[int] = field(default_factory=list)
-    with_photos: int = 0
+    with_images: int = 0
     tokens: list[int] = field(default_factory=list)
     supervised: list[int] = field(default_factory=list)
     bad_rows: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Survey:
             "rows": self.rows,
             "conversations": self.conversations,
             "turns": figures(self.turns),
-            "with_photos": self.with_photos,
+            "with_images": self.with_images,
             "tokens": figures(self.tokens),
             "supervised": figures(self.supervised),
             "too_long": len(self.long_rows),
@@ -94,7 +94,7 @@ def survey(
     *,
     max_length: int,
     image_root: str | None = None,
-    check_photos: bool = True,
+    check_images: bool = True,
     samples: int = 0,
     sample_row: int | None = None,
 ) -> Survey:
@@ -105,7 +105,7 @@ def survey(
         inputs: tokenizer, template and tokens per photo.
         max_length: tokens a row may have in training; a longer one is counted like all others, and listed.
         image_root: the folder photo paths are relative to.
-        check_photos: decode every photo, each once.
+        check_images: decode every photo, each once.
         samples: how many conversations to keep, from the first on.
         sample_row: keep the conversations of this row instead.
 
@@ -114,13 +114,13 @@ def survey(
     """
     bad_rows = BadRows("skip")
     result = Survey(source, bad_rows=bad_rows.skipped)
-    photo_check = PhotoCheck()
+    image_check = ImageCheck()
     last_row = 0
     for reading in read_rows(source, image_root=image_root, bad_rows=bad_rows):
         conversation = reading.conversation
         try:
-            if check_photos:
-                photo_check.check(conversation)
+            if check_images:
+                image_check.check(conversation)
             example = encode(conversation, inputs, sys.maxsize)
         except RowError as error:
             bad_rows.handle(error)
@@ -129,7 +129,7 @@ def survey(
         result.rows += conversation.row != last_row
         last_row = conversation.row
         result.turns.append(len(conversation.dialogue))
-        result.with_photos += bool(conversation.images)
+        result.with_images += bool(conversation.images)
         result.tokens.append(len(example))
         result.supervised.append(int(example.supervised.sum()))
         try:

@@ -145,7 +145,7 @@ def fingerprint(inputs: ModelInputs) -> str:
             [tokenizers.__version__, transformers.__version__],
             [type(tokenizer).__name__, *encoding.tokenizer_content(tokenizer)],
             [template.source, template.default_system],
-            [template.name, inputs.tokens_per_photo, rendered, probed],
+            [template.name, inputs.tokens_per_image, rendered, probed],
         ]
     )[:32]
 

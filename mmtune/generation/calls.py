@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from mmtune.common.errors import UserError, brief
-from mmtune.data.images import open_photo
+from mmtune.data.images import load_image
 from mmtune.interfaces import Prompt
 
 T = TypeVar("T")
-Photo: TypeAlias = Image.Image | str | Path | bytes | np.ndarray
+ImageInput: TypeAlias = Image.Image | str | Path | bytes | np.ndarray
 """Pillow's, the path of a file, the bytes of one, or uint8 [height, width] (gray) or [height, width, 3 or 4]."""
-Photos: TypeAlias = Photo | Sequence[Photo] | None
+ImageInputs: TypeAlias = ImageInput | Sequence[ImageInput] | None
 """Those of one prompt: one, several, or none."""
 
 _ONE = (
@@ -112,12 +112,12 @@ class Prompts:
             texts = [one_text(prompts, "the prompt")]
         else:
             texts = many_texts(prompts, "prompts", "prompt")
-        shown = self._photos_of_each(images, len(texts))
+        shown = self._images_of_each(images, len(texts))
         system = None if system is None else one_text(system, "system")
         prefix = one_text(response_prefix, "response_prefix")
         self.prompts = [
-            Prompt.of(text, photos, system=system, response_prefix=prefix)
-            for text, photos in zip(texts, shown, strict=True)
+            Prompt.of(text, images, system=system, response_prefix=prefix)
+            for text, images in zip(texts, shown, strict=True)
         ]
 
     def returned(self, results: list[T]) -> Any:
@@ -136,28 +136,28 @@ class Prompts:
         for turn in prompt.turns:
             one_text(turn.text, f"the {turn.role}'s text of {where}")
         one_text(prompt.response_prefix, f"response_prefix of {where}")
-        return dataclasses.replace(prompt, images=tuple(self._photos(prompt.images, where)))
+        return dataclasses.replace(prompt, images=tuple(self._images(prompt.images, where)))
 
-    def _photos_of_each(self, images: Any, prompts: int) -> list[list[Image.Image]]:
+    def _images_of_each(self, images: Any, prompts: int) -> list[list[Image.Image]]:
         if images is None:
             return [[] for _ in range(prompts)]
         if self.single:
-            return [self._photos(images, "the prompt")]
+            return [self._images(images, "the prompt")]
         if isinstance(images, _ONE) or not isinstance(images, Iterable):
             raise UserError(f"images: is a {_kind(images)} for a list of prompts; give a list of photos per prompt")
         each = list(images)
         if len(each) != prompts:
             raise UserError(f"{prompts} prompts but photos for {len(each)}; give a list of photos per prompt")
-        return [self._photos(given, f"prompt {number}") for number, given in enumerate(each, 1)]
+        return [self._images(given, f"prompt {number}") for number, given in enumerate(each, 1)]
 
-    def _photos(self, given: Any, where: str) -> list[Image.Image]:
+    def _images(self, given: Any, where: str) -> list[Image.Image]:
         if given is None:
             return []
         if isinstance(given, _ONE) or not isinstance(given, Iterable) or hasattr(given, "read"):
-            return [self._photo(given, f"the photo of {where}", where)]
-        return [self._photo(one, f"photo {number} of {where}", where) for number, one in enumerate(given, 1)]
+            return [self._image(given, f"the photo of {where}", where)]
+        return [self._image(one, f"photo {number} of {where}", where) for number, one in enumerate(given, 1)]
 
-    def _photo(self, given: Any, name: str, where: str) -> Image.Image:
+    def _image(self, given: Any, name: str, where: str) -> Image.Image:
         if isinstance(given, Image.Image):
             return given
         if isinstance(given, bytearray | memoryview):
@@ -169,7 +169,7 @@ class Prompts:
         return self._opened[known]
 
 
-def photos_of_turn(given: Any) -> list[Image.Image]:
+def images_of_turn(given: Any) -> list[Image.Image]:
     """The photos of one turn: of one, of several or of None.
 
     Raises:
@@ -212,7 +212,7 @@ def _opened(given: Any, name: str, where: str) -> Image.Image:
             raise UserError(f"{name} is the address {brief(given)}; nothing is fetched: give the file or its bytes")
         given = Path(given)
     if isinstance(given, Path | bytes):
-        return open_photo(given, where)
+        return load_image(given, where)
     if isinstance(given, Mapping):
         raise UserError(f"{name} is a {_kind(given)}, with {_keys(given)}; give the photo itself")
     raise UserError(f"{name} is a {_kind(given)}; give a Pillow image, a path, the bytes of a file or a numpy array")

@@ -11,7 +11,7 @@ from PIL import Image
 from mmtune.common.errors import UserError
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, is_unicode
 from mmtune.data.rendering.templates import THOUGHT_END
-from mmtune.generation.calls import Photos, one_text, photos_of_turn
+from mmtune.generation.calls import ImageInputs, images_of_turn, one_text
 from mmtune.generation.prompts import PromptEncoder
 from mmtune.generation.request import closed, engine_of, passes_of, stop_conditions
 from mmtune.interfaces import FinishReason, SamplingParams, Turn
@@ -36,7 +36,7 @@ class Chat:
     Attributes:
         model: answers.
         turns: what was said, without the system prompt.
-        photos: those of all turns, in order.
+        images: those of all turns, in order.
         forgotten: how many of the turns, from the first on, the model is no longer shown.
         finish_reason: why the last answer ended: `stop`, `length` or `window`; None before there is one.
     """
@@ -59,7 +59,7 @@ class Chat:
     def reset(self) -> None:
         """Forget all that was said and seen."""
         self.turns: list[Turn] = []
-        self.photos: list[Image.Image] = []
+        self.images: list[Image.Image] = []
         self.forgotten = 0
         self.finish_reason: FinishReason | None = None
         self._encoder = PromptEncoder(self.model)
@@ -71,7 +71,7 @@ class Chat:
     def say(
         self,
         text: str,
-        images: Photos = (),
+        images: ImageInputs = (),
         *,
         sampling: SamplingParams | None = None,
     ) -> Generator[str, None, None]:
@@ -82,7 +82,7 @@ class Chat:
 
         Args:
             text: what the user says, `<image>` where a photo goes; without such marks the photos go first.
-            images: the photos of this turn, one or several; see `mmtune.generation.calls.Photo`.
+            images: the photos of this turn, one or several; see `mmtune.generation.calls.ImageInput`.
             sampling: how the answer is chosen; greedily by default.
 
         Yields:
@@ -95,11 +95,11 @@ class Chat:
         sampling = sampling or SamplingParams()
         if sampling.n != 1:
             raise UserError(f"n {sampling.n}: a conversation goes on with one answer; leave it out")
-        shown = photos_of_turn(images)
+        shown = images_of_turn(images)
         turn = Turn("user", self._marked(text, len(shown)))
-        photos = [*self.photos, *shown]
+        all_images = [*self.images, *shown]
         self.finish_reason = None
-        prompt, seen = self._prompt(turn, photos, sampling)
+        prompt, seen = self._prompt(turn, all_images, sampling)
         answer, over = "", False
         try:
             for piece in self._answer(prompt, seen, sampling):
@@ -110,24 +110,24 @@ class Chat:
             if answer or over:
                 # a mark that the model wrote is no place for a photo
                 self.turns += [turn, Turn("assistant", answer.replace(IMAGE_PLACEHOLDER, "image"))]
-                self.photos = photos
+                self.images = all_images
 
-    def _marked(self, text: str, photos: int) -> str:
+    def _marked(self, text: str, images: int) -> str:
         """The text with a mark for each photo."""
         text = _checked(text)
         marks = text.count(IMAGE_PLACEHOLDER)
         if not marks:
-            text, marks = f"{IMAGE_PLACEHOLDER}\n" * photos + text, photos
+            text, marks = f"{IMAGE_PLACEHOLDER}\n" * images + text, images
         if not text.strip():
             raise UserError("nothing was said; write something, or give a photo")
-        if marks != photos:
-            raise UserError(f"{marks} {IMAGE_PLACEHOLDER} mark(s) but {photos} photo(s); every mark needs its photo")
-        if photos and self.model.tower is None:
+        if marks != images:
+            raise UserError(f"{marks} {IMAGE_PLACEHOLDER} mark(s) but {images} photo(s); every mark needs its photo")
+        if images and self.model.tower is None:
             raise UserError(f"{self.model.name} has no vision tower, so it cannot see photos")
         return text
 
     def _prompt(
-        self, turn: Turn, photos: Sequence[Image.Image], sampling: SamplingParams
+        self, turn: Turn, images: Sequence[Image.Image], sampling: SamplingParams
     ) -> tuple[str, Sequence[Image.Image]]:
         """The conversation as the model is shown it, with its photos; without the oldest turns if that is the rule."""
         window, room = self.model.window, sampling.max_tokens + sampling.thinking_budget
@@ -135,7 +135,7 @@ class Chat:
         while True:
             turns = self.turns[forgotten:]
             prompt = self.model.template.prompt([*self._system, *turns, turn], thinking=sampling.thinking_budget > 0)
-            seen = photos[sum(said.text.count(IMAGE_PLACEHOLDER) for said in self.turns[:forgotten]) :]
+            seen = images[sum(said.text.count(IMAGE_PLACEHOLDER) for said in self.turns[:forgotten]) :]
             if window is None:
                 break
             tokens = len(self._encoder.token_ids(prompt, seen))
@@ -150,12 +150,12 @@ class Chat:
         self.forgotten = forgotten
         return prompt, seen
 
-    def _answer(self, prompt: str, photos: Sequence[Image.Image], sampling: SamplingParams) -> Iterator[str]:
+    def _answer(self, prompt: str, images: Sequence[Image.Image], sampling: SamplingParams) -> Iterator[str]:
         """The pieces of the thought, if there is to be one, and of the answer."""
         sampler, numbers = Sampler(sampling), random_numbers(sampling.seed, f"turn {len(self.turns)}", 0)
         if sampling.thinking_budget:
             thought = ""
-            for piece in self._written(prompt, photos, sampling.thinking_budget, (THOUGHT_END,), sampler, numbers):
+            for piece in self._written(prompt, images, sampling.thinking_budget, (THOUGHT_END,), sampler, numbers):
                 thought += piece
                 yield piece
             end = ""
@@ -166,19 +166,19 @@ class Chat:
                 end = closed(thought).removeprefix(thought)
             yield f"{end}\n\n"
             prompt += f"{thought}{end}\n\n".replace(IMAGE_PLACEHOLDER, "image")
-        yield from self._written(prompt, photos, sampling.max_tokens, sampling.stop, sampler, numbers)
+        yield from self._written(prompt, images, sampling.max_tokens, sampling.stop, sampler, numbers)
 
     def _written(
         self,
         prompt: str,
-        photos: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         most: int,
         stop: Sequence[str],
         sampler: Sampler,
         numbers: Numbers,
     ) -> Iterator[str]:
         """What follows a text, at most so many tokens, each piece once it can no longer change."""
-        ids = self._encoder.token_ids(prompt, photos)
+        ids = self._encoder.token_ids(prompt, images)
         limit = room_left(len(ids), most, self.model.window)
         if limit < 1:  # a thought has taken all the room
             self.finish_reason = "window"

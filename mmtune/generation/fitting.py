@@ -71,7 +71,7 @@ class PromptWriter:
             return len(self._encoder.token_ids(text if spaced else split_spaces(text)[0], self.prompts[number].images))
 
         text, prompt = self._texts[number], self.prompts[number]
-        if window is None or surely_fits(text, len(prompt.images) * self._encoder.tokens_per_photo, room, window):
+        if window is None or surely_fits(text, len(prompt.images) * self._encoder.tokens_per_image, room, window):
             return text
         while self._past_window == "shorten" and length(text) + room > window and (shorter := without_oldest(prompt)):
             self.prompts[number] = prompt = shorter
@@ -130,20 +130,20 @@ def too_long(
     params = params or SamplingParams()
     room = params.max_tokens + params.thinking_budget if model.past_window == "shorten" else 1
     thinking = params.thinking_budget > 0
-    tokens_per_photo = model.tower.shape.num_tokens if model.tower else 0
-    photos = [len(prompt.images) for prompt in prompts]
+    tokens_per_image = model.tower.shape.num_tokens if model.tower else 0
+    images = [len(prompt.images) for prompt in prompts]
     texts = [prompt_text(model, prompt, number, thinking=thinking) for number, prompt in enumerate(prompts)]
     for number, text in enumerate(texts):
         given = choices[number] if choices is not None else ()
         free = answer_room(window, room) if choices is None else 0
         longest = max(given, key=lambda choice: len(choice.encode()), default="")
-        if surely_fits(text + longest, photos[number] * tokens_per_photo, free, window):
+        if surely_fits(text + longest, images[number] * tokens_per_image, free, window):
             continue
         if choices is not None:
             text, spaces = split_spaces(text)
             tokenizer = ChoiceTokenizer(model.tokenizer, text)
             free = max((len(tokenizer.ids(spaces + choice)) for choice in given if choice), default=0)
-        tokens = len(encode_text(Rendered(text, ()), model.tokenizer, tokens_per_photo=tokens_per_photo)[0])
+        tokens = len(encode_text(Rendered(text, ()), model.tokenizer, tokens_per_image=tokens_per_image)[0])
         if tokens + free > window:
             found[number] = tokens if choices is None else tokens + free
     return found

@@ -11,7 +11,7 @@ import torch
 
 from mmtune.common.attributes import set_attributes
 from mmtune.common.errors import UserError, did_you_mean
-from mmtune.generation.calls import Photos, Prompts, choices_of_each, stop_strings
+from mmtune.generation.calls import ImageInputs, Prompts, choices_of_each, stop_strings
 from mmtune.generation.fitting import too_long
 from mmtune.generation.request import Request
 from mmtune.interfaces import Capability, Completion, Prompt, SamplingParams
@@ -44,7 +44,8 @@ class VisionLanguageModel(TunableModel):
         object), is computed once; by a model that is computed one by one (docs/models.md), the image alone is.
 
         Args:
-            prompts: conversations; their images are Pillow's, paths, bytes or arrays (`mmtune.generation.calls.Photo`).
+            prompts: conversations; their images are Pillow's, paths, bytes or arrays
+                (`mmtune.generation.calls.ImageInput`).
             params: how completions are chosen; one greedy completion each by default.
 
         Returns:
@@ -59,16 +60,18 @@ class VisionLanguageModel(TunableModel):
         return Request(self, Prompts(prompts).prompts).complete(params or SamplingParams()) if prompts else []
 
     @overload
-    def answer(self, prompts: str, images: Photos = None, **options: Any) -> str: ...  # type: ignore[overload-overlap]
+    def answer(self, prompts: str, images: ImageInputs = None, **options: Any) -> str: ...  # type: ignore[overload-overlap]
 
     @overload
-    def answer(self, prompts: Sequence[str], images: Sequence[Photos] | None = None, **options: Any) -> list[str]: ...
+    def answer(
+        self, prompts: Sequence[str], images: Sequence[ImageInputs] | None = None, **options: Any
+    ) -> list[str]: ...
 
     @torch.inference_mode()
     def answer(
         self,
         prompts: str | Sequence[str],
-        images: Photos | Sequence[Photos] = None,
+        images: ImageInputs | Sequence[ImageInputs] = None,
         *,
         system: str | None = None,
         response_prefix: str = "",
@@ -79,7 +82,8 @@ class VisionLanguageModel(TunableModel):
 
         Args:
             prompts: what the user says, `<image>` where a photo goes: one string, or a list of them.
-            images: the photos of the one prompt, or of each: one, a list or None; see `mmtune.generation.calls.Photo`.
+            images: the photos of the one prompt, or of each: one, a list or None; see
+                `mmtune.generation.calls.ImageInput`.
             system: a system prompt in place of the template's own.
             response_prefix: how the assistant's turn begins; not part of the answer.
             stop: string or strings that end an answer; the answer includes the first.
@@ -105,7 +109,7 @@ class VisionLanguageModel(TunableModel):
 
     @overload
     def loglikelihood(  # type: ignore[overload-overlap]
-        self, prompts: str | Prompt, choices: Sequence[str], images: Photos = None, **options: Any
+        self, prompts: str | Prompt, choices: Sequence[str], images: ImageInputs = None, **options: Any
     ) -> list[float]: ...
 
     @overload
@@ -113,7 +117,7 @@ class VisionLanguageModel(TunableModel):
         self,
         prompts: Sequence[str] | Sequence[Prompt],
         choices: Sequence[Sequence[str]],
-        images: Sequence[Photos] | None = None,
+        images: Sequence[ImageInputs] | None = None,
         **options: Any,
     ) -> list[list[float]]: ...
 
@@ -122,7 +126,7 @@ class VisionLanguageModel(TunableModel):
         self,
         prompts: str | Prompt | Sequence[str] | Sequence[Prompt],
         choices: Sequence[str] | Sequence[Sequence[str]],
-        images: Photos | Sequence[Photos] = None,
+        images: ImageInputs | Sequence[ImageInputs] = None,
         *,
         system: str | None = None,
         response_prefix: str = "",

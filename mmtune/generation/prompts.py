@@ -21,7 +21,7 @@ from mmtune.interfaces import Prompt
 from mmtune.models.composed import ComposedModel
 from mmtune.models.decoding.prefixes import TokenIds
 
-_PHOTOS_AT_ONCE = 16  # through the tower
+_IMAGES_AT_ONCE = 16  # through the tower
 
 
 def prompt_text(model: ComposedModel, prompt: Prompt, number: int, *, thinking: bool = False) -> str:
@@ -60,29 +60,29 @@ class PromptEncoder:
     """Token ids and embeddings of one call's prompts. A photo that several show (the same object) is encoded once.
 
     Attributes:
-        tokens_per_photo: how many tokens a photo is.
+        tokens_per_image: how many tokens a photo is.
     """
 
     def __init__(self, model: ComposedModel) -> None:
         self._model = model
-        self.tokens_per_photo = model.tower.shape.num_tokens if model.tower else 0
+        self.tokens_per_image = model.tower.shape.num_tokens if model.tower else 0
         self._numbers: dict[int, int] = {}  # of photos, by the id of the object
-        self._photos: list[Image.Image] = []
+        self._images: list[Image.Image] = []
         self._features: dict[int, torch.Tensor] = {}
 
-    def token_ids(self, text: str, photos: Sequence[Image.Image] = ()) -> TokenIds:
+    def token_ids(self, text: str, images: Sequence[Image.Image] = ()) -> TokenIds:
         """A rendered prompt with its photos as token ids, and places of photos below 0.
 
         Raises:
             UserError: the model's embedding lacks a token of it.
         """
         tokenizer = self._model.tokenizer
-        ids, _ = encode_text(Rendered(text, ()), tokenizer, tokens_per_photo=self.tokens_per_photo)
+        ids, _ = encode_text(Rendered(text, ()), tokenizer, tokens_per_image=self.tokens_per_image)
         self.check(ids, text)
         found = ids.astype(np.int64)
-        if photos:
-            firsts = np.array([self._number(photo) * self.tokens_per_photo for photo in photos])
-            places = firsts[:, None] + np.arange(self.tokens_per_photo)
+        if images:
+            firsts = np.array([self._number(image) * self.tokens_per_image for image in images])
+            places = firsts[:, None] + np.arange(self.tokens_per_image)
             found[found == IMAGE_TOKEN] = -1 - places.ravel()
         return found
 
@@ -102,17 +102,17 @@ class PromptEncoder:
         embeddings: torch.Tensor = words(torch.from_numpy(token_ids.clip(0)).to(self._model.device))
         shown = np.flatnonzero(token_ids < 0)
         if len(shown):
-            numbers, places = np.divmod(-1 - token_ids[shown], self.tokens_per_photo)
+            numbers, places = np.divmod(-1 - token_ids[shown], self.tokens_per_image)
             self._see(dict.fromkeys(numbers.tolist()))
             features = torch.stack([self._features[n][p] for n, p in zip(numbers.tolist(), places, strict=True)])
             embeddings[torch.from_numpy(shown).to(embeddings.device)] = features.to(embeddings.dtype)
         return embeddings
 
-    def _number(self, photo: Image.Image) -> int:
-        if id(photo) not in self._numbers:
-            self._numbers[id(photo)] = len(self._photos)
-            self._photos.append(photo)
-        return self._numbers[id(photo)]
+    def _number(self, image: Image.Image) -> int:
+        if id(image) not in self._numbers:
+            self._numbers[id(image)] = len(self._images)
+            self._images.append(image)
+        return self._numbers[id(image)]
 
     def _see(self, numbers: Sequence[int] | dict[int, None]) -> None:
         """Compute the features of photos that have none yet."""
@@ -120,8 +120,8 @@ class PromptEncoder:
         assert tower is not None
         assert projector is not None
         new = [number for number in numbers if number not in self._features]
-        for start in range(0, len(new), _PHOTOS_AT_ONCE):
-            some = new[start : start + _PHOTOS_AT_ONCE]
-            pixels = torch.stack([tower.preprocess(to_rgb(self._photos[number])) for number in some])
+        for start in range(0, len(new), _IMAGES_AT_ONCE):
+            some = new[start : start + _IMAGES_AT_ONCE]
+            pixels = torch.stack([tower.preprocess(to_rgb(self._images[number])) for number in some])
             features = projector(tower(pixels.to(self._model.device)).to(next(projector.parameters()).dtype))
             self._features.update(zip(some, features, strict=True))

@@ -157,7 +157,7 @@ class ComposedModel(nn.Module):
     @property
     def usage(self) -> dict[str, int]:
         """Running counts: prompt_tokens, generated_tokens, reused_tokens, tower_passes."""
-        return {**self._counts, "tower_passes": self.tower.photos_encoded if self.tower else 0}
+        return {**self._counts, "tower_passes": self.tower.images_encoded if self.tower else 0}
 
     # ---------------------------------------------------------------- computing
 
@@ -178,13 +178,13 @@ class ComposedModel(nn.Module):
         Raises:
             ValueError: photos and placeholders differ in number.
         """
-        photo_positions = batch.input_ids == IMAGE_TOKEN
-        words: torch.Tensor = self.base_language.get_input_embeddings()(batch.input_ids.masked_fill(photo_positions, 0))
-        seen, marked = self._seen(batch), int(photo_positions.sum())
+        image_positions = batch.input_ids == IMAGE_TOKEN
+        words: torch.Tensor = self.base_language.get_input_embeddings()(batch.input_ids.masked_fill(image_positions, 0))
+        seen, marked = self._seen(batch), int(image_positions.sum())
         if marked != (0 if seen is None else len(seen)):
             found = "no photos" if seen is None else f"{len(seen)} photo features"
             raise ValueError(f"{', '.join(batch.where)}: {marked} photo positions for {found}")
-        return words if seen is None else words.masked_scatter(photo_positions[:, None], seen.to(words.dtype))
+        return words if seen is None else words.masked_scatter(image_positions[:, None], seen.to(words.dtype))
 
     def _seen(self, batch: PackedBatch) -> torch.Tensor | None:
         """The photos of a pack as the language model takes them: [positions, hidden]."""

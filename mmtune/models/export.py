@@ -17,8 +17,8 @@ from mmtune.common.files import atomic_path, write_json
 from mmtune.models import saving
 from mmtune.models.interop import clip
 from mmtune.models.interop.chat_templates import jinja_template
+from mmtune.models.interop.image_processor import processor_settings
 from mmtune.models.interop.llava_hf import language_fault
-from mmtune.models.interop.photos import processor_settings
 from mmtune.models.interop.vocabulary import with_image_token, with_rows
 from mmtune.models.interop.weights import State
 from mmtune.models.language import load_config

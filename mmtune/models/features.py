@@ -26,7 +26,7 @@ import torch
 from mmtune.common.disk import locked
 from mmtune.common.files import cache_dir, sha256_file
 from mmtune.data import image_modes, images
-from mmtune.data.images import Photo
+from mmtune.data.images import ImageSource
 from mmtune.models.vision import VisionTower
 
 _DIGEST_BYTES = 32
@@ -46,15 +46,15 @@ class FeatureStore:
         self.folder = cache_dir() / "features" / _tower_key(tower)
         self.row_shape, self.dtype = (tower.shape.num_tokens, tower.shape.width), weight.dtype
         self.row_bytes = tower.shape.num_tokens * tower.shape.width * self.dtype.itemsize
-        self._features, self._photos = self.folder / "features.bin", self.folder / "photos.bin"
+        self._features, self._images = self.folder / "features.bin", self.folder / "photos.bin"
         self._index: dict[bytes, int] = {}  # what `rows` has read so far
         self._file: int | None = None  # the inode of the file it is of
 
     def rows(self) -> dict[bytes, int]:
         """The row of each stored photo, by its digest."""
-        if not self._photos.is_file() or not self._features.is_file():
+        if not self._images.is_file() or not self._features.is_file():
             return {}
-        with self._photos.open("rb") as stream:
+        with self._images.open("rb") as stream:
             status = os.fstat(stream.fileno())
             count = min(status.st_size // _DIGEST_BYTES, self._features.stat().st_size // self.row_bytes)
             if status.st_ino != self._file or count < len(self._index):
@@ -78,24 +78,26 @@ class FeatureStore:
             stored = self.rows()
             new = {digest: tensor for digest, tensor in features.items() if digest not in stored}
             _append(self._features, len(stored) * self.row_bytes, b"".join(map(_bytes, new.values())))
-            _append(self._photos, len(stored) * _DIGEST_BYTES, b"".join(new))
+            _append(self._images, len(stored) * _DIGEST_BYTES, b"".join(new))
 
-    def reader(self, digests: Mapping[Photo, bytes]) -> StoredFeatures:
+    def reader(self, digests: Mapping[ImageSource, bytes]) -> StoredFeatures:
         """The features of these photos, all of them stored."""
         stored = self.rows()
-        rows = {photo: stored[digest] for photo, digest in digests.items()}
+        rows = {image: stored[digest] for image, digest in digests.items()}
         return StoredFeatures(self._features, self.row_shape, self.dtype, rows)
 
 
 class StoredFeatures:
     """Looks up photos' features in a store; loader processes open the file for themselves."""
 
-    def __init__(self, file: Path, row_shape: tuple[int, int], dtype: torch.dtype, rows: dict[Photo, int]) -> None:
+    def __init__(
+        self, file: Path, row_shape: tuple[int, int], dtype: torch.dtype, rows: dict[ImageSource, int]
+    ) -> None:
         self._file, self._row_shape, self._dtype, self._rows = file, row_shape, dtype, rows
 
-    def __call__(self, photo: Photo) -> torch.Tensor:
+    def __call__(self, image: ImageSource) -> torch.Tensor:
         """The features [num_tokens, width] of a photo, as the tower gave them."""
-        return self._mapped[self._rows[photo]]
+        return self._mapped[self._rows[image]]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_mapped"}
@@ -106,13 +108,13 @@ class StoredFeatures:
         return torch.from_file(str(self._file), shared=False, size=math.prod(shape), dtype=self._dtype).view(shape)
 
 
-def photo_digest(photo: Photo) -> bytes:
+def image_digest(image: ImageSource) -> bytes:
     """The SHA-256 of a photo's bytes.
 
     Raises:
         OSError: its file cannot be read.
     """
-    return hashlib.sha256(photo).digest() if isinstance(photo, bytes) else bytes.fromhex(sha256_file(photo))
+    return hashlib.sha256(image).digest() if isinstance(image, bytes) else bytes.fromhex(sha256_file(image))
 
 
 def _tower_key(tower: VisionTower) -> str:

@@ -42,14 +42,14 @@ def _ingredients(model: ComposedModel, trained: set[str]) -> dict[str, Any]:
     spec, tower, template = model.spec, model.tower, model.template
     config = model.base_language.config.to_dict()
     computing = {key: value for key, value in config.items() if key not in _NO_MATTER and not key.startswith("_")}
-    photos = None
+    images = None
     if tower is not None:
         options = asdict(tower.options) | {"tower": None, "weights": None}
-        photos = [options, asdict(tower.shape), repr(tower.trunk), repr(model.projector)]
+        images = [options, asdict(tower.shape), repr(tower.trunk), repr(model.projector)]
     return {
         "language": [computing, spec.quantise],
         "adapters": asdict(spec.lora) if spec.lora else None,
-        "photos": photos,
+        "photos": images,
         "tokenizer": tokenizer_content(model.tokenizer),
         "template": [template.name, template.source, template.default_system, template.thinking],
         "ends": [model.end_ids(), list(model.end_texts())],

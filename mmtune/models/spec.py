@@ -9,7 +9,7 @@ from mmtune.common.errors import UserError, check_seed
 from mmtune.common.schema import validate
 
 ProjectorKind = Literal["linear", "mlp2x_gelu"]
-PhotoFit = Literal["pad", "crop", "squash"]
+ImageFit = Literal["pad", "crop", "squash"]
 Quantisation = Literal["nf4", "int8"]
 _MOST = 2**20  # of a rank or an alpha: no layer is as wide
 
@@ -37,7 +37,7 @@ class VisionOptions:
     blocks: list[int] = field(default_factory=lambda: [-2])
     grid: int | None = None
     standardise: bool = False
-    fit: PhotoFit = "pad"
+    fit: ImageFit = "pad"
     class_token: bool = False
 
 

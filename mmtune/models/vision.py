@@ -22,8 +22,8 @@ from mmtune.common.files import PACKAGE_SCHEME, locate
 from mmtune.common.hub import go_offline_if_unreachable
 from mmtune.data.image_files import MOST_PIXELS
 from mmtune.models.interop import clip
-from mmtune.models.interop.photos import read_processor
-from mmtune.models.spec import PhotoFit, VisionOptions
+from mmtune.models.interop.image_processor import read_processor
+from mmtune.models.spec import ImageFit, VisionOptions
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class VisionTower(nn.Module):
     """Photos to features: [photos, 3, size, size] to [photos, num_tokens, width]. Never trained.
 
     Attributes:
-        photos_encoded: how many photos went through, ever. It stays 0 in a text-only run, and the ledger shows it.
+        images_encoded: how many photos went through, ever. It stays 0 in a text-only run, and the ledger shows it.
     """
 
     feature_mean: torch.Tensor
@@ -62,7 +62,7 @@ class VisionTower(nn.Module):
         self.options, self.shape = options, shape
         self.register_buffer("feature_mean", torch.zeros(shape.width))
         self.register_buffer("feature_std", torch.ones(shape.width))
-        self.photos_encoded = 0
+        self.images_encoded = 0
         self.requires_grad_(False)
         self.eval()
 
@@ -78,7 +78,7 @@ class VisionTower(nn.Module):
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the trunk says of photos, not standardised."""
-        self.photos_encoded += len(pixels)
+        self.images_encoded += len(pixels)
         dtype = next(self.trunk.parameters()).dtype
         pixels = pixels.to(dtype, memory_format=torch.channels_last)
         options = self.options
@@ -299,7 +299,7 @@ def _pool(feature_map: torch.Tensor, grid: int) -> torch.Tensor:
     return adaptive_avg_pool2d(feature_map, grid)
 
 
-def _make_square(image: Image.Image, fit: PhotoFit, mean: Sequence[float], size: int) -> Image.Image:
+def _make_square(image: Image.Image, fit: ImageFit, mean: Sequence[float], size: int) -> Image.Image:
     """The photo with `size` pixels a side."""
     width, height = image.size
     if fit == "crop" and width != height:

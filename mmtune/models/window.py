@@ -57,9 +57,9 @@ def answer_room(window: int | None, tokens: int) -> int:
     return tokens if window is None else min(tokens, window // 2)
 
 
-def surely_fits(text: str, photo_tokens: int, room: int, window: int | None) -> bool:
+def surely_fits(text: str, image_tokens: int, room: int, window: int | None) -> bool:
     """Whether a text is so short that its tokens need not be counted."""
-    return window is None or _TOKENS_PER_BYTE * (len(text.encode()) + 1) + photo_tokens + room <= window
+    return window is None or _TOKENS_PER_BYTE * (len(text.encode()) + 1) + image_tokens + room <= window
 
 
 def fitted(

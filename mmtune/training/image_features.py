@@ -14,18 +14,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from mmtune.data.images import Photo, open_photo
-from mmtune.models.features import FeatureStore, StoredFeatures, photo_digest
+from mmtune.data.images import ImageSource, load_image
+from mmtune.models.features import FeatureStore, StoredFeatures, image_digest
 from mmtune.models.vision import VisionTower, preprocessing
 
-_PHOTOS_AT_ONCE = 32  # through the tower, and to the disk
+_IMAGES_AT_ONCE = 32  # through the tower, and to the disk
 _GIB = 2**30
 
 
 def stored_features(
     trainer: pl.Trainer,
     tower: VisionTower,
-    photos: Mapping[Photo, str],
+    images: Mapping[ImageSource, str],
     *,
     limit: float,
     num_workers: int = 0,
@@ -35,7 +35,7 @@ def stored_features(
     Args:
         trainer: whose processes take part.
         tower: on the device that is to compute.
-        photos: with the file and row to name where one cannot be decoded.
+        images: with the file and row to name where one cannot be decoded.
         limit: GiB that this tower's features may take on the disk.
         num_workers: processes that decode photos; 0 decodes them in this one.
 
@@ -47,16 +47,16 @@ def stored_features(
         RowError: a photo cannot be decoded.
     """
     store = FeatureStore(tower)
-    digests = {photo: _digest(photo, where) for photo, where in photos.items()}
+    digests = {image: _digest(image, where) for image, where in images.items()}
 
     def encode_missing(rank: int, world: int) -> None:
         stored = store.rows()  # shares are of all photos: what is missing changes while others store theirs
-        missing = [photo for photo in list(digests)[rank::world] if digests[photo] not in stored]
-        features = encoded(tower, {photo: photos[photo] for photo in missing}, num_workers=num_workers)
+        missing = [image for image in list(digests)[rank::world] if digests[image] not in stored]
+        features = encoded(tower, {image: images[image] for image in missing}, num_workers=num_workers)
         with _progress(len(missing), shown=trainer.is_global_zero) as advance:
-            for start in range(0, len(missing), _PHOTOS_AT_ONCE):
-                some = missing[start : start + _PHOTOS_AT_ONCE]
-                store.add({digests[photo]: next(features) for photo in some})
+            for start in range(0, len(missing), _IMAGES_AT_ONCE):
+                some = missing[start : start + _IMAGES_AT_ONCE]
+                store.add({digests[image]: next(features) for image in some})
                 advance(len(some))
 
     obstacle = _no_room(store, set(digests.values()), limit)
@@ -75,38 +75,40 @@ def stored_features(
     return store.reader(digests)
 
 
-def encoded(tower: VisionTower, photos: Mapping[Photo, str], *, num_workers: int = 0) -> Iterator[torch.Tensor]:
+def encoded(tower: VisionTower, images: Mapping[ImageSource, str], *, num_workers: int = 0) -> Iterator[torch.Tensor]:
     """What the tower says of photos, [num_tokens, width] each and not standardised, in their order.
 
     Raises:
         RowError: a photo cannot be decoded; names the file and row given with it.
     """
-    pixels = _Pixels(list(photos.items()), preprocessing(tower.options, tower.shape))
+    pixels = _Pixels(list(images.items()), preprocessing(tower.options, tower.shape))
     device = next(tower.trunk.parameters()).device
     # a generator of its own: whether photos had to be encoded must not change the numbers that training draws
     generator = torch.Generator().manual_seed(0)
-    for batch in DataLoader(pixels, batch_size=_PHOTOS_AT_ONCE, num_workers=num_workers, generator=generator):
+    for batch in DataLoader(pixels, batch_size=_IMAGES_AT_ONCE, num_workers=num_workers, generator=generator):
         yield from tower.encode(batch.to(device))
 
 
 class _Pixels(Dataset[torch.Tensor]):
     """Photos by number, decoded and preprocessed."""
 
-    def __init__(self, photos: Sequence[tuple[Photo, str]], preprocess: Callable[[Image.Image], torch.Tensor]) -> None:
-        self.photos, self.preprocess = photos, preprocess
+    def __init__(
+        self, images: Sequence[tuple[ImageSource, str]], preprocess: Callable[[Image.Image], torch.Tensor]
+    ) -> None:
+        self.images, self.preprocess = images, preprocess
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.images)
 
     def __getitem__(self, number: int) -> torch.Tensor:
-        return self.preprocess(open_photo(*self.photos[number]))
+        return self.preprocess(load_image(*self.images[number]))
 
 
-def _digest(photo: Photo, where: str) -> bytes:
+def _digest(image: ImageSource, where: str) -> bytes:
     try:
-        return photo_digest(photo)
+        return image_digest(image)
     except OSError:
-        open_photo(photo, where)  # says what is wrong with it
+        load_image(image, where)  # says what is wrong with it
         raise
 
 

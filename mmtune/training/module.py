@@ -119,7 +119,7 @@ class InstructionTuning(ResumableModule):
         self.new_schedule = False  # whether a resumed run may have another course of the learning rate
         self._step_started = time.perf_counter()
         self._step = torch.zeros(3)
-        self._held_out = self._wrong_photo = torch.zeros(2, dtype=torch.float64)
+        self._held_out = self._wrong_image = torch.zeros(2, dtype=torch.float64)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -204,18 +204,18 @@ class InstructionTuning(ResumableModule):
         """Have the photos' features stored; standardise them at the start of an alignment, not when one is resumed."""
         assert self.model is not None
         tower, data = self.model.tower, self.trainer.datamodule  # type: ignore[attr-defined]
-        photos = data.photos()
-        if tower is None or not photos:
+        images = data.images()
+        if tower is None or not images:
             return
         stored = None
         if self.stored_features_gib:
             stored = stored_features(
-                self.trainer, tower, photos, limit=self.stored_features_gib, num_workers=data.num_workers
+                self.trainer, tower, images, limit=self.stored_features_gib, num_workers=data.num_workers
             )
         if stored is not None:
             data.use_features(stored)
         if tower.options.standardise and self.base is None and not self.trainer.ckpt_path:
-            sample = dict(itertools.islice(photos.items(), 256))
+            sample = dict(itertools.islice(images.items(), 256))
             features = encoded(tower, sample) if stored is None else map(stored, sample)
             tower.measure_standardisation(torch.stack(list(features)).to(self.device))
 
@@ -259,20 +259,20 @@ class InstructionTuning(ResumableModule):
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """The loss of a held-out pack; where it has photos, also with every photo exchanged for another."""
         self._held_out += self._weighted(self._loss(batch), batch)
-        several = len(set(batch.photo_keys)) > 1
+        several = len(set(batch.image_keys)) > 1
         # processes that hold the model in parts compute it together or not at all
         if self.trainer.strategy.reduce_boolean_decision(several, all=False):
-            loss = self._loss(batch.with_photos(_exchanged(batch.photo_keys)) if several else batch)
+            loss = self._loss(batch.with_images(_exchanged(batch.image_keys)) if several else batch)
             if several:
-                self._wrong_photo += self._weighted(loss, batch)
+                self._wrong_image += self._weighted(loss, batch)
 
     def on_validation_epoch_start(self) -> None:
         """Begin the sums of losses and weights, with the packs' own photos and with exchanged ones."""
-        self._held_out, self._wrong_photo = torch.zeros(2, 2, dtype=torch.float64)
+        self._held_out, self._wrong_image = torch.zeros(2, 2, dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses, over all processes; those that saw no photo take part in the exchange, too."""
-        for name, sums in (("val_loss", self._held_out), ("val_loss_wrong_photo", self._wrong_photo)):
+        for name, sums in (("val_loss", self._held_out), ("val_loss_wrong_photo", self._wrong_image)):
             loss, weight = self.trainer.strategy.reduce(sums.to(self.device, torch.float32), reduce_op="sum")
             if weight > 0:
                 self.log(name, loss / weight, prog_bar=name == "val_loss", sync_dist=True)
@@ -318,7 +318,7 @@ class InstructionTuning(ResumableModule):
         """
         assert self.model is not None
         projector, tower = self.model.projector, self.model.tower
-        if batch.photo_keys or projector is None or tower is None:
+        if batch.image_keys or projector is None or tower is None:
             return None
         if not any(parameter.requires_grad for parameter in projector.parameters()):
             return None

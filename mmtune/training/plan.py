@@ -66,7 +66,7 @@ class Row:
 
     text: int
     supervised: int
-    photos: int = 0
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def workload(
     rows: Sequence[Row],
     schedule: Schedule,
     *,
-    tokens_per_photo: int,
+    tokens_per_image: int,
     budget: int,
     pack_rows: int | None,
     seed: int,
@@ -175,14 +175,14 @@ def workload(
 
     `passes` are those of another workload that is to be compared; by default, the schedule's.
     """
-    lengths = [row.text + row.photos * tokens_per_photo for row in rows]
+    lengths = [row.text + row.images * tokens_per_image for row in rows]
     packs = plan_packs(lengths, budget=max(budget, *lengths), max_rows=pack_rows, seed=seed)
     shapes = tuple(
         PackShape(
             documents=tuple(lengths[i] for i in pack),
             supervised=sum(rows[i].supervised for i in pack),
-            photos=sum(rows[i].photos for i in pack),
-            tokens_per_photo=tokens_per_photo,
+            images=sum(rows[i].images for i in pack),
+            tokens_per_image=tokens_per_image,
         )
         for pack in packs
     )
@@ -192,8 +192,8 @@ def workload(
 
 def rows_of_kind(rows: Sequence[Row], *, visual: bool) -> list[Row]:
     """As many rows, all of one kind: those there are, again if need be; or else the others with or without a photo."""
-    found = [row for row in rows if bool(row.photos) == visual]
-    found = found or [dataclasses.replace(row, photos=int(visual)) for row in rows]
+    found = [row for row in rows if bool(row.images) == visual]
+    found = found or [dataclasses.replace(row, images=int(visual)) for row in rows]
     return [found[i % len(found)] for i in range(len(rows))]
 
 
@@ -267,7 +267,7 @@ def estimates(
             continue
         build = functools.cache(functools.partial(_without_weights, module, spec))
         for work in workloads:
-            sees = spec.vision is not None or any(pack.photos for pack in work.packs)
+            sees = spec.vision is not None or any(pack.images for pack in work.packs)
             found.append(estimate(method, build(sees=sees), work))
     return found
 
@@ -280,7 +280,7 @@ def operations(model: VisionLanguageModel, work: Workload, objective: Objective,
             documents=pack.documents,
             supervised=pack.supervised,
             image_tokens=pack.image_tokens,
-            photos=pack.photos,
+            images=pack.images,
             head_twice=objective.computes_logits_twice(pack.supervised),
         )
         for pack in work.packs
@@ -292,7 +292,7 @@ def operations(model: VisionLanguageModel, work: Workload, objective: Objective,
     )
 
 
-def tokens_per_photo(module: InstructionTuning) -> int:
+def tokens_per_image(module: InstructionTuning) -> int:
     """Of the module's tower, or of the recipe's where it has none."""
     return tower_shape(module.spec.vision or VisionOptions()).num_tokens
 

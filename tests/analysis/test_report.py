@@ -133,16 +133,16 @@ def test_photos_as_the_evaluation_kept_them(tmp_path: Path, monkeypatch: pytest.
         archive.writestr(f"{names[0]}.jpg", b"\xff\xd8\xff" + bytes(20))
         archive.writestr(f"{names[1]}.jpg", b"<svg onload=alert(1)>")
         archive.writestr(f"{names[2]}.jpg", b"\xff\xd8\xff" + bytes(900))
-    monkeypatch.setattr(samples, "PHOTO_BYTES", 100)
+    monkeypatch.setattr(samples, "IMAGE_BYTES", 100)
     write_report(read_variants([folder]), tmp_path / "r.html", title="t")
     page = Page(tmp_path / "r.html")
     data = embedded(page)
-    assert [base64.b64decode(photo) for photo in data["photos"]] == [b"\xff\xd8\xff" + bytes(20)]
+    assert [base64.b64decode(photo) for photo in data["images"]] == [b"\xff\xd8\xff" + bytes(20)]
     assert [row[4] for row in data["rows"]] == [0, -1, -1, -1]
     assert "1 of 3 photos are in this page" in page.words
     (folder / "thumbnails" / "see.zip").write_bytes(b"damaged")
     write_report(read_variants([folder]), tmp_path / "r.html", title="t")
-    assert embedded(Page(tmp_path / "r.html"))["photos"] == []
+    assert embedded(Page(tmp_path / "r.html"))["images"] == []
 
 
 @pytest.fixture(scope="module")

@@ -71,10 +71,10 @@ def test_figures_of_several_files(run: Run, tmp_path: Path) -> None:
         *write_photos(tmp_path, "a.png"),
         {"instruction": "a", "instances": [{"input": "", "output": "b"}, {"input": "", "output": "c"}]},
     )
-    code, out, err = run(text, mixed, "--json", "--tokens-per-photo", "30", "--max-length", "60")
+    code, out, err = run(text, mixed, "--json", "--tokens-per-image", "30", "--max-length", "60")
     assert (code, err) == (0, "")
     report = json.loads(out)
-    assert (report["template"], report["max_length"], report["tokens_per_photo"]) == ("chatml", 60, 30)
+    assert (report["template"], report["max_length"], report["tokens_per_image"]) == ("chatml", 60, 30)
     first, second = report["files"]
     short = OVERHEAD + len("What?That.")
     assert first["formats"] == {"prompt/completion": 2}
@@ -83,10 +83,10 @@ def test_figures_of_several_files(run: Run, tmp_path: Path) -> None:
         "max": short + 114, "total": 2 * short + 114,
     }  # fmt: skip
     assert first["supervised"]["min"] == len("That.") + 1
-    assert (first["too_long"], first["with_photos"], first["turns"]["mean"]) == (1, 0, 2)
+    assert (first["too_long"], first["with_images"], first["turns"]["mean"]) == (1, 0, 2)
     assert [message.split(": ")[0] for message in first["too_long_rows"]] == [f"{text}, row 2"]
     assert second["formats"] == {"prompt/completion": 1, "self-instruct": 2}
-    assert (second["rows"], second["conversations"], second["with_photos"]) == (2, 3, 1)
+    assert (second["rows"], second["conversations"], second["with_images"]) == (2, 3, 1)
     assert second["tokens"]["max"] == short + 30 + len("\n")
     [sample] = second["samples"]
     [(start, end)] = sample["learnt"]
@@ -95,7 +95,7 @@ def test_figures_of_several_files(run: Run, tmp_path: Path) -> None:
 
 def test_the_text_says_the_same(run: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", *write_photos(tmp_path, "a.png", "b.png"), GOOD, GOOD)
-    code, out, err = run(source, "--tokens-per-photo", "7", "--max-length", "38")
+    code, out, err = run(source, "--tokens-per-image", "7", "--max-length", "38")
     assert (code, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     short = OVERHEAD + len("What?That.")
@@ -155,7 +155,7 @@ def test_rows_with_faults_are_listed_and_exit_with_2(run: Run, tmp_path: Path) -
     assert "--image-root names the folder" in out  # this command's flag, not that of `fit`
     assert run(source, "--on-bad-row", "skip")[0::2] == (0, "")
     assert json.loads(run(source, "--json")[1])["files"][0]["bad_rows"]["count"] == 4
-    assert json.loads(run(source, "--json", "--no-check-photos")[1])["files"][0]["bad_rows"]["count"] == 3
+    assert json.loads(run(source, "--json", "--no-check-images")[1])["files"][0]["bad_rows"]["count"] == 3
 
 
 def test_at_most_20_faults_are_listed_then_a_count(run: Run, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_file_of_faults_alone(run: Run, tmp_path: Path) -> None:
 
 def test_photos_without_a_tower(run: Run, tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", *write_photos(tmp_path, "a.png"), GOOD)
-    code, out, _ = run(source, "--tokens-per-photo", "0")
+    code, out, _ = run(source, "--tokens-per-image", "0")
     assert code == 2
     assert "row 1: has a photo, but the model has no vision tower" in out
 
@@ -250,7 +250,7 @@ def test_help_is_light_and_names_the_flags() -> None:
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    flags = "template tokenizer image-root max-length tokens-per-photo check-photos show row on-bad-row json"
+    flags = "template tokenizer image-root max-length tokens-per-image check-images show row on-bad-row json"
     assert all(f"--{flag}" in shown for flag in flags.split())
     assert "how conversations are written down" in shown
 

@@ -44,7 +44,7 @@ def text_inputs(byte_tokenizer: Any) -> ModelInputs:
 
 @pytest.fixture(scope="session")
 def photo_inputs(byte_tokenizer: Any) -> ModelInputs:
-    return ModelInputs(byte_tokenizer, TEMPLATES["chatml"], tokens_per_photo=4, preprocess=fake_preprocess)
+    return ModelInputs(byte_tokenizer, TEMPLATES["chatml"], tokens_per_image=4, preprocess=fake_preprocess)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def photo_batch(tmp_path: Path) -> tuple[PackedBatch, list[bytes]]:
         example([IMAGE_TOKEN, 9], [False, True], (shades[2],)),
         example([IMAGE_TOKEN, 9], [False, True], (path,)),
     ]
-    inputs = ModelInputs(None, None, tokens_per_photo=1, preprocess=fake_preprocess)  # type: ignore[arg-type]
+    inputs = ModelInputs(None, None, tokens_per_image=1, preprocess=fake_preprocess)  # type: ignore[arg-type]
     return pack(rows, inputs), shades
 
 
@@ -69,7 +69,7 @@ def test_photos_come_in_the_order_of_their_tokens(tmp_path: Path) -> None:
     shades = (batch.pixels[:, 0].mean(dim=(1, 2)) * 255).round().int().tolist()
     assert shades == [10, 90, 200, 90]
     assert batch.image_tokens == 4
-    keys = batch.photo_keys
+    keys = batch.image_keys
     assert keys[1] == keys[3]
     assert len(set(keys)) == 3
 
@@ -77,8 +77,8 @@ def test_photos_come_in_the_order_of_their_tokens(tmp_path: Path) -> None:
 def test_photo_keys_are_the_same_in_every_process(tmp_path: Path) -> None:
     """Workers begun afresh (as on macOS) have another hash seed each."""
     code = (
-        "import sys; from pathlib import Path; from mmtune.data.collate import _photo_key;"
-        "print(_photo_key(Path('a/b.jpg')), _photo_key(b'x'))"
+        "import sys; from pathlib import Path; from mmtune.data.collate import _image_key;"
+        "print(_image_key(Path('a/b.jpg')), _image_key(b'x'))"
     )
     said = {
         subprocess.run(
@@ -90,7 +90,7 @@ def test_photo_keys_are_the_same_in_every_process(tmp_path: Path) -> None:
 
 
 def test_a_photo_that_does_not_decode_names_its_row() -> None:
-    inputs = ModelInputs(None, None, tokens_per_photo=1, preprocess=fake_preprocess)  # type: ignore[arg-type]
+    inputs = ModelInputs(None, None, tokens_per_image=1, preprocess=fake_preprocess)  # type: ignore[arg-type]
     with pytest.raises(RowError, match=r"rows\.json, row 8: the photo of 3 bytes"):
         pack([example([IMAGE_TOKEN, 1], [False, True], (b"abc",), "rows.json, row 8")], inputs)
 
@@ -102,7 +102,7 @@ def test_batches_move_between_devices_as_lightning_moves_them(tmp_path: Path) ->
     assert moved.input_ids.device.type == "meta"
     assert moved.pixels is not None
     assert moved.pixels.device.type == "meta"
-    assert moved.photo_keys == batch.photo_keys
+    assert moved.image_keys == batch.image_keys
     assert batch.input_ids.device.type == "cpu"
 
 

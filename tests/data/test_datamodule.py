@@ -21,7 +21,7 @@ from mmtune.data.rendering.templates import TEMPLATES
 
 @pytest.fixture(scope="module")
 def real_inputs(llama_tokenizer: Any) -> ModelInputs:
-    return ModelInputs(llama_tokenizer, TEMPLATES["vicuna_v1"], tokens_per_photo=9, preprocess=fake_preprocess)
+    return ModelInputs(llama_tokenizer, TEMPLATES["vicuna_v1"], tokens_per_image=9, preprocess=fake_preprocess)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_real_rows_from_end_to_end(real: InstructionData, real_inputs: ModelInpu
     for batch in batches:
         assert len(batch.input_ids) <= 1024
         photos = 0 if batch.pixels is None else len(batch.pixels)
-        assert batch.image_tokens == 9 * photos == 9 * len(batch.photo_keys)
+        assert batch.image_tokens == 9 * photos == 9 * len(batch.image_keys)
         assert all((batch.targets[batch.document_ids == d] != IGNORED).any() for d in range(len(batch.where)))
         assert not (batch.targets == IMAGE_TOKEN).any()
     ids = batches[0].input_ids[batches[0].document_ids == 0]
@@ -179,14 +179,14 @@ def test_validation_files_and_loaders(write_lines: Any, text_inputs: ModelInputs
     without = InstructionData(Mixture([train]), max_length=64, inputs=text_inputs)
     without.setup()
     assert without.val_dataloader() == []
-    assert without.photos() == {}
+    assert without.images() == {}
 
 
 def test_batches_hold_features_where_they_are_known(captions: Any, photo_inputs: ModelInputs) -> None:
     file = captions([["a.png"], ["a.png"], ["b.png"]])
     data = InstructionData(Mixture([], [file]), [file], inputs=photo_inputs)
     data.setup()
-    photos = data.photos()
+    photos = data.images()
     assert {Path(str(photo)).name: where for photo, where in photos.items()}.keys() == {"a.png", "b.png"}
     assert all(str(file) in where for where in photos.values())
     features = {photo: torch.full((4, 6), float(number)) for number, photo in enumerate(photos)}
@@ -198,7 +198,7 @@ def test_batches_hold_features_where_they_are_known(captions: Any, photo_inputs:
         seen = batch.features[:, 0, 0].tolist()
         shown = dict(zip(batch.where, seen, strict=True))
         assert shown[f"{file}, row 1"] == shown[f"{file}, row 2"] != shown[f"{file}, row 3"]
-        turned = batch.with_photos([1, 2, 0])
+        turned = batch.with_images([1, 2, 0])
         assert torch.equal(turned.features, batch.features[[1, 2, 0]])
 
 

@@ -19,11 +19,11 @@ from mmtune.interfaces import Turn
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: "<" not in text)
 
 
-def conversation(*texts: str, photos: int = 0, system: str | None = None) -> Conversation:
+def conversation(*texts: str, images: int = 0, system: str | None = None) -> Conversation:
     turns = [Turn("assistant" if i % 2 else "user", text) for i, text in enumerate(texts)]
     if system is not None:
         turns.insert(0, Turn("system", system))
-    return Conversation(tuple(turns), tuple(bytes([i]) for i in range(photos)), "rows.jsonl", 3)
+    return Conversation(tuple(turns), tuple(bytes([i]) for i in range(images)), "rows.jsonl", 3)
 
 
 @pytest.mark.parametrize("name", ["vicuna_v1", "llama_2", "chatml"])
@@ -35,8 +35,8 @@ def test_a_byte_is_learnt_exactly_if_the_assistant_said_it(name: str, texts: lis
     if photo:
         texts[0] = f"<image>{texts[0]}"
     tokenizer = make_byte_tokenizer()
-    rendered = TEMPLATES[name].render(conversation(*texts, photos=photo))
-    ids, supervised = encode_text(rendered, tokenizer, tokens_per_photo=3)
+    rendered = TEMPLATES[name].render(conversation(*texts, images=photo))
+    ids, supervised = encode_text(rendered, tokenizer, tokens_per_image=3)
     assert len(ids) == len(supervised)
     assert int((ids == IMAGE_TOKEN).sum()) == 3 * photo
     assert not supervised[ids == IMAGE_TOKEN].any()
@@ -64,7 +64,7 @@ def test_white_space_before_an_answer_is_not_learnt_whatever_the_offsets(trim: b
 
 def test_the_start_marker_is_added_once_and_not_learnt(llama_tokenizer: Any) -> None:
     rendered = Rendered("<image>a<image>b", ((0, 16),))
-    ids, supervised = encode_text(rendered, llama_tokenizer, tokens_per_photo=2)
+    ids, supervised = encode_text(rendered, llama_tokenizer, tokens_per_image=2)
     assert ids.tolist().count(llama_tokenizer.bos_token_id) == 1
     assert ids[0] == llama_tokenizer.bos_token_id
     assert ids[1:3].tolist() == [IMAGE_TOKEN] * 2
@@ -73,7 +73,7 @@ def test_the_start_marker_is_added_once_and_not_learnt(llama_tokenizer: Any) -> 
 
 def test_types_and_places(byte_tokenizer: Any) -> None:
     inputs = ModelInputs(byte_tokenizer, TEMPLATES["chatml"], 4, fake_preprocess)
-    example = encode(conversation("<image> what?", "that", photos=1), inputs, 100)
+    example = encode(conversation("<image> what?", "that", images=1), inputs, 100)
     assert example.input_ids.dtype == np.int32
     assert example.supervised.dtype == bool
     assert example.images == (b"\x00",)
@@ -92,7 +92,7 @@ def test_rows_that_cannot_be_encoded(
     texts: tuple[str, ...], photos: int, max_length: int, message: str, text_inputs: ModelInputs
 ) -> None:
     with pytest.raises(RowError) as error:
-        encode(conversation(*texts, photos=photos), text_inputs, max_length)
+        encode(conversation(*texts, images=photos), text_inputs, max_length)
     assert message in str(error.value)
     assert str(error.value).startswith("rows.jsonl, row 3: ")
 
@@ -114,7 +114,7 @@ def test_a_row_is_cut_at_its_end_and_nowhere_else(
     said: list[tuple[str, str]], photos: list[int], max_length: int, photo_inputs: ModelInputs
 ) -> None:
     texts = [t for (ask, say), n in zip(said, photos, strict=False) for t in ("<image>" * n + ask, say)]
-    row = conversation(*texts, photos=sum(photos[: len(said)]))
+    row = conversation(*texts, images=sum(photos[: len(said)]))
     whole_ids, whole_supervised = tokenise(row, photo_inputs)
     message = ""
     if (whole_ids[:max_length] == IMAGE_TOKEN).sum() % 4:

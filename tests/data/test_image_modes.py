@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mmtune.common.errors import RowError
-from mmtune.data.images import open_photo, to_rgb
+from mmtune.data.images import load_image, to_rgb
 
 
 def tiff(values: np.ndarray, *, big: bool, kind: int) -> bytes:
@@ -50,7 +50,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def pixels(data: bytes) -> list[Any]:
-    image = open_photo(data, "here")
+    image = load_image(data, "here")
     assert image.mode == "RGB"
     return [image.getpixel((x, 0)) for x in range(image.width)]
 
@@ -160,7 +160,7 @@ def test_a_palette_with_alpha_in_memory() -> None:
 def test_a_drawing_on_nothing_is_black_on_white() -> None:
     image = Image.new("RGBA", (9, 9), (0, 0, 0, 0))
     image.paste((0, 0, 0, 255), (4, 0, 5, 9))
-    seen = np.asarray(open_photo(saved(image, "PNG"), "here"))
+    seen = np.asarray(load_image(saved(image, "PNG"), "here"))
     assert (seen[:, 4] == 0).all()
     assert (np.delete(seen, 4, axis=1) == 255).all()
 

@@ -26,7 +26,7 @@ def conversations(system: str | None) -> list[tuple[Turn, ...]]:
 
 
 @pytest.mark.parametrize("system", [None, "Be brief.", " two\nlines "])
-@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if not layout.photos_alone])
+@pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if not layout.images_alone])
 def test_the_exported_template_writes_what_rows_are_rendered_as(name: str, system: str | None) -> None:
     template = get_template(name, None)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)

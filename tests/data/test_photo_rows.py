@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmtune.common.errors import RowError, UserError
-from mmtune.data.images import open_photo
+from mmtune.data.images import load_image
 from mmtune.data.sources.readers import BadRows, read_conversations
 
 WriteLines = Callable[..., str]
@@ -72,7 +72,7 @@ def test_photos_that_do_not_decode_are_named(kind: str, tmp_path: Path) -> None:
     elif kind == "folder":
         path.mkdir()
     with pytest.raises(RowError) as error:
-        open_photo(path, "rows.jsonl, row 7")
+        load_image(path, "rows.jsonl, row 7")
     assert str(error.value).startswith(f"rows.jsonl, row 7: the photo {path} ")
     assert "\n" not in str(error.value)
 
@@ -91,7 +91,7 @@ def test_damaged_photos_decode_or_are_row_errors(kind: str, cut: int, spoil: lis
     for at, value in spoil:
         data[at % len(data)] = value
     with contextlib.suppress(RowError):  # and nothing else
-        assert open_photo(bytes(data[: len(data) - cut % len(data)]), "here").mode == "RGB"
+        assert load_image(bytes(data[: len(data) - cut % len(data)]), "here").mode == "RGB"
 
 
 def test_parquet_rows_with_photos_of_every_shape(tmp_path: Path) -> None:
@@ -168,12 +168,12 @@ def test_photos_are_seen_as_people_see_them(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, as telephones write them
     upright.save(tmp_path / "turned.png", exif=exif)
-    turned = open_photo(tmp_path / "turned.png", "")
+    turned = load_image(tmp_path / "turned.png", "")
     assert turned.size == (4, 8)
     assert turned.getpixel((0, 0)) == (0, 0, 255)
     assert turned.getpixel((0, 7)) == (255, 0, 0)
     deep = np.array([[0, 0x7FFF, 0xFFFF]], dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert [open_photo(tmp_path / "deep.png", "").getpixel((x, 0)) for x in range(3)] == [
+    assert [load_image(tmp_path / "deep.png", "").getpixel((x, 0)) for x in range(3)] == [
         (v,) * 3 for v in (0, 127, 255)
     ]

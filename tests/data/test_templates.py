@@ -55,7 +55,7 @@ def test_rows_give_llavas_ids_and_labels(case: Any, llama_path: Path) -> None:
         assert rendered.text.count("<image>") == len(conversation.images)
         return
     tokenizer = build_tokenizer(llama_path, legacy=case["legacy"])
-    inputs = ModelInputs(tokenizer, TEMPLATES[MODES[case["mode"]]], tokens_per_photo=1)
+    inputs = ModelInputs(tokenizer, TEMPLATES[MODES[case["mode"]]], tokens_per_image=1)
     example = encode(check(conversation), inputs, 10_000)
     labels = [int(i) if s else IGNORED for i, s in zip(example.input_ids, example.supervised, strict=True)]
     assert example.input_ids.tolist() == case["input_ids"]

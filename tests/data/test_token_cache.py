@@ -175,7 +175,7 @@ def test_everything_that_decides_tokens_decides_the_folder(byte_tokenizer: Any) 
     other = changed(lambda t: setattr(t, "chat_template", t.chat_template.replace("m['role']", "m['role']|upper")))
     ways = [
         ModelInputs(byte_tokenizer, chatml),
-        ModelInputs(byte_tokenizer, chatml, tokens_per_photo=4),
+        ModelInputs(byte_tokenizer, chatml, tokens_per_image=4),
         ModelInputs(byte_tokenizer, TEMPLATES["vicuna_v1"]),
         ModelInputs(byte_tokenizer, dataclasses.replace(chatml, default_system="Be brief.")),
         ModelInputs(make_byte_tokenizer(merges=[("a", "b")]), chatml),

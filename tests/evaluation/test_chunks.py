@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mmtune.evaluation.run.chunks as chunks
+from mmtune.data.images import EncodedImage
 from mmtune.evaluation.run.chunks import plan_chunks
 from mmtune.evaluation.tasks.render import Question
-from mmtune.evaluation.tasks.rows import Photo
 
 
 def question(row: int, prompt: str, *photos: str) -> Question:
-    shown = tuple(Photo(b"", name) for name in photos)
+    shown = tuple(EncodedImage(b"", name) for name in photos)
     return Question(
         row=row,
         prompt=prompt,
@@ -24,13 +24,13 @@ def question(row: int, prompt: str, *photos: str) -> Question:
         references=("x",),
         kind="short",
         choices=(),
-        photos=shown,
+        images=shown,
         group=None,
     )
 
 
 def family(one: Question) -> str:
-    return one.photos[0].sha256 if one.photos else one.prompt.split("\n")[0]
+    return one.images[0].sha256 if one.images else one.prompt.split("\n")[0]
 
 
 PASSAGES = st.integers(0, 5).map(lambda n: f"passage {n} " + str(n) * (150 + 40 * n))
@@ -49,19 +49,19 @@ def question_lists(draw: st.DrawFn) -> list[Question]:
 def test_chunking(questions: list[Question], size: int, photos: int, shuffled: random.Random) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "QUESTIONS", size)
-        patch.setattr(chunks, "PHOTOS", photos)
+        patch.setattr(chunks, "IMAGES", photos)
         planned = plan_chunks(questions)
         again = list(questions)
         shuffled.shuffle(again)
         assert plan_chunks(again) == planned, "depends on the order of the rows"
     assert sorted(q.row for chunk in planned for q in chunk) == [q.row for q in questions]
     assert all(0 < len(chunk) <= size for chunk in planned)
-    assert all(len({p.sha256 for q in chunk for p in q.photos}) <= photos for chunk in planned)
+    assert all(len({p.sha256 for q in chunk for p in q.images}) <= photos for chunk in planned)
     ordered = [family(q) for chunk in planned for q in chunk]
     for name in set(ordered):
         first, last = ordered.index(name), len(ordered) - ordered[::-1].index(name)
         assert set(ordered[first:last]) == {name}, "a family is torn apart"
-        seen = {p.sha256 for q in questions if family(q) == name for p in q.photos}
+        seen = {p.sha256 for q in questions if family(q) == name for p in q.images}
         if last - first <= size and len(seen) <= photos:
             holding = [chunk for chunk in planned if any(family(q) == name for q in chunk)]
             assert len(holding) == 1, "a family that fits into a chunk is split"

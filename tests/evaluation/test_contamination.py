@@ -218,7 +218,7 @@ def asked(name: str, data: Path) -> Iterator[Conversation]:
     renderer = Renderer(task, "blind")
     for number, row in load_rows(task, data, limit=None, keep=renderer.keeps).rows:
         question = renderer.question(number, row)
-        photos = tuple(photo.data for photo in question.photos)
+        photos = tuple(photo.data for photo in question.images)
         yield Conversation((Turn("user", question.prompt), Turn("assistant", question.target)), photos, name, number)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from mmtune.evaluation.contamination.images import PhotoIndex, PhotoPrint, photo_print
-from mmtune.evaluation.tasks.rows import Photo, load_rows
+from mmtune.data.images import EncodedImage
+from mmtune.evaluation.contamination.images import ImageIndex, ImagePrint, image_print
+from mmtune.evaluation.tasks.rows import load_rows
 from mmtune.evaluation.tasks.task import load_task
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: int) -> Photo:
+def encoded(picture: Image.Image, kind: str = "PNG", **options: int) -> EncodedImage:
     stream = io.BytesIO()
     picture.save(stream, kind, **options)
-    return Photo(stream.getvalue(), hashlib.sha256(stream.getvalue()).hexdigest())
+    return EncodedImage.of(stream.getvalue())
 
 
 def scene(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -42,17 +42,17 @@ def drawing(shape: str, box: tuple[int, int, int, int], colour: str, background:
     return picture
 
 
-def seen(index: PhotoIndex, photo: Photo) -> list[tuple[int, str]]:
-    found = photo_print(photo)
+def seen(index: ImageIndex, photo: EncodedImage) -> list[tuple[int, str]]:
+    found = image_print(photo)
     return [] if found is None else [(match.number, match.kind) for match in index.find(found)]
 
 
-def indexed(*pictures: Image.Image) -> PhotoIndex:
-    prints = [photo_print(encoded(picture)) for picture in pictures]
-    return PhotoIndex([found for found in prints if found is not None])
+def indexed(*pictures: Image.Image) -> ImageIndex:
+    prints = [image_print(encoded(picture)) for picture in pictures]
+    return ImageIndex([found for found in prints if found is not None])
 
 
-COPIES: dict[str, Callable[[Image.Image], Photo]] = {
+COPIES: dict[str, Callable[[Image.Image], EncodedImage]] = {
     "JPEG": lambda p: encoded(p, "JPEG", quality=90),
     "low quality": lambda p: encoded(p, "JPEG", quality=30),
     "WebP": lambda p: encoded(p, "WEBP", quality=70),
@@ -81,7 +81,7 @@ def test_other_photos_are_not(seeds: set[int]) -> None:
 
 def test_the_strictest_kind_that_holds() -> None:
     picture = scene(1)
-    index = PhotoIndex([p for p in (photo_print(encoded(picture)),) if p])
+    index = ImageIndex([p for p in (image_print(encoded(picture)),) if p])
     assert seen(index, encoded(picture)) == [(0, "same file")]
     assert seen(index, encoded(picture, "BMP")) == [(0, "same pixels")]
     assert seen(index, encoded(picture, "JPEG", quality=95)) == [(0, "near photo")]
@@ -93,7 +93,7 @@ def test_a_photo_turned_by_its_camera_is_its_upright_copy() -> None:
     exif[0x0112] = 6  # a quarter turn
     stream = io.BytesIO()
     picture.transpose(Image.Transpose.ROTATE_90).save(stream, "PNG", exif=exif)
-    turned = Photo(stream.getvalue(), hashlib.sha256(stream.getvalue()).hexdigest())
+    turned = EncodedImage.of(stream.getvalue())
     assert seen(indexed(picture), turned) == [(0, "same pixels")]
 
 
@@ -134,7 +134,7 @@ def test_one_map_with_other_labels_is_another() -> None:
 
 @pytest.mark.parametrize("colour", ["white", "black", "red"])
 def test_a_picture_of_one_colour_is_no_evidence(colour: str) -> None:
-    assert photo_print(encoded(Image.new("RGB", (64, 64), colour))) is None
+    assert image_print(encoded(Image.new("RGB", (64, 64), colour))) is None
 
 
 def test_pictures_of_hardly_any_contrast() -> None:
@@ -149,24 +149,24 @@ def test_pictures_of_hardly_any_contrast() -> None:
 
 
 def test_what_cannot_be_decoded_is_compared_by_its_bytes() -> None:
-    damaged = Photo(b"no picture", hashlib.sha256(b"no picture").hexdigest())
-    index = PhotoIndex([PhotoPrint(damaged.sha256)])
+    damaged = EncodedImage.of(b"no picture")
+    index = ImageIndex([ImagePrint(damaged.sha256)])
     assert seen(index, damaged) == [(0, "same file")]
-    assert seen(index, Photo(b"nor this", hashlib.sha256(b"nor this").hexdigest())) == []
-    assert seen(PhotoIndex([]), damaged) == []
+    assert seen(index, EncodedImage.of(b"nor this")) == []
+    assert seen(ImageIndex([]), damaged) == []
 
 
 def test_real_photos_and_drawings(shared_data: Path) -> None:
     """No two of COCO are alike; copies of any picture are found."""
-    photos = [Photo(p.read_bytes(), p.stem) for p in sorted((shared_data / "visual" / "images").iterdir())[:120]]
+    photos = [EncodedImage(p.read_bytes(), p.stem) for p in sorted((shared_data / "visual" / "images").iterdir())[:120]]
     for name in ("easy_vqa", "mathvision"):
         if not any((shared_data / "hub" / load_task(name).dataset.path).rglob("*.parquet")):
             pytest.skip(f"needs {name} in ../shared/data")
         column = load_task(name).images[0]
         rows = load_rows(load_task(name), shared_data, limit=400).rows
         photos += list({row[column].sha256: row[column] for _, row in rows}.values())[:40]
-    prints = [found for photo in photos if (found := photo_print(photo)) is not None]
-    index = PhotoIndex(prints)
+    prints = [found for photo in photos if (found := image_print(photo)) is not None]
+    index = ImageIndex(prints)
     by_file = {found.encoded: number for number, found in enumerate(prints)}
     for photo in photos:
         if photo.sha256 in by_file:

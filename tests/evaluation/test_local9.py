@@ -46,7 +46,7 @@ def test_every_row_is_asked_and_its_gold_answer_is_right(name: str, protocol: Pr
     for question in rows:
         assert "{{" not in question.prompt
         assert "<image1>" not in question.prompt
-        assert question.prompt.count("<image>") == len(question.photos)
+        assert question.prompt.count("<image>") == len(question.images)
         if question.options:
             assert len(question.options) >= 2
             assert question.prompt.endswith(f"{'ABCDEFG'[len(question.options) - 1]}: {question.options[-1]}")
@@ -56,7 +56,7 @@ def test_every_row_is_asked_and_its_gold_answer_is_right(name: str, protocol: Pr
         assert earned == 1 or name == "vqav2"  # of ten people, fewer than three may agree
         assert earned > 0
     if task.images and name != "scienceqa":
-        assert all(question.photos for question in rows)
+        assert all(question.images for question in rows)
 
 
 def test_the_text_of_the_right_option_is_right_whatever_punctuation_it_holds(shared_data: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmtune.common.errors import UserError
+from mmtune.data.images import EncodedImage
 from mmtune.evaluation.tasks.filters import Protocol, clean_hellaswag, listed_options, looks_like_yes_no
 from mmtune.evaluation.tasks.render import Question, Renderer
-from mmtune.evaluation.tasks.rows import Photo, load_rows
+from mmtune.evaluation.tasks.rows import load_rows
 from mmtune.evaluation.tasks.suite import load_suite
 from mmtune.evaluation.tasks.task import load_task
 
-PHOTO = Photo(b"x", hashlib.sha256(b"x").hexdigest())
+PHOTO = EncodedImage.of(b"x")
 CHOOSE = "Choose the best option from below:"
 
 
@@ -203,7 +203,7 @@ def test_prompts(task: str, row: dict[str, Any], prompt: str, target: str) -> No
     asked = question(task, row)
     assert asked.prompt == prompt
     assert asked.target == target
-    assert len(asked.photos) == prompt.count("<image>")
+    assert len(asked.images) == prompt.count("<image>")
 
 
 def test_every_task_of_the_nine_has_its_response_prefix_and_limits() -> None:

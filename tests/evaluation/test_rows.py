@@ -11,8 +11,9 @@ import pytest
 from scripted_models import BOOLQ, picture, small_data, write_rows
 
 from mmtune.common.errors import UserError
+from mmtune.data.images import EncodedImage, ImageDecodeError
 from mmtune.evaluation.tasks.render import Renderer
-from mmtune.evaluation.tasks.rows import Photo, PhotoError, check_data, load_rows
+from mmtune.evaluation.tasks.rows import check_data, load_rows
 from mmtune.evaluation.tasks.task import load_task, task_from
 
 BOOLQ_TASK = load_task("boolq")
@@ -40,11 +41,11 @@ def test_the_fingerprint_is_of_values_not_of_files(tmp_path: Path) -> None:
 def test_photos_are_kept_once_and_decoded_late(tmp_path: Path) -> None:
     rows = load_rows(load_task("pope"), small_data(tmp_path), limit=None).rows
     photos = [row["image"] for _, row in rows]
-    assert all(isinstance(photo, Photo) for photo in photos)
+    assert all(isinstance(photo, EncodedImage) for photo in photos)
     assert len({id(photo) for photo in photos}) == 2
     assert photos[0].open().size == (8, 8)
-    with pytest.raises(PhotoError):
-        Photo(b"no picture", "x").open()
+    with pytest.raises(ImageDecodeError):
+        EncodedImage(b"no picture", "x").open()
 
 
 def gqa(root: Path, questions: list[dict[str, Any]], images: list[dict[str, Any]]) -> Path:

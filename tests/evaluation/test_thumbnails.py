@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -12,19 +11,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmtune.data.images import EncodedImage
 from mmtune.evaluation.run import thumbnails
 from mmtune.evaluation.run.thumbnails import SIDE, keep_thumbnails
-from mmtune.evaluation.tasks.rows import Photo
 
 
-def photo(colour: str) -> Photo:
+def photo(colour: str) -> EncodedImage:
     stream = io.BytesIO()
     Image.new("RGB", (640, 480), colour).save(stream, "PNG")
-    return Photo(stream.getvalue(), hashlib.sha256(stream.getvalue()).hexdigest())
+    return EncodedImage.of(stream.getvalue())
 
 
-def keep(file: Path, *photos: Photo | None) -> None:
-    questions: Any = [SimpleNamespace(photos=() if one is None else (one,)) for one in photos]
+def keep(file: Path, *photos: EncodedImage | None) -> None:
+    questions: Any = [SimpleNamespace(images=() if one is None else (one,)) for one in photos]
     samples: Any = [SimpleNamespace(image=None if one is None else one.sha256) for one in photos]
     keep_thumbnails(file, questions, samples)
 
@@ -58,6 +57,6 @@ def test_no_photos_no_file_and_a_broken_one_is_left_out(tmp_path: Path, monkeypa
     keep(tmp_path / "t.zip", None, None)
     assert not (tmp_path / "t.zip").exists()
     monkeypatch.setattr(thumbnails, "MOST", 2)
-    red, broken = photo("red"), Photo(b"no picture", "0" * 64)
+    red, broken = photo("red"), EncodedImage(b"no picture", "0" * 64)
     keep(tmp_path / "t.zip", broken, red, photo("blue"))
     assert names(tmp_path / "t.zip") == [f"{red.sha256}.jpg"]

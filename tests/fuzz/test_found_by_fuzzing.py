@@ -16,13 +16,13 @@ from PIL import Image
 
 from mmtune.common.errors import RowError, UserError
 from mmtune.common.files import locate, read_json
-from mmtune.data.images import open_photo
+from mmtune.data.images import load_image
 from mmtune.data.mixture import Mixture
 from mmtune.data.sources.readers import BadRows, read_conversations
 from mmtune.evaluation.tasks.render import Renderer
 from mmtune.evaluation.tasks.rows import load_rows
 from mmtune.evaluation.tasks.suite import load_suite
-from mmtune.models.spec import PhotoFit, VisionOptions
+from mmtune.models.spec import ImageFit, VisionOptions
 from mmtune.models.vision import TowerShape, preprocessing
 
 # Rows
@@ -118,7 +118,7 @@ def test_a_photo_of_100000_by_1_pixels_is_padded_without_a_square_of_30_gb() -> 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (9000, 40)])
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 def test_very_long_photos_become_what_others_do(
-    size: tuple[int, int], fit: PhotoFit, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], fit: ImageFit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is done with photos too long to be padded first differs little from padding first."""
     photo = Image.linear_gradient("L").resize(size).convert("RGB")
@@ -132,12 +132,12 @@ def test_very_long_photos_become_what_others_do(
 def test_a_picture_that_is_a_program_is_not_run(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.eps")
     with pytest.raises(RowError, match="of the format EPS, which is not read; save it as PNG"):
-        open_photo(tmp_path / "photo.eps", "row 1")
+        load_image(tmp_path / "photo.eps", "row 1")
 
 
 def test_whatever_pillow_raises_is_said_of_the_row() -> None:
     with pytest.raises(RowError, match="row 1: the photo of 148 bytes cannot be decoded: Truncated File Read"):
-        open_photo(b"BM" + b"\x11" * 146, "row 1")
+        load_image(b"BM" + b"\x11" * 146, "row 1")
 
 
 # Task files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import random
 import struct
@@ -21,9 +20,8 @@ from PIL import Image
 
 from mmtune.common.errors import UserError
 from mmtune.data.image_files import FORMATS
-from mmtune.data.images import open_photo
-from mmtune.evaluation.contamination.images import photo_print
-from mmtune.evaluation.tasks.rows import Photo, PhotoError
+from mmtune.data.images import EncodedImage, ImageDecodeError, load_image
+from mmtune.evaluation.contamination.images import image_print
 from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import TowerShape, preprocessing
 
@@ -72,17 +70,17 @@ def photos() -> list[bytes]:
 
 def looked_at(data: bytes) -> torch.Tensor:
     """What training makes of a photo."""
-    image = open_photo(data, WHERE)
+    image = load_image(data, WHERE)
     return torch.stack([preprocess(image) for preprocess in PREPROCESS])
 
 
 def looked_at_again(data: bytes) -> Any:
     """What the evaluator makes of a photo; one that cannot be decoded is counted, not raised."""
-    photo = Photo(data, hashlib.sha256(data).hexdigest())
-    photo_print(photo)
+    photo = EncodedImage.of(data)
+    image_print(photo)
     try:
         return photo.open()
-    except PhotoError:
+    except ImageDecodeError:
         return None
 
 
@@ -167,7 +165,7 @@ def test_a_bomb_is_refused_from_its_header(bomb: str, cases: Cases) -> None:
     data = BOMBS[bomb]()
     assert not check(cases, bomb, data)
     with pytest.raises(UserError, match="pixels"):
-        open_photo(data, WHERE)
+        load_image(data, WHERE)
 
 
 @pytest.mark.parametrize("size", [(100_000, 1), (1, 100_000), (60_000, 7), (30_000, 30)])

@@ -66,7 +66,7 @@ def test_every_answer_is_that_of_the_whole_conversation_anew(
             assert [answer] == model.answer([text], system="Be brief.", max_tokens=12)
         turns.append(Turn("assistant", answer.replace("<image>", "image")))
     assert chat.turns == turns[1:]
-    assert chat.photos == photos[:3]
+    assert chat.images == photos[:3]
 
 
 def test_a_first_answer_about_a_photo_is_that_of_generate(
@@ -88,7 +88,7 @@ def test_a_turn_costs_its_own_tokens_and_a_photo_one_pass(
     seeing_model: VisionLanguageModel, photos: list[Image.Image]
 ) -> None:
     assert seeing_model.tower is not None
-    before = seeing_model.tower.photos_encoded
+    before = seeing_model.tower.images_encoded
     chat = Chat(seeing_model)
     answer = heard(chat, "Look.", photos[0])
     first = chat.counts.computed
@@ -101,7 +101,7 @@ def test_a_turn_costs_its_own_tokens_and_a_photo_one_pass(
     assert chat.counts.reused >= first
     assert chat.counts.computed - first <= len(whole) - first
     heard(chat, "And?")
-    assert seeing_model.tower.photos_encoded == before + 1
+    assert seeing_model.tower.images_encoded == before + 1
     assert chat.counts.generated >= 3
     assert answer == chat.turns[1].text
 
@@ -162,7 +162,7 @@ def test_nothing_is_left_after_a_reset(seeing_model: VisionLanguageModel, photos
     first = heard(chat, "What?", photos[0])
     heard(chat, "And?")
     chat.reset()
-    assert (chat.turns, chat.photos, chat.counts.computed) == ([], [], 0)
+    assert (chat.turns, chat.images, chat.counts.computed) == ([], [], 0)
     assert heard(chat, "What?", photos[0]) == first
 
 
@@ -298,9 +298,9 @@ def test_the_oldest_turns_are_forgotten_with_their_photos(
     heard(chat, "b" * 20, photos[1], sampling=sampling)
     assert chat.forgotten == 0
     said = heard(chat, "c" * 20, photos[2], sampling=sampling)
-    assert (chat.forgotten, len(chat.turns), len(chat.photos)) == (2, 6, 3)
+    assert (chat.forgotten, len(chat.turns), len(chat.images)) == (2, 6, 3)
     fresh = Chat(narrow)
-    fresh.turns, fresh.photos = chat.turns[2:4], list(photos[1:2])
+    fresh.turns, fresh.images = chat.turns[2:4], list(photos[1:2])
     assert said == heard(fresh, "c" * 20, photos[2], sampling=sampling)
     with pytest.raises(UserError, match="say less"):
         heard(chat, "d" * 200, sampling=sampling)

@@ -158,7 +158,7 @@ def test_a_step_takes_what_the_ledger_and_the_plan_say(
     batch = pack([encode(row, model.inputs(), 200) for row in rows], model.inputs())
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         supervised_loss(model.train()(batch), batch.targets, model.output_layer).backward()
-    shape = {"documents": batch.document_lengths, "supervised": batch.supervised_tokens, "image_tokens": 0, "photos": 0}
+    shape = {"documents": batch.document_lengths, "supervised": batch.supervised_tokens, "image_tokens": 0, "images": 0}
     planned = VisionLanguageModel.assemble(model.spec, meta=True, tokenizer=model.tokenizer).train()
     planned.set_stage("tune")
     assert FlopsCounter(model).step(**shape) == FlopsCounter(planned).step(**shape)

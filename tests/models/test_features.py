@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmtune.models.features import FeatureStore, photo_digest
+from mmtune.models.features import FeatureStore, image_digest
 from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import VisionTower, build_tower
 
@@ -32,7 +32,7 @@ def of(tower: VisionTower, number: int) -> torch.Tensor:
 
 
 def digests(*numbers: int) -> list[bytes]:
-    return [photo_digest(bytes([number])) for number in numbers]
+    return [image_digest(bytes([number])) for number in numbers]
 
 
 def test_what_is_stored_is_read_by_photo(tower: VisionTower) -> None:

@@ -92,7 +92,7 @@ def test_the_formula_is_what_torch_counts(
         documents=batch.document_lengths,
         supervised=batch.supervised_tokens,
         image_tokens=batch.image_tokens,
-        photos=model.usage["tower_passes"] - before,
+        images=model.usage["tower_passes"] - before,
         head_twice=extra == "chunks",
     )
     counted = counter.get_total_flops()
@@ -160,7 +160,7 @@ def test_states_are_counted_as_torch_counts_them(
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         supervised_loss(model(batch), batch.targets, model.output_layer).backward()
     flops = FlopsCounter(model).step(
-        documents=batch.document_lengths, supervised=batch.supervised_tokens, image_tokens=0, photos=0
+        documents=batch.document_lengths, supervised=batch.supervised_tokens, image_tokens=0, images=0
     )
     # no gradient flows into the state before the first chunk, which MiniMax computes beside the others': it is counted
     within = 0.01 if family == "minimax" else 0
@@ -180,7 +180,7 @@ def test_what_was_counted_is_kept_for_the_next_run(
             patch.setattr(flops, "blocks_cost", lambda *a, **k: counted.append(1) or count(*a, **k))
             model = VisionLanguageModel.assemble(ModelSpec(str(llama), template="chatml"), meta=True)
             model.set_stage("tune")
-            found = FlopsCounter(model).step(documents=[5, 9], supervised=4, image_tokens=0, photos=0)
+            found = FlopsCounter(model).step(documents=[5, 9], supervised=4, image_tokens=0, images=0)
         return found, len(counted)
 
     first, counted = steps()

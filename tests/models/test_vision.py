@@ -61,7 +61,7 @@ def test_standardised_features_have_mean_0_and_deviation_1(tower_weights: Path) 
     features = tower(pixels).flatten(0, 1)
     torch.testing.assert_close(features.mean(dim=0), torch.zeros(64), atol=1e-4, rtol=0)
     torch.testing.assert_close(features.std(dim=0), torch.ones(64), atol=1e-3, rtol=0)
-    assert tower.photos_encoded == 80
+    assert tower.images_encoded == 80
 
 
 def test_a_tower_stays_frozen_and_in_evaluation_mode(tower_weights: Path) -> None:

@@ -28,7 +28,7 @@ def refuse(*_: Any) -> None:
 def test_a_text_pack_never_runs_the_tower(seeing_model: VisionLanguageModel, example: Make, packed: Pack) -> None:
     tower = seeing_model.tower
     assert tower is not None
-    before = tower.photos_encoded
+    before = tower.images_encoded
     hooks = [module.register_forward_pre_hook(refuse) for module in tower.modules()]
     try:
         batch = packed(seeing_model, [example(seeing_model, "one", "two"), example(seeing_model, "a", "b")])
@@ -41,7 +41,7 @@ def test_a_text_pack_never_runs_the_tower(seeing_model: VisionLanguageModel, exa
         seeing_model.zero_grad()
         for hook in hooks:
             hook.remove()
-    assert tower.photos_encoded == before
+    assert tower.images_encoded == before
 
 
 def test_photos_are_counted(seeing_model: VisionLanguageModel, example: Make, packed: Pack) -> None:

@@ -164,11 +164,11 @@ def test_a_conversation_loses_its_oldest_turns_first(build: Build, photos: list[
     model.base_language.config.max_position_embeddings = 200
     model.past_window = "shorten"
     talk = [Turn("user", "<image>" + "a" * 180), Turn("assistant", "b" * 40), Turn("user", "<image> c?")]
-    before = model.tower.photos_encoded if model.tower else 0
+    before = model.tower.images_encoded if model.tower else 0
     said = model.generate([Prompt(tuple(talk), tuple(photos[:2]))], SamplingParams(max_tokens=8))
     assert said == model.generate([Prompt((talk[2],), (photos[1],))], SamplingParams(max_tokens=8))
     assert model.tower is not None
-    assert model.tower.photos_encoded == before + 2
+    assert model.tower.images_encoded == before + 2
 
 
 def test_learnt_positions_end_in_no_index_error(llama: Path, tmp_path: Path) -> None:

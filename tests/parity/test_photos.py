@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPVisionConfig
 
-from mmtune.models.interop.photos import processor_settings, read_processor
+from mmtune.models.interop.image_processor import processor_settings, read_processor
 from mmtune.models.spec import VisionOptions
 from mmtune.models.vision import build_tower
 

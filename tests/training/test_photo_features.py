@@ -67,7 +67,7 @@ def test_a_photo_that_cannot_be_read_is_named(
         (rows / "2.png").unlink()
         if content is not None:
             (rows / "2.png").write_bytes(content)
-        assert fit(tmp_path / "run", *given, "--data.check_photos=false") == 2
+        assert fit(tmp_path / "run", *given, "--data.check_images=false") == 2
         error = capsys.readouterr().err
         assert "visual.json, row 3" in error
         assert message in error

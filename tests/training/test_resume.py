@@ -320,7 +320,7 @@ def test_a_longer_schedule_is_taken_where_it_is_asked_for(
 
 def test_what_decides_no_weight_is_free(fit: Fit, begun: tuple[Path, list[str]], tmp_path: Path) -> None:
     run = shutil.copytree(begun[0], tmp_path / "run")
-    changed = ["--checkpoint_every=3", "--data.num_workers=1", "--data.cache_tokens=false", "--data.check_photos=false"]
+    changed = ["--checkpoint_every=3", "--data.num_workers=1", "--data.cache_tokens=false", "--data.check_images=false"]
     changed += ["--model.gradient_checkpointing=true", "--trainer.log_every_n_steps=5"]
     assert fit(run, *begun[1], *changed) == 0
 

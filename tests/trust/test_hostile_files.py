@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from mmtune.analysis import records
-from mmtune.analysis.samples import _read_photos
+from mmtune.analysis.samples import _read_images
 from mmtune.common.errors import UserError
 from mmtune.common.files import read_json, read_yaml
 from mmtune.data.sources import json_files, readers, tables
@@ -105,7 +105,7 @@ def test_thumbnails_that_are_compressed_or_large_are_left_out(tmp_path: Path) ->
         archive.writestr("b.jpg", small + bytes(10**7), zipfile.ZIP_DEFLATED)
         archive.writestr("c.jpg", small + bytes(10**6))
         archive.writestr("../d.jpg", small)
-    assert list(_read_photos(file, ["a", "b", "c", "e"])) == [("a", small)]
+    assert list(_read_images(file, ["a", "b", "c", "e"])) == [("a", small)]
 
 
 # GGUF and safetensors

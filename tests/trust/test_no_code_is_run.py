@@ -22,9 +22,9 @@ import mmtune
 from mmtune.cli.main import main
 from mmtune.common.errors import UserError
 from mmtune.data.conversation import Conversation
+from mmtune.data.images import EncodedImage
 from mmtune.data.rendering.templates import tokenizer_template
 from mmtune.evaluation.tasks.render import Renderer
-from mmtune.evaluation.tasks.rows import Photo
 from mmtune.evaluation.tasks.task import Task, load_task
 from mmtune.interfaces import Turn
 from mmtune.training.checkpoint_io import WholeCheckpoints
@@ -234,7 +234,7 @@ def task() -> Task:
 
 @pytest.mark.parametrize("escape", ESCAPES)
 def test_the_templates_of_a_task_reach_nothing_but_the_row(escape: str, task: Task) -> None:
-    row = {"question": "is it", "passage": "It is.", "answer": True, "photo": Photo(b"", "0")}
+    row = {"question": "is it", "passage": "It is.", "answer": True, "photo": EncodedImage(b"", "0")}
     plain = replace(task, prompt="{{ question }}")
     assert Renderer(plain, "blind").question(0, row).prompt == "is it"
     with pytest.raises(UserError, match=r"boolq\.yaml: prompt: "):

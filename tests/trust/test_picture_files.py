@@ -25,7 +25,7 @@ import mmtune
 from mmtune.common.errors import RowError
 from mmtune.data import image_files
 from mmtune.data.image_files import FORMATS, FormatError, open_image
-from mmtune.data.images import decode, open_photo
+from mmtune.data.images import decode, load_image
 
 BOUND = 6 * 2**20  # in place of the 256 MiB, so that the pictures are quickly made
 SLACK = 3 * 2**20  # what Python and the decoders take however small a picture is
@@ -267,7 +267,7 @@ def test_another_format_is_named_with_what_to_save_it_as(
         with pytest.raises(
             RowError, match=rf"rows, row 1: the photo .*is of the format {name}, which is not read; save it as"
         ):
-            open_photo(photo, "rows, row 1")
+            load_image(photo, "rows, row 1")
     assert not started
 
 
@@ -278,7 +278,7 @@ def test_a_tiff_leads_to_no_other_decoder_than_that_of_jpeg(compression: str) ->
     except Exception:
         data = tiff_of_tile(64, b"x" * 100, {"webp": 50001, "zstd": 50000, "lzma": 34925}[compression])
     with pytest.raises(RowError, match=rf"of the format TIFF, compressed as {compression}, which is not read"):
-        open_photo(data, "rows, row 1")
+        load_image(data, "rows, row 1")
 
 
 # Places

@@ -15,7 +15,7 @@ from pictures import png_saying
 from mmtune.analysis.card import model_card
 from mmtune.cli.main import main
 from mmtune.common.errors import RowError
-from mmtune.data.images import open_photo
+from mmtune.data.images import load_image
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202e\u2066 [bold]x[/] <script>alert(1)</script> ![i](http://x/i.png) [l](javascript:a)"
 ACTS = ("\x1b", "\x07", "\u202e", "\u2066", "\r", "\x9b")
@@ -104,4 +104,4 @@ def test_nothing_of_others_acts_in_a_card(tmp_path: Path) -> None:
 def test_a_photo_that_is_far_too_large_is_refused_undecoded(size: tuple[int, int]) -> None:
     """A few hundred bytes that say they are gigabytes."""
     with pytest.raises(RowError, match=r"rows, row 1: the photo of \d+ bytes cannot be decoded: .*pixels"):
-        open_photo(png_saying(*size, zlib.compress(bytes(1000))), "rows, row 1")
+        load_image(png_saying(*size, zlib.compress(bytes(1000))), "rows, row 1")

@@ -53,7 +53,7 @@ function card(i) {
   if (photo >= 0) {
     const image = element("img");
     image.alt = "photo";
-    image.src = "data:image/jpeg;base64," + data.photos[photo];
+    image.src = "data:image/jpeg;base64," + data.images[photo];
     question.append(image);
   }
   const scroll = element("div", undefined, "prompt");

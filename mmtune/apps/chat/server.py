@@ -167,7 +167,7 @@ class ChatApp:
         chat = session.chats[number]
         if len(chat.turns) >= 2 * self._limits.turns:
             return _error(413, f"a conversation has at most {self._limits.turns} turns; begin another")
-        if len(chat.photos) + len(message.photos) > self._limits.photos:
+        if len(chat.images) + len(message.photos) > self._limits.photos:
             return _error(413, f"a conversation has at most {self._limits.photos} photos; begin another")
         if number in session.busy:
             return _error(409, "the answer before is not over")

@@ -19,7 +19,7 @@ from mmtune.apps.chat.limits import Limits
 from mmtune.common.errors import UserError
 from mmtune.common.schema import validate
 from mmtune.data.image_files import FORMATS, FormatError, open_image
-from mmtune.data.images import open_photo
+from mmtune.data.images import load_image
 from mmtune.interfaces import SamplingParams
 
 _KEPT_SIDE = 2048  # larger photos are kept in memory smaller; towers see some hundred pixels
@@ -133,7 +133,7 @@ def _photo(sent: str, limits: Limits) -> Image.Image:
         raise BadRequestError(413, f"a photo has at most {limits.photo_pixels / 1e6:.0f} megapixels")
     with _decoding:
         try:
-            photo = open_photo(data, "the message")
+            photo = load_image(data, "the message")
         except UserError as error:
             raise BadRequestError(400, str(error)) from None
         photo.thumbnail((_KEPT_SIDE, _KEPT_SIDE))

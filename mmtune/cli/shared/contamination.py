@@ -117,10 +117,10 @@ def _sets(report: ContaminationReport) -> Table:
     for name, check in report.sets.items():
         kinds = dict(check.kinds)
         text, question = kinds.pop("text", 0), kinds.pop("question", 0)
-        photos = len({h.task_row for h in report.hits if h.task == name and h.kind in kinds})
+        images = len({h.task_row for h in report.hits if h.task == name and h.kind in kinds})
         figures = ["–"] * 6
         if check.rows:
-            counts = (check.uncompared, check.hit_rows, text, question, photos)
+            counts = (check.uncompared, check.hit_rows, text, question, images)
             figures = [str(check.rows), *(str(count or "–") for count in counts)]
         table.add_row(Text(visible(name)), *figures, Text(check.verdict, style=_STYLES[check.verdict]))
     return table

@@ -33,7 +33,7 @@ class Layout:
         default_system: the system prompt of conversations that bring none; None where there is none.
         empty_system: whether `system` is also written around an empty system prompt.
         system_in_turn: whether the system prompt stands in the user's first turn, before what is said.
-        photos_alone: whether of the user's turn only the photos are written.
+        images_alone: whether of the user's turn only the photos are written.
     """
 
     user: tuple[str, str]
@@ -46,7 +46,7 @@ class Layout:
     default_system: str | None = None
     empty_system: bool = False
     system_in_turn: bool = False
-    photos_alone: bool = False
+    images_alone: bool = False
 
 
 LAYOUTS = {
@@ -67,7 +67,7 @@ LAYOUTS = {
         default_system=LLAMA_2_SYSTEM,
         system_in_turn=True,
     ),
-    "plain": Layout(user=("", ""), answer=("", "\n"), stop="\n", photos_alone=True),
+    "plain": Layout(user=("", ""), answer=("", "\n"), stop="\n", images_alone=True),
     "chatml": Layout(
         user=("<|im_start|>user\n", "<|im_end|>\n"),
         answer=("", "<|im_end|>"),

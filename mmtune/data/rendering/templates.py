@@ -132,7 +132,7 @@ class Template:
                 "answer; write it into the answer to have it learned as text"
             )
         try:
-            self.write(writer, self._system(conversation.system), photo_first(conversation.dialogue))
+            self.write(writer, self._system(conversation.system), image_first(conversation.dialogue))
         except _NoPlaceError as error:
             raise RowError(f"{conversation.where}: {error}") from None
         return writer.rendered()
@@ -149,7 +149,7 @@ class Template:
             raise UserError(f"template {self.name!r} knows no thoughts before an answer; leave out thinking_budget")
         system = turns[0].text if turns[0].role == "system" else None
         writer = _Writer(thinking=thinking)
-        self.write(writer, self._system(system), photo_first([t for t in turns if t.role != "system"]))
+        self.write(writer, self._system(system), image_first([t for t in turns if t.role != "system"]))
         return join_response_prefix(writer.text, response_prefix)
 
     def _system(self, given: str | None) -> str:
@@ -167,7 +167,7 @@ def join_response_prefix(prompt: str, response_prefix: str) -> str:
     return f"{prompt} {response_prefix}"
 
 
-def photo_first(turns: Sequence[Turn]) -> list[Turn]:
+def image_first(turns: Sequence[Turn]) -> list[Turn]:
     """Move the photo of a one-photo turn to its start, on a line of its own, as LLaVA does.
 
     Turns with several photos keep them where they are: their order may be what the question is about.
@@ -190,7 +190,7 @@ def _writer_of(layout: Layout, name: str) -> Callable[[_Writer, str, Sequence[Tu
             out.add(about)
         for position, turn in enumerate(turns):
             if turn.role == "user":
-                said = _photos_of(turn, name) if layout.photos_alone else turn.text
+                said = _images_of(turn, name) if layout.images_alone else turn.text
                 inner = about if layout.system_in_turn and position == 0 else ""
                 begin = layout.before_later if position else ""
                 out.add(f"{begin}{layout.user[0]}{inner}{said}{layout.user[1]}{layout.cue}")
@@ -201,11 +201,11 @@ def _writer_of(layout: Layout, name: str) -> Callable[[_Writer, str, Sequence[Tu
     return write
 
 
-def _photos_of(turn: Turn, name: str) -> str:
-    photos = turn.text.count(IMAGE_PLACEHOLDER)
-    if not photos:
+def _images_of(turn: Turn, name: str) -> str:
+    images = turn.text.count(IMAGE_PLACEHOLDER)
+    if not images:
         raise _NoPlaceError(f"template {name!r} is for photo and caption; this turn has no photo (use a chat template)")
-    return IMAGE_PLACEHOLDER * photos
+    return IMAGE_PLACEHOLDER * images
 
 
 TEMPLATES: dict[str, Template] = {

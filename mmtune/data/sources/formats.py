@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmtune.common.errors import RowError, brief
-from mmtune.data.images import Photo
+from mmtune.data.images import ImageSource
 from mmtune.data.sources.columns import (
     HISTORY,
     IMAGES,
@@ -28,11 +28,11 @@ from mmtune.data.sources.columns import (
     refuse,
     text,
 )
-from mmtune.data.sources.turns import Draft, read_turns, row_photos, unread_keys
+from mmtune.data.sources.turns import Draft, read_turns, row_images, unread_keys
 from mmtune.interfaces import Turn
 
 Row = Mapping[str, Any]
-Parsed = tuple[list[Turn], list[Photo]]
+Parsed = tuple[list[Turn], list[ImageSource]]
 
 # Completions written for GPT-3-style finetuning end with the stop marker spelled out. The template adds the
 # model's own end marker, and the spelled one would be learnt as text.
@@ -114,22 +114,22 @@ def _completion(value: Any, column: str, where: str) -> str:
     return answer.rstrip()
 
 
-def _finished(draft: Draft, row: Row, where: str, *, mark_photos: bool = True) -> Parsed:
+def _finished(draft: Draft, row: Row, where: str, *, mark_images: bool = True) -> Parsed:
     """Apply what all formats share: the system column, the rule for a greeting, and the row's photos."""
     if system := only(row, SYSTEM, where):
         draft.begin_with_system(text(system[1], repr(system[0]), where), where)
     draft.drop_greeting()
-    photos = row_photos(row, where)
-    if mark_photos:
-        draft.mark_photos(sum(photo is not None for photo in photos))
-    return draft.turns, draft.photos(photos, where)
+    images = row_images(row, where)
+    if mark_images:
+        draft.mark_images(sum(image is not None for image in images))
+    return draft.turns, draft.images(images, where)
 
 
-def _talk_parser(column: str, *, mark_photos: bool) -> Callable[[Row, str], Iterator[Parsed]]:
+def _talk_parser(column: str, *, mark_images: bool) -> Callable[[Row, str], Iterator[Parsed]]:
     def parse(row: Row, where: str) -> Iterator[Parsed]:
         draft = Draft()
         read_turns(row[column], column, where, draft)
-        yield _finished(draft, row, where, mark_photos=mark_photos)
+        yield _finished(draft, row, where, mark_images=mark_images)
 
     return parse
 
@@ -218,10 +218,10 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "LLaVA/ShareGPT",
         ("conversations",),
-        _talk_parser("conversations", mark_photos=False),
+        _talk_parser("conversations", mark_images=False),
         turns=("conversations",),
     ),
-    Format("chat messages", ("messages",), _talk_parser("messages", mark_photos=True), turns=("messages",)),
+    Format("chat messages", ("messages",), _talk_parser("messages", mark_images=True), turns=("messages",)),
     Format("self-instruct", ("instruction", "instances"), _parse_self_instruct),
     Format(
         "Alpaca",

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from mmtune.common.errors import RowError, brief
-from mmtune.data.images import Photo
+from mmtune.data.images import ImageSource
 from mmtune.data.sources.columns import is_absent
 
 MOST_BYTES = 2**25  # of a photo written into a row as text
@@ -20,7 +20,7 @@ _BARE = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/\s]+={0,2}\s*"
 _KEYS = ("bytes", "path", "image", "url", "image_url", "base64", "data", "source")
 
 
-def photo_in(cell: Any, where: str) -> Photo | None:
+def image_in(cell: Any, where: str) -> ImageSource | None:
     """The photo that a cell names or holds; None where the cell is null or empty.
 
     Args:

@@ -15,7 +15,7 @@ from mmtune.common.errors import RowError, UserError, brief
 from mmtune.common.files import locate
 from mmtune.common.hub import go_offline_if_unreachable, kept_files, undecoded_rows
 from mmtune.data.conversation import Conversation, check
-from mmtune.data.images import Photo
+from mmtune.data.images import ImageSource
 from mmtune.data.sources.columns import finite_number
 from mmtune.data.sources.formats import Format, parse_row, unread
 from mmtune.data.sources.image_paths import OutsideError, find_image
@@ -125,9 +125,9 @@ def read_rows(
             continue
         if columns := unread(row, known):
             bad_rows.unread.setdefault(source, Counter()).update(columns)
-        for turns, photos in drafts:  # one that cannot be used does not take the row's others with it
+        for turns, images in drafts:  # one that cannot be used does not take the row's others with it
             try:
-                images = tuple(_found(photo, folders, where) for photo in photos)
+                images = tuple(_found(image, folders, where) for image in images)
                 conversation = check(Conversation(tuple(turns), images, source, number, values))
             except RowError as error:
                 bad_rows.handle(error)
@@ -154,13 +154,13 @@ def _parse(row: Any, where: str) -> tuple[Format, list[Any]]:
     return parse_row(row, where)
 
 
-def _found(photo: Photo, folders: Sequence[Path], where: str) -> Photo:
+def _found(image: ImageSource, folders: Sequence[Path], where: str) -> ImageSource:
     """Find a photo's file, so that a missing one is known before training starts."""
-    if isinstance(photo, bytes):
-        return photo
-    named = brief(str(photo), 200)
+    if isinstance(image, bytes):
+        return image
+    named = brief(str(image), 200)
     try:
-        file = find_image(photo, folders)
+        file = find_image(image, folders)
     except OutsideError as error:
         leads = f" (by a link, at {error.target})" if error.target else ""
         links = ", or set MMTUNE_FOLLOW_LINKS=1 if the links in there are yours" if error.target else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmtune.common.errors import RowError, brief
 from mmtune.data.conversation import IMAGE_PLACEHOLDER
-from mmtune.data.images import Photo
+from mmtune.data.images import ImageSource
 from mmtune.data.sources.columns import (
     IMAGES,
     REFUSED_KEYS,
@@ -22,7 +22,7 @@ from mmtune.data.sources.columns import (
     refuse,
     text,
 )
-from mmtune.data.sources.image_cells import photo_in
+from mmtune.data.sources.image_cells import image_in
 from mmtune.interfaces import Role, Turn
 
 _ROLES: dict[str, Role] = {
@@ -36,14 +36,14 @@ _ROLES: dict[str, Role] = {
 }
 _SPEAKER, _SAID = ("from", "role"), ("value", "content")
 KNOWN_KEYS = frozenset((*_SPEAKER, *_SAID, *WEIGHT.names, *THOUGHT.names))
-_PHOTO_KEYS = ("image", "path", "url", "image_url", "base64", "data", "source")
-KNOWN_PART_KEYS = frozenset(("type", "text", "index", *_PHOTO_KEYS))
+_IMAGE_KEYS = ("image", "path", "url", "image_url", "base64", "data", "source")
+KNOWN_PART_KEYS = frozenset(("type", "text", "index", *_IMAGE_KEYS))
 _NEEDED = "'from' and 'value', or 'role' and 'content'"
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 
 # What stands at an `<image>` mark: a photo given there, a place among the row's photos, or the next of them (None)
-Mark = Photo | int | None
+Mark = ImageSource | int | None
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Draft:
         if len(self.turns) > first + 1 and self.turns[first].role == "assistant":
             del self.turns[first], self.marks[first]
 
-    def mark_photos(self, count: int) -> None:
+    def mark_images(self, count: int) -> None:
         """Put marks before the first user's text where the row has photos and no place for them."""
         first = next((i for i, turn in enumerate(self.turns) if turn.role == "user"), None)
         if any(self.marks) or not count or first is None:
@@ -90,27 +90,27 @@ class Draft:
         self.turns[first] = Turn("user", f"{marks}\n{self.turns[first].text}")
         self.marks[first] = [None] * count
 
-    def photos(self, of_row: Sequence[Photo | None], where: str) -> list[Photo]:
+    def images(self, of_row: Sequence[ImageSource | None], where: str) -> list[ImageSource]:
         """The photos in the order of their marks; those that no mark stands for come last.
 
         Raises:
             RowError: a mark stands for a photo that the row has not.
         """
         marks = [mark for marks in self.marks for mark in marks]
-        in_order = iter([place for place, photo in enumerate(of_row) if photo is not None])
-        shown: list[Photo] = []
+        in_order = iter([place for place, image in enumerate(of_row) if image is not None])
+        shown: list[ImageSource] = []
         used: set[int] = set()
         for mark in marks:
             place = next(in_order, None) if mark is None else mark
             if isinstance(place, int):
-                photo = of_row[place] if 0 <= place < len(of_row) else None
-                if photo is None:
+                image = of_row[place] if 0 <= place < len(of_row) else None
+                if image is None:
                     raise RowError(f"{where}: an image part has index {place}, and the row has no such photo")
                 used.add(place)
-                shown.append(photo)
+                shown.append(image)
             elif place is not None:
                 shown.append(place)
-        return shown + [photo for place, photo in enumerate(of_row) if photo is not None and place not in used]
+        return shown + [image for place, image in enumerate(of_row) if image is not None and place not in used]
 
 
 def read_turns(said: Any, column: str, where: str, draft: Draft, *, supervised: bool = True) -> None:
@@ -198,11 +198,11 @@ def _part(part: Any, here: str, marks: list[Mark]) -> str:
 
 
 def _shown(part: Mapping[str, Any], here: str) -> Mark:
-    photo = photo_in({key: part[key] for key in _PHOTO_KEYS if key in part}, here)
+    image = image_in({key: part[key] for key in _IMAGE_KEYS if key in part}, here)
     index = part.get("index")
     if is_null(index):
-        return photo  # without one of its own, the photo stands in the row's image column
-    if photo is not None:
+        return image  # without one of its own, the photo stands in the row's image column
+    if image is not None:
         raise RowError(f"{here}: an image part has a photo and an index; give one of them")
     if type(index) is float and index.is_integer():  # pandas, of a column with nulls
         index = int(index)
@@ -234,7 +234,7 @@ def _with_thought(words: str, role: Role, thought: tuple[str, Any], here: str) -
     return f"<think>\n{written.strip(chr(10))}\n</think>\n\n{words}"
 
 
-def row_photos(row: Mapping[str, Any], where: str) -> list[Photo | None]:
+def row_images(row: Mapping[str, Any], where: str) -> list[ImageSource | None]:
     """The photos of the row's `image` or `images`: paths or encoded bytes; None where a place is empty.
 
     Raises:
@@ -244,7 +244,7 @@ def row_photos(row: Mapping[str, Any], where: str) -> list[Photo | None]:
     cells = [list(value) if isinstance(value, list | tuple) else [value] for _, value in found]
     if len(cells) == 2 and cells[0] != cells[1]:
         raise RowError(f"{where}: has 'image' and 'images', which differ; give one of them")
-    return [photo_in(cell, where) for cell in cells[0]] if cells else []
+    return [image_in(cell, where) for cell in cells[0]] if cells else []
 
 
 def unread_keys(said: Any, column: str) -> Iterator[str]:

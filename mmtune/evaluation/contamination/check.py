@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import mmtune.data.images as image_files
 from mmtune.common.errors import UserError
 from mmtune.common.files import locate, read_json, sha256_file
 from mmtune.common.schema import validate
 from mmtune.common.version import __version__
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
-from mmtune.evaluation.contamination.images import PhotoIndex, PhotoKind, PhotoMatch, PhotoPrint, photo_print
+from mmtune.data.images import EncodedImage, ImageSource
+from mmtune.evaluation.contamination.images import ImageIndex, ImageKind, ImageMatch, ImagePrint, image_print
 from mmtune.evaluation.contamination.text import COMMON, NGRAM, SHORTEST, RowText, TextIndex, TextKind
 from mmtune.evaluation.run.progress import Reporter
 from mmtune.evaluation.tasks.render import Renderer
-from mmtune.evaluation.tasks.rows import Photo, load_rows
+from mmtune.evaluation.tasks.rows import load_rows
 from mmtune.evaluation.tasks.suite import Suite, load_suite
 from mmtune.evaluation.tasks.task import Task
 
-HitKind = TextKind | PhotoKind
+HitKind = TextKind | ImageKind
 SetVerdict = Literal["unseen", "seen", "unchecked"]
 
 _AT_ONCE = 64  # conversations whose photos are decoded side by side
@@ -198,7 +198,7 @@ class _Evaluation:
         self.sets: dict[str, SetCheck] = {}
         self.rows: list[tuple[str, int]] = []  # task and number of every row, as the text index numbers them
         self.shown_in: dict[str, list[int]] = defaultdict(list)  # rows, by the SHA-256 of a photo's file
-        prints: dict[str, PhotoPrint] = {}
+        prints: dict[str, ImagePrint] = {}
         texts: list[list[RowText]] = []
         for task in tasks:
             try:
@@ -207,8 +207,8 @@ class _Evaluation:
                 self.sets[task.name] = SetCheck(0, 0, "unchecked", str(error))
                 continue
             undecoded = 0
-            with reporter.task(f"photos of {task.name}", len(own.photos), 0, unit="photos"):
-                for done, found in enumerate(pool.map(photo_print, own.photos), 1):
+            with reporter.task(f"photos of {task.name}", len(own.images), 0, unit="photos"):
+                for done, found in enumerate(pool.map(image_print, own.images), 1):
                     if found is not None:
                         prints[found.encoded] = found
                         undecoded += found.pixels is None
@@ -221,7 +221,7 @@ class _Evaluation:
             self.rows += [(task.name, number) for number in own.numbers]
             texts.append(own.texts)
         self.texts = TextIndex(texts)
-        self.photos = PhotoIndex(list(prints.values()))
+        self.images = ImageIndex(list(prints.values()))
         comparable = self.texts.comparable | {row for digest in prints for row in self.shown_in[digest]}
         uncompared = Counter(task for row, (task, _) in enumerate(self.rows) if row not in comparable)
         for name, count in uncompared.items():
@@ -229,7 +229,7 @@ class _Evaluation:
             if count == check.rows:
                 check = dataclasses.replace(check, verdict="unchecked", reason="no row has a photo or enough words")
             self.sets[name] = check
-        self.photo_files = list(prints)  # as the photo index numbers them
+        self.image_files = list(prints)  # as the photo index numbers them
 
 
 class _OwnRows:
@@ -242,39 +242,39 @@ class _OwnRows:
         self.numbers = [number for number, _ in found.rows]
         self.texts: list[RowText] = []
         self.shown_in: dict[str, list[int]] = defaultdict(list)
-        photos: dict[str, Photo] = {}
+        images: dict[str, EncodedImage] = {}
         for place, (number, row) in enumerate(found.rows):
             shown = [row[column] for column in task.images if row[column] is not None]
-            for photo in shown:
-                photos[photo.sha256] = photo
-                self.shown_in[photo.sha256].append(place)
+            for image in shown:
+                images[image.sha256] = image
+                self.shown_in[image.sha256].append(place)
             own = renderer.own_texts(number, row)
-            source = tuple(photo.sha256 for photo in shown) if shown else max(own.pieces, key=len, default="")
+            source = tuple(image.sha256 for image in shown) if shown else max(own.pieces, key=len, default="")
             question = own.pieces[-1] if own.pieces else ""
             options = "\n".join(own.options)
             self.texts.append(RowText("\n".join((*own.pieces, options)), question, options, source))
-        self.photos = list(photos.values())
+        self.images = list(images.values())
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
     """A photo of a training row, and what it is known by: its path, or the digest of its bytes."""
 
-    photo: image_files.Photo
+    image: ImageSource
     key: Path | str
 
     @classmethod
-    def of(cls, photo: image_files.Photo) -> _Shown:
+    def of(cls, image: ImageSource) -> _Shown:
         """A photo as the row has it."""
-        return cls(photo, photo if isinstance(photo, Path) else hashlib.sha256(photo).hexdigest())
+        return cls(image, image if isinstance(image, Path) else hashlib.sha256(image).hexdigest())
 
-    def print(self) -> PhotoPrint | None:
+    def print(self) -> ImagePrint | None:
         """What it is compared by; without a file, nothing that any photo has."""
         try:
-            data = self.photo.read_bytes() if isinstance(self.photo, Path) else self.photo
+            data = self.image.read_bytes() if isinstance(self.image, Path) else self.image
         except OSError:
-            return PhotoPrint("")
-        return photo_print(Photo(data, hashlib.sha256(data).hexdigest()))
+            return ImagePrint("")
+        return image_print(EncodedImage.of(data))
 
 
 class _Check:
@@ -284,7 +284,7 @@ class _Check:
         self._evaluation, self._pool = evaluation, pool
         self._sources: Counter[str] = Counter()
         self._hits: dict[tuple[str, int, str, int, HitKind], Hit] = {}
-        self._matches: dict[Path | str, list[PhotoMatch]] = {}  # of every photo seen, by its path or its digest
+        self._matches: dict[Path | str, list[ImageMatch]] = {}  # of every photo seen, by its path or its digest
         self._undecoded = 0
 
     @property
@@ -294,17 +294,17 @@ class _Check:
 
     def compare(self, conversations: Sequence[Conversation]) -> None:
         """Compare these rows with all of the evaluation."""
-        photos = [[_Shown.of(photo) for photo in one.images] for one in conversations]
+        images = [[_Shown.of(image) for image in one.images] for one in conversations]
         if self._evaluation.shown_in:
-            self._look_at({photo.key: photo for shown in photos for photo in shown})
-        for conversation, shown in zip(conversations, photos, strict=True):
+            self._look_at({image.key: image for shown in images for image in shown})
+        for conversation, shown in zip(conversations, images, strict=True):
             self._sources[conversation.source] += 1
             text = "\n".join(turn.text for turn in conversation.turns).replace(IMAGE_PLACEHOLDER, "\n")
             for overlap in self._evaluation.texts.find(text):
                 self._note(conversation, overlap.row, overlap.kind, overlap.words)
-            for photo in shown:
-                for match in self._matches.get(photo.key, ()):
-                    for row in self._evaluation.shown_in[self._evaluation.photo_files[match.number]]:
+            for image in shown:
+                for match in self._matches.get(image.key, ()):
+                    for row in self._evaluation.shown_in[self._evaluation.image_files[match.number]]:
                         self._note(conversation, row, match.kind, match.detail)
 
     def report(self, suite: str) -> ContaminationReport:
@@ -332,11 +332,11 @@ class _Check:
             undecoded=self._undecoded,
         )
 
-    def _look_at(self, photos: Mapping[Path | str, _Shown]) -> None:
+    def _look_at(self, images: Mapping[Path | str, _Shown]) -> None:
         """Find the photos that have not been looked for yet."""
-        new = [photo for key, photo in photos.items() if key not in self._matches]
-        for photo, found in zip(new, self._pool.map(_Shown.print, new), strict=True):
-            self._matches[photo.key] = [] if found is None else self._evaluation.photos.find(found)
+        new = [image for key, image in images.items() if key not in self._matches]
+        for image, found in zip(new, self._pool.map(_Shown.print, new), strict=True):
+            self._matches[image.key] = [] if found is None else self._evaluation.images.find(found)
             self._undecoded += found is not None and found.pixels is None
 
     def _note(self, conversation: Conversation, row: int, kind: HitKind, overlap: str) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmtune.evaluation.tasks.rows import Photo, PhotoError
+from mmtune.data.images import EncodedImage, ImageDecodeError
 
-PhotoKind = Literal["same file", "same pixels", "near photo"]
+ImageKind = Literal["same file", "same pixels", "near photo"]
 
 # Hashes of two copies of a photo differ in a few of the 64 bits. So do those of different drawings, of a map with one
 # label or another; so what the hashes propose is looked at: small copies must agree as a whole, and at every point.
@@ -31,7 +31,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PhotoPrint:
+class ImagePrint:
     """What is kept of a photo to know it again.
 
     Attributes:
@@ -48,7 +48,7 @@ class PhotoPrint:
 
 
 @dataclass(frozen=True, slots=True)
-class PhotoMatch:
+class ImageMatch:
     """A photo of the evaluation that is the one looked for.
 
     Attributes:
@@ -58,21 +58,21 @@ class PhotoMatch:
     """
 
     number: int
-    kind: PhotoKind
+    kind: ImageKind
     detail: str
 
 
-def photo_print(photo: Photo) -> PhotoPrint | None:
+def image_print(image: EncodedImage) -> ImagePrint | None:
     """What is kept of a photo; None of a picture of one colour, which may be anyone's."""
     try:
-        picture = photo.open()
-    except PhotoError:
-        return PhotoPrint(photo.sha256)
-    if picture.getcolors(maxcolors=1) is not None:
+        decoded = image.open()
+    except ImageDecodeError:
+        return ImagePrint(image.sha256)
+    if decoded.getcolors(maxcolors=1) is not None:
         return None
-    digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-    small = np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
-    return PhotoPrint(photo.sha256, digest, perceptual_hash(small), small)
+    digest = hashlib.sha256(repr(decoded.size).encode() + decoded.tobytes()).hexdigest()
+    small = np.asarray(decoded.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR))
+    return ImagePrint(image.sha256, digest, perceptual_hash(small), small)
 
 
 def perceptual_hash(small: NDArray[np.uint8]) -> int:
@@ -95,7 +95,7 @@ def _cosines() -> NDArray[np.float64]:
 _COSINES = _cosines()
 
 
-class PhotoIndex:
+class ImageIndex:
     """Finds a photo among those of an evaluation.
 
     A hash is compared with all of the index at once, which for 40,000 photos takes a hundredth of what decoding the
@@ -105,7 +105,7 @@ class PhotoIndex:
         prints: of the evaluation's photos.
     """
 
-    def __init__(self, prints: Sequence[PhotoPrint]) -> None:
+    def __init__(self, prints: Sequence[ImagePrint]) -> None:
         self._by_file: dict[str, list[int]] = defaultdict(list)
         self._by_pixels: dict[str, list[int]] = defaultdict(list)
         for number, one in enumerate(prints):
@@ -117,18 +117,18 @@ class PhotoIndex:
         self._hashes = np.array([code for _, code, _ in seen], dtype=np.uint64)
         self._small = [small for _, _, small in seen]
 
-    def find(self, photo: PhotoPrint) -> list[PhotoMatch]:
+    def find(self, image: ImagePrint) -> list[ImageMatch]:
         """All photos of the index that are this one, each by the strictest kind that holds."""
-        found = {n: PhotoMatch(n, "same file", photo.encoded) for n in self._by_file.get(photo.encoded, ())}
-        if photo.pixels is None or photo.small is None:
+        found = {n: ImageMatch(n, "same file", image.encoded) for n in self._by_file.get(image.encoded, ())}
+        if image.pixels is None or image.small is None:
             return list(found.values())
-        for number in self._by_pixels.get(photo.pixels, ()):
-            found.setdefault(number, PhotoMatch(number, "same pixels", photo.pixels))
-        distances = np.bitwise_count(self._hashes ^ np.uint64(photo.hash))
+        for number in self._by_pixels.get(image.pixels, ()):
+            found.setdefault(number, ImageMatch(number, "same pixels", image.pixels))
+        distances = np.bitwise_count(self._hashes ^ np.uint64(image.hash))
         for place in np.flatnonzero(distances <= BITS):
-            if self._numbers[place] not in found and looks_alike(photo.small, self._small[place]):
+            if self._numbers[place] not in found and looks_alike(image.small, self._small[place]):
                 detail = f"{distances[place]} of 64 bits differ"
-                found[self._numbers[place]] = PhotoMatch(self._numbers[place], "near photo", detail)
+                found[self._numbers[place]] = ImageMatch(self._numbers[place], "near photo", detail)
         return list(found.values())
 
 

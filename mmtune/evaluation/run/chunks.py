@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from mmtune.evaluation.tasks.render import Question
 
 QUESTIONS = 128  # in a chunk: enough to fill batches of similar length, few enough to lose little to a kill
-PHOTOS = 64  # distinct ones in a chunk: decoded together, they are what takes the memory
+IMAGES = 64  # distinct ones in a chunk: decoded together, they are what takes the memory
 SHARED = 100  # characters beyond what all prompts begin with, from which on a common prefix makes a family
-_PHOTO_AS_CHARACTERS = 2000  # about what a photo's tokens are in text, to tell long questions from short ones
+_IMAGE_AS_CHARACTERS = 2000  # about what a photo's tokens are in text, to tell long questions from short ones
 
 Chunk = tuple[Question, ...]
 
@@ -33,12 +33,12 @@ def plan_chunks(questions: Sequence[Question]) -> list[Chunk]:
 
 def _families(questions: Sequence[Question]) -> list[list[Question]]:
     """The questions by what they begin with; within a family those next to each other share most."""
-    prompts = [question.prompt for question in questions if not question.photos]
+    prompts = [question.prompt for question in questions if not question.images]
     common = os.path.commonprefix(prompts)  # noqa: RUF071  # of texts, not of paths
     families: dict[tuple[str, ...], list[Question]] = {}
     for question in questions:
-        start = question.photos[0].sha256 if question.photos else question.prompt[: len(common) + SHARED]
-        families.setdefault(("photo" if question.photos else "text", start), []).append(question)
+        start = question.images[0].sha256 if question.images else question.prompt[: len(common) + SHARED]
+        families.setdefault(("photo" if question.images else "text", start), []).append(question)
     return [sorted(family, key=_order) for family in families.values()]
 
 
@@ -54,12 +54,12 @@ def _pack(units: Iterable[Sequence[Question]]) -> list[list[Question]]:
 
 
 def _fits(questions: Sequence[Question]) -> bool:
-    return len(questions) <= QUESTIONS and len({p.sha256 for q in questions for p in q.photos}) <= PHOTOS
+    return len(questions) <= QUESTIONS and len({p.sha256 for q in questions for p in q.images}) <= IMAGES
 
 
 def _order(question: Question) -> tuple[tuple[str, ...], str, int]:
-    return tuple(photo.sha256 for photo in question.photos), question.prompt, question.row
+    return tuple(image.sha256 for image in question.images), question.prompt, question.row
 
 
 def _length(question: Question) -> int:
-    return len(question.prompt) + _PHOTO_AS_CHARACTERS * len(question.photos)
+    return len(question.prompt) + _IMAGE_AS_CHARACTERS * len(question.images)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import FiniteFloat
 
+from mmtune.data.images import ImageDecodeError
 from mmtune.evaluation.run.returned import completions_of, figures_of
 from mmtune.evaluation.tasks.render import Question, prompt_of
-from mmtune.evaluation.tasks.rows import PhotoError
 from mmtune.evaluation.tasks.task import Task
 from mmtune.interfaces import Generator, Prompt, Scorer
 
@@ -59,15 +59,15 @@ def ask(model: Generator, task: Task, questions: Sequence[Question]) -> list[Ans
     askable: list[Question] = []
     for question in questions:
         try:
-            for photo in question.photos:
-                if photo.sha256 not in decoded:
-                    decoded[photo.sha256] = photo.open()
+            for image in question.images:
+                if image.sha256 not in decoded:
+                    decoded[image.sha256] = image.open()
             askable.append(question)
-        except PhotoError as error:
+        except ImageDecodeError as error:
             failed.append(Answer(question.row, error=str(error)))
     if not askable:
         return failed
-    prompts = [prompt_of(task, q, [decoded[photo.sha256] for photo in q.photos]) for q in askable]
+    prompts = [prompt_of(task, q, [decoded[image.sha256] for image in q.images]) for q in askable]
     put = _generate if task.answering == "generate" else _compare
     return failed + put(model, task, askable, prompts)
 

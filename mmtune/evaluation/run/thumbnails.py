@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmtune.common.files import atomic_path
+from mmtune.data.images import EncodedImage, ImageDecodeError
 from mmtune.evaluation.run.results import Sample
 from mmtune.evaluation.tasks.render import Question
-from mmtune.evaluation.tasks.rows import Photo, PhotoError
 
 SIDE = 96
 MOST = 1000
@@ -28,17 +28,17 @@ def keep_thumbnails(file: Path, questions: Sequence[Question], samples: Sequence
         questions: in the order of the samples.
         samples: that name the photos.
     """
-    first: dict[str, Photo] = {}
+    first: dict[str, EncodedImage] = {}
     for question, sample in zip(questions, samples, strict=True):
-        if sample.image is not None and question.photos and len(first) < MOST:
-            first.setdefault(sample.image, question.photos[0])
+        if sample.image is not None and question.images and len(first) < MOST:
+            first.setdefault(sample.image, question.images[0])
     if not first or _holds(file, first):
         return
     with atomic_path(file) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, photo in first.items():
+        for name, image in first.items():
             try:
-                small = photo.open()
-            except PhotoError:
+                small = image.open()
+            except ImageDecodeError:
                 continue
             small.thumbnail((SIDE, SIDE), reducing_gap=2.0)
             stream = io.BytesIO()

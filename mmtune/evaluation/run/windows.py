@@ -39,7 +39,7 @@ def rows_past_window(model: Generator, task: Task, questions: Sequence[Question]
         return {}
     reader = cast(Any, model)
     found: dict[int, int] = reader.too_long(
-        [prompt_of(task, question, [None] * len(question.photos)) for question in questions],
+        [prompt_of(task, question, [None] * len(question.images)) for question in questions],
         choices=None if task.answering == "generate" else [question.choices for question in questions],
         params=task.sampling,
     )

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from mmtune.common.errors import UserError
+from mmtune.data.images import EncodedImage
 from mmtune.evaluation.run.requests import Answer
 from mmtune.evaluation.run.results import Sample, TaskResult
 from mmtune.evaluation.score.metrics import Outcomes, standard_error, summarise
 from mmtune.evaluation.tasks.render import Question
-from mmtune.evaluation.tasks.rows import Photo
 from mmtune.evaluation.tasks.task import Task
 from mmtune.interfaces import Completion, Verdict
 
@@ -44,7 +44,7 @@ def score_answer(task: Task, question: Question, answer: Answer) -> Sample:
         prediction=verdict.answer,
         target=question.target,
         score=verdict.score,
-        image=_digest(question.photos),
+        image=_digest(question.images),
         group=question.group,
         error=verdict.error,
         loglikelihoods=answer.loglikelihoods,
@@ -158,7 +158,7 @@ def _numbers(value: Any) -> Any:
     return value if math.isfinite(value) else None
 
 
-def _digest(photos: Sequence[Photo]) -> str | None:
-    if len(photos) > 1:
-        return hashlib.sha256("".join(photo.sha256 for photo in photos).encode()).hexdigest()
-    return photos[0].sha256 if photos else None
+def _digest(images: Sequence[EncodedImage]) -> str | None:
+    if len(images) > 1:
+        return hashlib.sha256("".join(image.sha256 for image in images).encode()).hexdigest()
+    return images[0].sha256 if images else None

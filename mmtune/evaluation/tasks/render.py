@@ -11,10 +11,10 @@ from typing import Any, cast
 from jinja2 import StrictUndefined, TemplateError
 
 from mmtune.common.errors import UserError, did_you_mean
+from mmtune.data.images import EncodedImage
 from mmtune.data.rendering.sandbox import limited, shown
 from mmtune.evaluation.tasks.filters import Protocol, asks_yes_no
 from mmtune.evaluation.tasks.jinja import ENVIRONMENT, LETTER_CHOICES, environment, is_null
-from mmtune.evaluation.tasks.rows import Photo
 from mmtune.evaluation.tasks.task import Task
 from mmtune.interfaces import Prompt
 from mmtune.verify.answer_verifier import Reference
@@ -55,7 +55,7 @@ class Question:
         references: all gold answers that count; of one person, the gold answer alone.
         kind: what counts as an answer.
         choices: the texts whose likelihoods are compared, one for each of `labels`; empty for a free answer.
-        photos: in the order of their placeholders.
+        images: in the order of their placeholders.
         group: which group of the set it belongs to, if the task has groups.
     """
 
@@ -66,7 +66,7 @@ class Question:
     references: tuple[str, ...]
     kind: Kind
     choices: tuple[str, ...]
-    photos: tuple[Photo, ...]
+    images: tuple[EncodedImage, ...]
     group: str | None
 
     @property
@@ -123,14 +123,14 @@ class Renderer:
 
         Args:
             number: the row's number in the split, for messages.
-            row: the columns; photos as `Photo` or None.
+            row: the columns; photos as `EncodedImage` or None.
 
         Raises:
             UserError: a template fails on this row, the gold answer is no valid answer, or the prompt's
                 placeholders are not as many as the row's photos.
         """
         names, options = self._with_options(number, row)
-        photos = tuple(row[column] for column in self._task.images if row[column] is not None)
+        images = tuple(row[column] for column in self._task.images if row[column] is not None)
         kind = cast(Kind, str(self._evaluate("answer", number, self._kind, names)).strip())
         if kind not in KINDS:
             raise self._error("answer", number, f"unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
@@ -145,8 +145,8 @@ class Renderer:
         group = None if self._group is None else self._evaluate("group_by", number, self._group, names)
         group = None if is_null(group) else str(group)
         said = self._evaluate("prompt", number, self._prompt, self._without_marks(names))
-        prompt = self._with_photos(number, str(said).strip(), len(photos))
-        return Question(number, prompt, options, target, references, kind, choices, photos, group)
+        prompt = self._with_images(number, str(said).strip(), len(images))
+        return Question(number, prompt, options, target, references, kind, choices, images, group)
 
     def own_texts(self, number: int, row: Mapping[str, Any]) -> OwnTexts:
         """What the row itself says, without the words that the task file puts around it.
@@ -234,14 +234,14 @@ class Renderer:
         """What the prompt may use: where it marks photos itself, a mark in the row's text is no further one."""
         return cast(Mapping[str, Any], _unmarked(names)) if IMAGE_PLACEHOLDER in self._task.prompt else names
 
-    def _with_photos(self, number: int, prompt: str, photos: int) -> str:
+    def _with_images(self, number: int, prompt: str, images: int) -> str:
         if IMAGE_PLACEHOLDER in self._task.prompt:
-            if prompt.count(IMAGE_PLACEHOLDER) != photos:
+            if prompt.count(IMAGE_PLACEHOLDER) != images:
                 written = prompt.count(IMAGE_PLACEHOLDER)
-                raise self._error("prompt", number, f"{written} {IMAGE_PLACEHOLDER} mark(s) for {photos} photo(s)")
+                raise self._error("prompt", number, f"{written} {IMAGE_PLACEHOLDER} mark(s) for {images} photo(s)")
             return prompt
         # a mark inside the row's own text is no place for a photo
-        return f"{IMAGE_PLACEHOLDER}\n" * photos + prompt.replace(IMAGE_PLACEHOLDER, "image")
+        return f"{IMAGE_PLACEHOLDER}\n" * images + prompt.replace(IMAGE_PLACEHOLDER, "image")
 
 
 def _unmarked(value: Any) -> Any:

@@ -3,56 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtune.common.errors import UserError, brief, did_you_mean
 from mmtune.common.files import is_file
 from mmtune.common.hub import go_offline_if_unreachable, kept_files, undecoded_rows
+from mmtune.data.images import EncodedImage
 from mmtune.data.sources.image_paths import OutsideError, find_image
 from mmtune.data.sources.tables import batches, open_parquet
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from mmtune.evaluation.tasks.task import Task
 
 Row = dict[str, Any]
-
-
-class PhotoError(ValueError):
-    """A photo's bytes are no picture."""
-
-
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """A photo as it is stored; decoded only when it is looked at.
-
-    Attributes:
-        data: the encoded bytes.
-        sha256: of those bytes, in hex.
-    """
-
-    data: bytes = field(repr=False)
-    sha256: str
-
-    def open(self) -> Image.Image:
-        """The decoded photo, in RGB and upright.
-
-        Raises:
-            PhotoError: the bytes are damaged, no picture, or one that is far too large.
-        """
-        from mmtune.data.images import decode
-
-        try:
-            return decode(io.BytesIO(self.data))
-        except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-            raise PhotoError(f"the photo cannot be decoded: {type(error).__name__}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +28,7 @@ class RowSet:
     """The rows that a task uses.
 
     Attributes:
-        rows: (number in the split from 0, columns); photos as `Photo` or None.
+        rows: (number in the split from 0, columns); photos as `EncodedImage` or None.
         fingerprint: SHA-256 over the values of the used columns of these rows, photos by their bytes. Rows
             from the hub and from any parquet file with these values have the same; another value, order or
             number of rows changes it.
@@ -89,13 +57,13 @@ def load_rows(
         UserError: the file is missing, damaged or empty, a column is missing, or no row is kept.
     """
     source = _Source(task, data_root)
-    photos = _Photos(task, data_root)
+    images = _Images(task, data_root)
     columns = frozenset[str]().union(*task.columns_by_key().values())
-    joined = _joined_photos(task, source, photos)
+    joined = _joined_images(task, source, images)
 
     def used() -> Iterator[tuple[int, Row]]:
         for number, raw in enumerate(source.read(task.dataset.config, columns)):
-            row = {name: photos.of(number, name, value) for name, value in raw.items()}
+            row = {name: images.of(number, name, value) for name, value in raw.items()}
             if join := task.dataset.images:
                 if row[join.on] not in joined:
                     where = source.describe(join.config)
@@ -208,11 +176,11 @@ class _Source:
         yield from undecoded_rows(data.select_columns(sorted(columns)))
 
 
-class _Photos:
+class _Images:
     """Turns image cells into photos, each kept once however often it occurs."""
 
     def __init__(self, task: Task, data_root: Path | None) -> None:
-        self._task, self._seen = task, dict[str, Photo]()
+        self._task, self._seen = task, dict[str, EncodedImage]()
         self._folders = kept_files() if data_root is None else (data_root,)
 
     def of(self, number: int, column: str, value: Any) -> Any:
@@ -226,8 +194,8 @@ class _Photos:
         if not isinstance(data, bytes):
             problem = f"row {number}: column {column!r} holds no photo ({{bytes, path}}) and is not null"
             raise UserError(f"{self._task.where}: images: {problem}")
-        digest = hashlib.sha256(data).hexdigest()
-        return self._seen.setdefault(digest, Photo(data, digest))
+        image = EncodedImage.of(data)
+        return self._seen.setdefault(image.sha256, image)
 
     def _from_file(self, number: int, column: str, name: str) -> bytes | None:
         """A photo that is kept as a file, as the hub library does; None where there is none."""
@@ -239,16 +207,16 @@ class _Photos:
         return None if file is None else file.read_bytes()
 
 
-def _joined_photos(task: Task, source: _Source, photos: _Photos) -> dict[Any, Photo | None]:
+def _joined_images(task: Task, source: _Source, images: _Images) -> dict[Any, EncodedImage | None]:
     join = task.dataset.images
     if join is None:
         return {}
     rows = source.read(join.config, frozenset({join.key, join.column}))
-    return {row[join.key]: photos.of(number, join.column, row[join.column]) for number, row in enumerate(rows)}
+    return {row[join.key]: images.of(number, join.column, row[join.column]) for number, row in enumerate(rows)}
 
 
 def _canonical(value: Any) -> str:
     """What JSON cannot write: photos and bytes by their digest, the rest (dates, decimals) as text."""
-    if isinstance(value, Photo):
+    if isinstance(value, EncodedImage):
         return f"photo:{value.sha256}"
     return f"bytes:{hashlib.sha256(value).hexdigest()}" if isinstance(value, bytes) else str(value)

@@ -79,15 +79,15 @@ def captions(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Captions of easy-VQA's pictures in LLaVA's format, where both shape and colour are known."""
     draw = random.Random(seed)
     known: dict[int, dict[str, str]] = {}
-    for _, answer, picture in read_json(locate(f"package:easy_vqa/data/{split}/questions.json")):
+    for _, answer, image in read_json(locate(f"package:easy_vqa/data/{split}/questions.json")):
         if answer not in ("yes", "no"):
-            known.setdefault(picture, {})["shape" if answer in SHAPES else "colour"] = answer
-    for picture, facts in sorted(known.items()):
+            known.setdefault(image, {})["shape" if answer in SHAPES else "colour"] = answer
+    for image, facts in sorted(known.items()):
         if len(facts) == 2:
             caption = draw.choice(CAPTIONS).format(**facts)
             yield {
-                "id": str(picture),
-                "image": f"{picture}.png",
+                "id": str(image),
+                "image": f"{image}.png",
                 "conversations": [
                     {"from": "human", "value": "<image>\nDescribe the image."},
                     {"from": "gpt", "value": caption},
@@ -226,12 +226,12 @@ def _write_easy_vqa(file: Path) -> None:
     random.Random(0).shuffle(questions)
     rows = [
         {
-            "image_id": f"{picture}.png",
+            "image_id": f"{image}.png",
             "question": question,
             "answer": answer,
-            "image": {"bytes": (folder / "images" / f"{picture}.png").read_bytes(), "path": f"{picture}.png"},
+            "image": {"bytes": (folder / "images" / f"{image}.png").read_bytes(), "path": f"{image}.png"},
         }
-        for question, answer, picture in questions
+        for question, answer, image in questions
     ]
     file.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), file)

@@ -39,10 +39,10 @@ def object_questions(file: Path, seed: int = 0) -> list[dict[str, Any]]:
         UserError: the file is missing, or a row lacks one of the two.
     """
     draw = random.Random(seed)
-    photos = list(_photos(file))
-    frequency = Counter(thing for _, objects in photos for thing in objects)
+    images = list(_images(file))
+    frequency = Counter(thing for _, objects in images for thing in objects)
     rows = []
-    for image, objects in photos:
+    for image, objects in images:
         others = {thing: count for thing, count in frequency.items() if thing not in objects}
         pairs = [pair for ask in (_presence, _counting, _naming, _choice) for pair in ask(objects, others, draw)]
         rows += [
@@ -63,7 +63,7 @@ def object_questions(file: Path, seed: int = 0) -> list[dict[str, Any]]:
 Pair = tuple[str, str]
 
 
-def _photos(file: Path) -> Iterator[tuple[str, list[str]]]:
+def _images(file: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

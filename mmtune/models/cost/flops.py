@@ -68,11 +68,11 @@ class FlopsCounter:
         self._head, self._head_trained = _size(head), bool(head.weight.requires_grad)
         self._projector = [m for m in model.projector.modules() if isinstance(m, nn.Linear)] if model.projector else []
         self._projector_trained = any(layer.weight.requires_grad for layer in self._projector)
-        self._tower_per_photo = tower_flops(model) if model.tower else 0
+        self._tower_per_image = tower_flops(model) if model.tower else 0
         self._costs = {learn: _cost_of(model, learn) for learn in {False, self._projector_trained}}
 
     def step(
-        self, *, documents: Sequence[int], supervised: int, image_tokens: int, photos: int, head_twice: bool = False
+        self, *, documents: Sequence[int], supervised: int, image_tokens: int, images: int, head_twice: bool = False
     ) -> StepFlops:
         """Operations of one forward and backward pass over a pack.
 
@@ -80,7 +80,7 @@ class FlopsCounter:
             documents: tokens of each document of the pack.
             supervised: tokens learnt from.
             image_tokens: tokens that are photo features.
-            photos: encoded by the tower.
+            images: encoded by the tower.
             head_twice: the logits are computed again in the backward pass (a loss in chunks).
         """
         cost = self._costs[image_tokens > 0 and self._projector_trained]
@@ -94,7 +94,7 @@ class FlopsCounter:
             * (1 + layer.weight.requires_grad + (self._projector_trained and position > 0))
             for position, layer in enumerate(self._projector)
         )
-        return StepFlops(language, projector, photos * self._tower_per_photo)
+        return StepFlops(language, projector, images * self._tower_per_image)
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ class BlocksCost:
         return dataclasses.replace(self, **grown)
 
 
-def blocks_cost(language: Any, *, photos_learn: bool = False) -> BlocksCost:
+def blocks_cost(language: Any, *, images_learn: bool = False) -> BlocksCost:
     """What a pass through the blocks costs, forward and backward.
 
     Args:
         language: a causal language model without weights, its parameters marked that are trained.
-        photos_learn: the gradient must reach the embeddings, though words' are frozen.
+        images_learn: the gradient must reach the embeddings, though words' are frozen.
 
     Raises:
         UserError: what the model computes depends on the values.
@@ -155,8 +155,8 @@ def blocks_cost(language: Any, *, photos_learn: bool = False) -> BlocksCost:
     base = _base(language)
     count = len(decoder_blocks(base))
     if not blocks_alike(base):
-        return _with_blocks(language, count, photos_learn)
-    fewer, more = (_with_blocks(language, blocks, photos_learn) for blocks in (FEW_BLOCKS - 1, FEW_BLOCKS))
+        return _with_blocks(language, count, images_learn)
+    fewer, more = (_with_blocks(language, blocks, images_learn) for blocks in (FEW_BLOCKS - 1, FEW_BLOCKS))
     return more.with_more(fewer, count - FEW_BLOCKS)
 
 
@@ -165,9 +165,9 @@ _FOLDER = "operations"  # of the cache
 _COUNTED = ("attention/*.py", "cost/*.py", "decoding/*.py", "fitness/*.py", "adapters.py", "head.py", "language.py")
 
 
-def _cost_of(model: TunableModel, photos_learn: bool) -> BlocksCost:
+def _cost_of(model: TunableModel, images_learn: bool) -> BlocksCost:
     language = model.base_language
-    photos_learn = photos_learn or language.get_input_embeddings().weight.requires_grad  # then words learn as photos do
+    images_learn = images_learn or language.get_input_embeddings().weight.requires_grad  # then words learn as photos do
     trained = [name for name, parameter in model.language.named_parameters() if parameter.requires_grad]
     checkpointed = bool(getattr(language, "is_gradient_checkpointing", False))
     settings = [
@@ -176,19 +176,19 @@ def _cost_of(model: TunableModel, photos_learn: bool) -> BlocksCost:
         model.spec.lora,
         trained,
         checkpointed,
-        photos_learn,
+        images_learn,
     ]
     key = outcome_key(settings, _COUNTED, ("torch", "transformers", "peft"))
     if key not in _KNOWN:
         cost = read_outcome(_FOLDER, key, BlocksCost)
         if cost is None:
-            cost = blocks_cost(language_without_weights(model), photos_learn=photos_learn)
+            cost = blocks_cost(language_without_weights(model), images_learn=images_learn)
             keep_outcome(_FOLDER, key, cost)
         _KNOWN[key] = cost
     return _KNOWN[key]
 
 
-def _with_blocks(language: Any, blocks: int, photos_learn: bool) -> BlocksCost:
+def _with_blocks(language: Any, blocks: int, images_learn: bool) -> BlocksCost:
     """The cost with the first so many of the blocks."""
     language = copy_with_blocks(language, _base(language), blocks)
     base = _base(language)
@@ -196,7 +196,7 @@ def _with_blocks(language: Any, blocks: int, photos_learn: bool) -> BlocksCost:
     with without_values(base) as fitness, FakeTensorMode():
         base.config.get_text_config(decoder=True).num_hidden_layers = blocks
         language._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        measured = functools.cache(lambda tokens: _blocks_pass(base, fitness, tokens, photos_learn))
+        measured = functools.cache(lambda tokens: _blocks_pass(base, fitness, tokens, images_learn))
         cost = _by_length(lambda tokens: measured(tokens)[0], _chunks(base, fitness))
         return dataclasses.replace(cost, apart=not fitness.packed, learns=measured(_SOME)[1])
 
@@ -236,11 +236,11 @@ def _by_length(count: Callable[[int], int], chunks: Sequence[int]) -> BlocksCost
     return smooth
 
 
-def _blocks_pass(base: Any, fitness: Fitness, tokens: int, photos_learn: bool) -> tuple[int, bool]:
+def _blocks_pass(base: Any, fitness: Fitness, tokens: int, images_learn: bool) -> tuple[int, bool]:
     """Operations of a pass with one document, forward and backward, and whether there was a way back."""
     words = base.get_input_embeddings().weight
     embeddings = torch.empty(tokens, words.shape[1], dtype=words.dtype)
-    embeddings.requires_grad_(photos_learn or words.requires_grad)
+    embeddings.requires_grad_(images_learn or words.requires_grad)
     try:
         # the plain kernel: it computes 4 products backward, where fused ones compute the scores again
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

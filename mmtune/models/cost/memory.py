@@ -81,14 +81,14 @@ class PackShape:
     Attributes:
         documents: tokens of each document, its photos' included.
         supervised: tokens learnt from.
-        photos: how many there are.
-        tokens_per_photo: of the documents' tokens.
+        images: how many there are.
+        tokens_per_image: of the documents' tokens.
     """
 
     documents: tuple[int, ...]
     supervised: int
-    photos: int = 0
-    tokens_per_photo: int = 0
+    images: int = 0
+    tokens_per_image: int = 0
 
     @property
     def tokens(self) -> int:
@@ -98,7 +98,7 @@ class PackShape:
     @property
     def image_tokens(self) -> int:
         """Tokens that are photo features."""
-        return self.photos * self.tokens_per_photo
+        return self.images * self.tokens_per_image
 
 
 Loss = Callable[[torch.Tensor, torch.Tensor, Head], torch.Tensor]
@@ -223,14 +223,14 @@ def _forward(model: TunableModel, fitness: Fitness, work: TrainingPass) -> torch
     """As `VisionLanguageModel.forward` and the loss do it, without looking at any value."""
     base, pack = model.base_language, work.pack
     embeddings = base.get_input_embeddings()(torch.empty(pack.tokens, dtype=torch.int64))
-    if pack.photos:
+    if pack.images:
         assert model.tower is not None
         assert model.projector is not None
         shape = model.tower.shape
         features = (
-            model.tower(torch.empty(pack.photos, 3, shape.size, shape.size))
+            model.tower(torch.empty(pack.images, 3, shape.size, shape.size))
             if work.tower_runs
-            else torch.empty(pack.photos, shape.num_tokens, shape.width)
+            else torch.empty(pack.images, shape.num_tokens, shape.width)
         )
         seen = model.projector(features.to(next(model.projector.parameters()).dtype)).flatten(0, 1)
         embeddings = torch.cat([seen.to(embeddings.dtype), embeddings[len(seen) :]])

@@ -98,7 +98,7 @@ def _body(layout: Layout) -> str:
         inner=f"({system} if loop.first else '')" if layout.system_in_turn else nothing,
         before_later=begin,
         user=[_quoted(text) for text in layout.user],
-        said="'<image>' * message['content'].count('<image>')" if layout.photos_alone else "message['content']",
+        said="'<image>' * message['content'].count('<image>')" if layout.images_alone else "message['content']",
         answer=[_quoted(layout.cue + layout.answer[0]), _quoted(layout.answer[1] + layout.after_answer)],
         cue=_quoted(layout.cue),
     )

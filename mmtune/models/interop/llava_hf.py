@@ -13,7 +13,7 @@ from mmtune.common.errors import UserError
 from mmtune.models.fitness.check import architecture, fitness_of
 from mmtune.models.interop.chat_templates import template_of
 from mmtune.models.interop.clip import block_of_layer, read_vision_config
-from mmtune.models.interop.photos import read_processor
+from mmtune.models.interop.image_processor import read_processor
 from mmtune.models.interop.weights import State, Weights
 from mmtune.models.spec import ModelSpec, ProjectorKind, VisionOptions
 

@@ -16,7 +16,7 @@ from mmtune.common.files import locate
 from mmtune.models.interop.chat_templates import template_of
 from mmtune.models.interop.clip import block_of_layer, read_vision_config
 from mmtune.models.interop.weights import State, Weights, find_file, read_settings, read_tensors
-from mmtune.models.spec import LoraOptions, ModelSpec, PhotoFit, ProjectorKind, VisionOptions
+from mmtune.models.spec import ImageFit, LoraOptions, ModelSpec, ProjectorKind, VisionOptions
 
 _LANGUAGES = {
     "LlavaLlamaForCausalLM": "llama",
@@ -62,7 +62,7 @@ class OriginalLlava:
         tower = self._tower()
         layer = settings.get("mm_vision_select_layer", -2)
         where = f"{self.reference}: config.json: mm_vision_select_layer"
-        fit: PhotoFit = "pad" if settings.get("image_aspect_ratio") == "pad" else "crop"
+        fit: ImageFit = "pad" if settings.get("image_aspect_ratio") == "pad" else "crop"
         inside = self._weights is not None and any("vision_tower." in name for name in self._weights.files)
         options = VisionOptions(
             tower=f"clip:{tower}",

@@ -64,7 +64,7 @@ class Ledger(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._begun = time.perf_counter()
-        self._tower_before = _photos_encoded(pl_module)
+        self._tower_before = _images_encoded(pl_module)
         self._energy_here = trainer.local_rank == 0  # one of a machine's processes measures all of it
         if self._energy_here:
             self._energy.start()
@@ -77,9 +77,9 @@ class Ledger(pl.Callback):
         assert isinstance(pl_module, InstructionTuning)
         assert pl_module.model is not None
         self._flops = FlopsCounter(pl_module.model)
-        encoded = _photos_encoded(pl_module) - self._tower_before
+        encoded = _images_encoded(pl_module) - self._tower_before
         self.counts["photos"] += encoded
-        self.counts["tower"] += self._flops.step(documents=[], supervised=0, image_tokens=0, photos=encoded).tower
+        self.counts["tower"] += self._flops.step(documents=[], supervised=0, image_tokens=0, images=encoded).tower
         self._peak = device_peak(pl_module.device, _product_dtype(trainer, pl_module.model))
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
@@ -89,7 +89,7 @@ class Ledger(pl.Callback):
     ) -> None:
         """Start the step's clock."""
         self._step_begun = time.perf_counter()
-        self._tower_before = _photos_encoded(pl_module)
+        self._tower_before = _images_encoded(pl_module)
 
     def on_train_batch_end(
         self,
@@ -103,13 +103,13 @@ class Ledger(pl.Callback):
         assert self._flops is not None
         assert isinstance(pl_module, InstructionTuning)
         tokens, image = len(batch.input_ids), batch.image_tokens
-        photos = _photos_encoded(pl_module) - self._tower_before
+        images = _images_encoded(pl_module) - self._tower_before
         supervised = batch.supervised_tokens
         flops = self._flops.step(
             documents=batch.document_lengths,
             supervised=supervised,
             image_tokens=image,
-            photos=photos,
+            images=images,
             head_twice=pl_module.objective.computes_logits_twice(supervised),
         )
         for name, amount in {
@@ -121,7 +121,7 @@ class Ledger(pl.Callback):
             "language": flops.language,
             "projector": flops.projector,
             "tower": flops.tower,
-            "photos": photos,
+            "photos": images,
             "flops_in_steps": flops.language + flops.projector + flops.tower,
         }.items():
             self.counts[name] += amount
@@ -244,10 +244,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _photos_encoded(pl_module: pl.LightningModule) -> int:
+def _images_encoded(pl_module: pl.LightningModule) -> int:
     assert isinstance(pl_module, InstructionTuning)
     tower = pl_module.model.tower if pl_module.model else None
-    return tower.photos_encoded if tower else 0
+    return tower.images_encoded if tower else 0
 
 
 def peak_host_memory() -> int:

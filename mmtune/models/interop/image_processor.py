@@ -6,7 +6,7 @@ from typing import Any
 
 from mmtune.common.errors import UserError
 from mmtune.models.interop.weights import read_settings
-from mmtune.models.spec import PhotoFit
+from mmtune.models.spec import ImageFit
 
 _FILE = "preprocessor_config.json"
 _BICUBIC = 3
@@ -15,7 +15,7 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 _MUST = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": _BICUBIC}
 
 
-def read_processor(reference: str, image_size: int) -> tuple[PhotoFit, dict[str, Any]]:
+def read_processor(reference: str, image_size: int) -> tuple[ImageFit, dict[str, Any]]:
     """How a folder's image processor makes a photo square, and the tower's settings.
 
     Args:
@@ -47,7 +47,7 @@ def read_processor(reference: str, image_size: int) -> tuple[PhotoFit, dict[str,
         )
     if not squashed and not settings.get("do_center_crop", True) and not settings.get("do_pad"):
         raise UserError(f"{where}: expected photos to become square, found neither do_center_crop nor do_pad")
-    fit: PhotoFit = "pad" if settings.get("do_pad") else "squash" if squashed else "crop"
+    fit: ImageFit = "pad" if settings.get("do_pad") else "squash" if squashed else "crop"
     return fit, {
         "size": image_size,
         "mean": tuple(settings.get("image_mean", _MEAN)),
@@ -56,7 +56,7 @@ def read_processor(reference: str, image_size: int) -> tuple[PhotoFit, dict[str,
 
 
 def processor_settings(
-    fit: PhotoFit, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+    fit: ImageFit, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> dict[str, Any]:
     """The file of the image processor that does the same: CLIP's, or LLaVA's where photos are padded."""
     square = {"height": size, "width": size}
