@@ -180,7 +180,7 @@ class ComposedModel(nn.Module):
         """
         image_positions = batch.input_ids == IMAGE_TOKEN
         words: torch.Tensor = self.base_language.get_input_embeddings()(batch.input_ids.masked_fill(image_positions, 0))
-        seen, marked = self._seen(batch), int(image_positions.sum())
+        seen, marked = self._seen(batch), batch.image_tokens
         if marked != (0 if seen is None else len(seen)):
             found = "no photos" if seen is None else f"{len(seen)} photo features"
             raise ValueError(f"{', '.join(batch.where)}: {marked} photo positions for {found}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,7 @@ def test_the_bytes_are_those_of_a_real_step(
     with LiveBytes([*model.parameters(), *model.buffers()]) as live:
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        batch = copy.deepcopy(batch)  # it is in memory as long as the step is
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = supervised_loss(model(batch), batch.targets, model.output_layer)
         model.zero_grad()

@@ -10,16 +10,16 @@ counted: what a kernel takes for itself, an allocator's gaps, a GPU's own contex
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
+from mmtune.data.collate import PackedBatch
 from mmtune.models.cost.live_bytes import LiveBytes, Peaks, mark_blocks, with_more_blocks
-from mmtune.models.cost.weightless import FEW_BLOCKS, blocks_alike, copy_with_blocks, decoder_pass, without_values
-from mmtune.models.fitness.result import Fitness
+from mmtune.models.cost.weightless import FEW_BLOCKS, blocks_alike, copy_with_blocks, without_values
 from mmtune.models.head import Head
 from mmtune.models.language import decoder_blocks
 from mmtune.models.vlm import TunableModel
@@ -194,7 +194,7 @@ def peaks_with_blocks(model: TunableModel, blocks: int, work: TrainingPass) -> P
     model = copy_with_blocks(model, model.base_language, blocks)
     base, autocast = model.base_language, work.autocast
     # what is known of the whole model is asked for before it has fewer blocks
-    with without_values(base) as fitness, FakeTensorMode():
+    with without_values(base), FakeTensorMode():
         base.config.get_text_config(decoder=True).num_hidden_layers = blocks
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         base.tie_weights()
@@ -205,12 +205,15 @@ def peaks_with_blocks(model: TunableModel, blocks: int, work: TrainingPass) -> P
             for parameter in trained:
                 parameter.register_post_accumulate_grad_hook(_forget)
         with LiveBytes([*model.parameters(), *model.buffers()]) as live:
+            batch = _pack_without_values(model, work)
             mark_blocks(decoder_blocks(base), live)
             if work.keep_gradients:  # those of the step before are there until the backward pass begins
                 for parameter in trained:
                     parameter.grad = torch.empty_like(parameter)
             with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                total = _forward(model, fitness, work)
+                # a copy, as picking the supervised positions makes one
+                states = model(batch)[: work.pack.supervised].clone()
+                total = work.loss(states, batch.targets[: work.pack.supervised], model.output_layer)
             if work.keep_gradients and not work.accumulates:
                 model.zero_grad()
             live.mark("backward")
@@ -219,25 +222,35 @@ def peaks_with_blocks(model: TunableModel, blocks: int, work: TrainingPass) -> P
     return live.peaks
 
 
-def _forward(model: TunableModel, fitness: Fitness, work: TrainingPass) -> torch.Tensor:
-    """As `VisionLanguageModel.forward` and the loss do it, without looking at any value."""
-    base, pack = model.base_language, work.pack
-    embeddings = base.get_input_embeddings()(torch.empty(pack.tokens, dtype=torch.int64))
+@dataclass
+class _PackWithoutValues(PackedBatch):
+    """A pack of tensors without values, which says its shape itself."""
+
+    shape: PackShape = field(kw_only=True)
+
+    @property
+    def document_lengths(self) -> list[int]:
+        """Tokens of each document."""
+        return list(self.shape.documents)
+
+    @property
+    def image_tokens(self) -> int:
+        """How many positions photos take."""
+        return self.shape.image_tokens
+
+
+def _pack_without_values(model: TunableModel, work: TrainingPass) -> PackedBatch:
+    pack = work.pack
+    pixels = features = None
     if pack.images:
         assert model.tower is not None
-        assert model.projector is not None
         shape = model.tower.shape
-        features = (
-            model.tower(torch.empty(pack.images, 3, shape.size, shape.size))
-            if work.tower_runs
-            else torch.empty(pack.images, shape.num_tokens, shape.width)
-        )
-        seen = model.projector(features.to(next(model.projector.parameters()).dtype)).flatten(0, 1)
-        embeddings = torch.cat([seen.to(embeddings.dtype), embeddings[len(seen) :]])
-    hidden = decoder_pass(base, fitness, embeddings, pack.documents)
-    targets = torch.empty(pack.supervised, dtype=torch.int64)
-    # a copy, as picking the supervised positions makes one
-    return work.loss(hidden[: pack.supervised].clone(), targets, model.output_layer)
+        if work.tower_runs:
+            pixels = torch.empty(pack.images, 3, shape.size, shape.size)
+        else:
+            features = torch.empty(pack.images, shape.num_tokens, shape.width)
+    ids, targets, positions, documents = (torch.empty(pack.tokens, dtype=torch.int64) for _ in range(4))
+    return _PackWithoutValues(ids, targets, positions, documents, pixels, features, (), (), shape=pack)
 
 
 def _forget(parameter: torch.Tensor) -> None:
