@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mmtune.cli.main import COMMANDS
 from mmtune.cli.shared.config_checks import check_config
 from mmtune.cli.shared.config_files import with_config_paths
-from mmtune.cli.shared.contamination_callback import contamination_checks
+from mmtune.cli.shared.contamination import suite_named
 from mmtune.cli.shared.flag_errors import unreadable
 from mmtune.cli.shared.train_end import finish, stopped_beside_steps
 from mmtune.cli.shared.training_parser import TrainingParser
@@ -27,6 +27,7 @@ from mmtune.common.errors import UserError
 from mmtune.common.files import atomic_path
 from mmtune.common.signals import Terminated, stopped, terminating
 from mmtune.data.datamodule import InstructionData
+from mmtune.evaluation.contamination.callback import ContaminationCheck
 from mmtune.training.callbacks.stopping import Stopped
 from mmtune.training.dates import keep_date
 from mmtune.training.loggers import check_loggers, named_loggers
@@ -34,13 +35,11 @@ from mmtune.training.module import InstructionTuning
 from mmtune.training.trainer import (
     DEFAULTS,
     SEED,
-    check_run,
-    checkpoint_of,
-    claim_run,
     explained,
     make_trainer,
     quieten,
     run_options,
+    train,
 )
 from mmtune.training.trainer_options import check_trainer_options
 
@@ -158,10 +157,12 @@ class TrainingCLI(LightningCLI):
             keep_date(self.config.fit.model, Path(self._get(self.config, "out")))
         super().instantiate_classes()
 
-    def before_fit(self) -> None:
-        """Look at the model's parts and at what trains them before the data is read."""
-        self.model.new_schedule = self._get(self.config_init, "new_schedule")
-        check_run(self.model, self.datamodule, self.trainer)
+    def fit(
+        self, model: InstructionTuning, datamodule: InstructionData, ckpt_path: str | None = None, **options: Any
+    ) -> None:
+        """Train as `mmtune.fit` does, in place of Lightning's `fit`."""
+        model.new_schedule = self._get(self.config_init, "new_schedule")
+        train(self.trainer, model, datamodule, Path(self._get(self.config_init, "out")), ckpt_path=ckpt_path)
 
     def before_validate(self) -> None:
         """Look at the model's parts before the data is read."""
@@ -171,25 +172,15 @@ class TrainingCLI(LightningCLI):
         """Nothing: checkpoints hold no flags, and one that cannot be read is named where it is read."""
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Resume an unfinished run; refuse to write over a finished one.
-
-        The checkpoint is not noted in the run's config.yaml, which says how to do the run from the beginning. No code
-        in a checkpoint is run: Lightning would run that of one at a web address unless told not to.
+        """Arguments of Lightning's method; a checkpoint is read without the code in it.
 
         Raises:
-            UserError: the run is finished, another process writes there, or the code of a checkpoint is asked for.
+            UserError: the code of a checkpoint is asked for.
         """
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         if arguments.get("weights_only") is False:
             raise UserError("--weights_only false: would run code that a checkpoint may hold; leave it out")
-        arguments["weights_only"] = True
-        if subcommand != "fit":
-            return arguments
-        run = Path(self._get(self.config_init, "out"))
-        claim_run(run)
-        if arguments.get("ckpt_path") is None:
-            arguments["ckpt_path"] = checkpoint_of(run)
-        return arguments
+        return arguments | {"weights_only": True}
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with mmtune's callbacks and logger beside the user's.
@@ -200,16 +191,27 @@ class TrainingCLI(LightningCLI):
         run = Path(self._get(self.config_init, "out"))
         options = self._get(self.config_init, "trainer", default={})
         if self.subcommand == "fit":
-            unseen = contamination_checks(
-                run, *(self._get(self.config_init, k) for k in ("unseen", "unseen_data_root"))
-            )
             every = self._get(self.config_init, "checkpoint_every")
-            chosen = run_options(run, options, checkpoint_every=every, more=unseen)
+            chosen = run_options(run, options, checkpoint_every=every, more=self._contamination_checks())
         else:
             check_trainer_options(options)
             chosen = {"callbacks": list(options.get("callbacks") or []), "logger": named_loggers(options.get("logger"))}
         make = functools.partial(super().instantiate_trainer, **kwargs)
         return make_trainer(make, run, chosen["callbacks"], chosen["logger"])
+
+
+    def _contamination_checks(self) -> list[pl.Callback]:
+        """The callbacks that the flags `--unseen` and `--unseen_data_root` ask for: one or none.
+
+        Raises:
+            UserError: there is no such suite or folder.
+        """
+        suite, root = (self._get(self.config_init, name) for name in ("unseen", "unseen_data_root"))
+        if suite is None and root is not None:
+            raise UserError(f"--unseen_data_root {root}: says where the rows of --unseen SUITE are; give that too")
+        if root is not None and not Path(root).expanduser().is_dir():
+            raise UserError(f"--unseen_data_root {root}: no such folder")
+        return [] if suite is None else [ContaminationCheck(suite_named(suite), root)]
 
 
 CLI = TypeVar("CLI", bound=TrainingCLI)

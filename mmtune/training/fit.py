@@ -31,13 +31,11 @@ from mmtune.training.objectives.objective import Objective
 from mmtune.training.trainer import (
     DEFAULTS,
     SEED,
-    check_run,
-    checkpoint_of,
-    claim_run,
     explained,
     make_trainer,
     quieten,
     run_options,
+    train,
 )
 
 _OURS = ("callbacks", "logger")
@@ -129,9 +127,7 @@ def fit(
         ours = run_options(run, options, checkpoint_every=checkpoint_every, more=record)
         plain = {name: value for name, value in options.items() if name not in (*_OURS, "enable_checkpointing")}
         made = make_trainer(functools.partial(pl.Trainer, **plain), run, ours["callbacks"], ours["logger"])
-        check_run(module, datamodule, made)
-        claim_run(run)
-        made.fit(module, datamodule=datamodule, ckpt_path=checkpoint_of(run), weights_only=True)
+        train(made, module, datamodule, run)
         if (received := received_signal(made)) is not None:  # when no step was left
             raise Stopped(received, made.global_step)
     return Run(run)

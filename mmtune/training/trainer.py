@@ -149,6 +149,21 @@ def checkpoint_of(run: Path) -> str | None:
     return str(found)
 
 
+def train(
+    trainer: pl.Trainer, module: InstructionTuning, data: InstructionData, run: Path, *, ckpt_path: str | None = None
+) -> None:
+    """Train in a run directory, on from an unfinished run's checkpoint or from the one that is given.
+
+    No code in a checkpoint is run: Lightning would run that of one at a web address unless told not to.
+
+    Raises:
+        UserError: the run is finished, another process writes there, or a part does not go with the others.
+    """
+    check_run(module, data, trainer)
+    claim_run(run)
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path or checkpoint_of(run), weights_only=True)
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """Say what to do about what Lightning refuses, and where memory runs out.

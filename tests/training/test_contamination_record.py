@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmtune.cli.shared.contamination_callback import ContaminationCheck
+from mmtune.evaluation.contamination.callback import ContaminationCheck
 
 Fit = Callable[..., int]
 STORIES = [" ".join(f"{name}{n}" for n in range(16)) for name in ("owl", "fox", "bat")]
@@ -73,7 +73,7 @@ def test_without_the_flag_nothing_is_compared(fit: Fit, text_rows: Path, lora_fl
 
 
 def test_of_several_processes_the_first_alone_compares(root: Path, tmp_path: Path) -> None:
-    check = ContaminationCheck(tmp_path, str(root / "stories.yaml"), str(root))
+    check = ContaminationCheck(str(root / "stories.yaml"), root)
     other: Any = SimpleNamespace(is_global_zero=False)
     check.setup(other, other, "fit")
     assert not (tmp_path / "unseen.json").exists()

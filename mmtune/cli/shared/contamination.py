@@ -14,7 +14,7 @@ from mmtune.common.errors import UserError
 from mmtune.common.text import one_line, visible
 from mmtune.data.conversation import Conversation
 from mmtune.data.sources.readers import BadRows, read_conversations
-from mmtune.evaluation.contamination.check import ContaminationReport, SetCheck, check_contamination
+from mmtune.evaluation.contamination.check import ContaminationReport, check_contamination
 from mmtune.evaluation.tasks.suite import Suite, load_suite
 
 _LISTED = 20
@@ -62,26 +62,9 @@ def suite_named(name: str) -> Suite:
         raise UserError(f"--unseen: {error}") from None
 
 
-def summary(report: ContaminationReport) -> str:
-    """What was found, in one line."""
-    verdicts = [check.verdict for check in report.sets.values()]
-    seen = ", ".join(f"{name}: {_share(report.sets[name])}" for name in report.seen)
-    parts = [
-        f"{verdicts.count('unseen')} sets unseen",
-        f"{verdicts.count('seen')} seen" + (f" ({seen})" if seen else ""),
-    ]
-    if unchecked := [name for name, check in report.sets.items() if check.verdict == "unchecked"]:
-        parts.append(f"{len(unchecked)} unchecked ({', '.join(unchecked)})")
-    return visible(f"{report.suite} against {report.training_rows:,} training rows: {', '.join(parts)}")
-
-
 def _rows(files: Sequence[str], image_root: str | None, bad_rows: BadRows) -> Iterator[Conversation]:
     for source in files:
         yield from read_conversations(source, image_root=image_root, bad_rows=bad_rows)
-
-
-def _share(check: SetCheck) -> str:
-    return f"{check.hit_rows} of {check.rows} rows"
 
 
 def _print(console: Console, report: ContaminationReport, bad_rows: BadRows) -> None:
@@ -105,7 +88,7 @@ def _print(console: Console, report: ContaminationReport, bad_rows: BadRows) -> 
         console.print(Text(f"  {one_line(hit.overlap, 300)}", style="dim"), soft_wrap=True)
     if len(report.hits) > _LISTED:
         console.print(Text(f"… and {len(report.hits) - _LISTED} more pairs of rows; --json lists all", style="dim"))
-    console.print(Text(summary(report), style="bold"), soft_wrap=True)
+    console.print(Text(report.summary(), style="bold"), soft_wrap=True)
 
 
 def _sets(report: ContaminationReport) -> Table:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from mmtune.common.errors import UserError
 from mmtune.common.files import locate, read_json, sha256_file
 from mmtune.common.schema import validate
+from mmtune.common.text import visible
 from mmtune.common.version import __version__
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, Conversation
 from mmtune.data.images import EncodedImage, ImageSource
@@ -79,6 +80,11 @@ class SetCheck:
     uncompared: int = 0
     undecoded: int = 0
 
+    @property
+    def share(self) -> str:
+        """How many of the rows are hit, in words."""
+        return f"{self.hit_rows} of {self.rows} rows"
+
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
@@ -125,6 +131,18 @@ class ContaminationReport:
     def seen(self) -> list[str]:
         """The sets that have something in common with the training rows."""
         return [name for name, check in self.sets.items() if check.verdict == "seen"]
+
+    def summary(self) -> str:
+        """What was found, in one line."""
+        verdicts = [check.verdict for check in self.sets.values()]
+        seen = ", ".join(f"{name}: {self.sets[name].share}" for name in self.seen)
+        parts = [
+            f"{verdicts.count('unseen')} sets unseen",
+            f"{verdicts.count('seen')} seen" + (f" ({seen})" if seen else ""),
+        ]
+        if unchecked := [name for name, check in self.sets.items() if check.verdict == "unchecked"]:
+            parts.append(f"{len(unchecked)} unchecked ({', '.join(unchecked)})")
+        return visible(f"{self.suite} against {self.training_rows:,} training rows: {', '.join(parts)}")
 
     def rows_to_leave_out(self, tasks: Iterable[str] | None = None) -> set[tuple[str, int]]:
         """Source and row of the training rows without which these tasks (None: all that were checked) are unseen."""

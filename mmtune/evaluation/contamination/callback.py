@@ -1,4 +1,4 @@
-"""`mmtune fit --unseen SUITE`: the run writes down whether the suite's sets are unseen by what it trains on."""
+"""Lightning callback by which a run writes down whether evaluation sets are unseen by what it trains on."""
 
 from __future__ import annotations
 
@@ -7,42 +7,31 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from mmtune.cli.shared.contamination import suite_named, summary
 from mmtune.common.errors import UserError
 from mmtune.common.files import write_json
 from mmtune.data.conversation import Conversation
 from mmtune.data.datamodule import InstructionData
 from mmtune.data.sources.readers import BadRows, read_conversations
 from mmtune.evaluation.contamination.check import check_contamination
-
-
-def contamination_checks(run: Path, suite: str | None, data_root: str | None) -> list[pl.Callback]:
-    """The callbacks that the flags `--unseen` and `--unseen_data_root` ask for: one or none.
-
-    Raises:
-        UserError: there is no such suite or folder.
-    """
-    if suite is None and data_root is not None:
-        raise UserError(f"--unseen_data_root {data_root}: says where the rows of --unseen SUITE are; give that too")
-    return [] if suite is None else [ContaminationCheck(run, suite, data_root)]
+from mmtune.evaluation.tasks.suite import Suite, load_suite
 
 
 class ContaminationCheck(pl.Callback):
-    """Writes `RUN/unseen.json` before the first step. Of several processes, the first does.
+    """Writes `unseen.json` into the run directory before the first step. Of several processes, the first does.
 
     Args:
-        run: the run directory.
-        suite: a suite's or task's name, or its file.
+        suite: a suite, or the name or file of a suite or task.
         data_root: a folder with `hub/…`; None for the hub.
 
     Raises:
         UserError: there is no such suite or folder.
     """
 
-    def __init__(self, run: Path, suite: str, data_root: str | None) -> None:
-        self.run, self.suite, self.data_root = run, suite_named(suite), data_root
+    def __init__(self, suite: str | Path | Suite, data_root: str | Path | None = None) -> None:
+        self.suite = suite if isinstance(suite, Suite) else load_suite(suite)
+        self.data_root = data_root
         if data_root is not None and not Path(data_root).expanduser().is_dir():
-            raise UserError(f"--unseen_data_root {data_root}: no such folder")
+            raise UserError(f"data_root {data_root}: no such folder")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Compare the rows that will be trained on, once the data is drawn."""
@@ -53,8 +42,9 @@ class ContaminationCheck(pl.Callback):
         report = check_contamination(
             _conversations(data, rows), self.suite, data_root=self.data_root, progress=True, total=len(rows)
         )
-        write_json(self.run / "unseen.json", report.to_dict())
-        print(f"{summary(report)}; {self.run}/unseen.json")
+        file = Path(trainer.default_root_dir) / "unseen.json"
+        write_json(file, report.to_dict())
+        print(f"{report.summary()}; {file}")
 
 
 def _conversations(data: InstructionData, rows: frozenset[str]) -> Iterator[Conversation]:
