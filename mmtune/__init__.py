@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit",
+    "plan",
     "recipe",
 ]
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mmtune.generation.generator import VisionLanguageModel
     from mmtune.interfaces import Completion, Prompt, SamplingParams, Turn, Verdict
     from mmtune.training.fit import fit
+    from mmtune.training.plan import plan
     from mmtune.training.recipes import recipe
 
 # where each name is; torch takes seconds to import, and `mmtune --help` must not wait for it
@@ -32,6 +34,7 @@ _PLACES = {
     "VisionLanguageModel": "mmtune.generation.generator",
     "evaluate": "mmtune.evaluation.run.engine",
     "fit": "mmtune.training.fit",
+    "plan": "mmtune.training.plan",
     "recipe": "mmtune.training.recipes",
     **dict.fromkeys(("Completion", "Prompt", "SamplingParams", "Turn", "Verdict"), "mmtune.interfaces"),
 }

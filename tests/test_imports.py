@@ -56,7 +56,7 @@ def imported_modules(source: str, package: str) -> Iterator[str]:
 def parts_imported(source: str, package: str) -> set[str]:
     """The parts of mmtune (`data`, `models`, ...) that the source imports."""
     # the names that mmtune/__init__.py gives on demand stand for the parts that they come from
-    lent = {"VisionLanguageModel": "generation", "evaluate": "evaluation", "fit": "training"}
+    lent = {"VisionLanguageModel": "generation", "evaluate": "evaluation", "fit": "training", "plan": "training"}
     lent |= dict.fromkeys(("Completion", "Prompt", "SamplingParams", "Turn"), "interfaces")
     names = (name.split(".") for name in imported_modules(source, package))
     return {lent.get(name[1], name[1]) for name in names if name[0] == "mmtune" and len(name) > 1}

@@ -20,4 +20,5 @@ def test_the_page_runs(shared_data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
     assert (tmp_path / "runs/counting/ledger.json").is_file()
+    assert (tmp_path / "runs/worth/unseen.json").is_file()
     assert any((tmp_path / "exported").iterdir())

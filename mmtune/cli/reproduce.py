@@ -149,7 +149,7 @@ def _plan_table(comparison: Comparison) -> Table:
             flags += ["--model.base", comparison.base]
         else:  # the base is yet to be made: of the parts that its config names
             flags = [*comparison.alignment()[:2], *flags, "--model.base", "null"]
-        cli, plan = make_plan(flags, compared=False)
+        cli, plan = make_plan([*flags, "--compared=false"])
         here = plan.cards[-1] if cli.trainer_config.accelerator == "cpu" else plan.cards[0]
         if card is None:
             card = here

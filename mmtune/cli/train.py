@@ -199,7 +199,6 @@ class TrainingCLI(LightningCLI):
         make = functools.partial(super().instantiate_trainer, **kwargs)
         return make_trainer(make, run, chosen["callbacks"], chosen["logger"])
 
-
     def _contamination_checks(self) -> list[pl.Callback]:
         """The callbacks that the flags `--unseen` and `--unseen_data_root` ask for: one or none.
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +15,9 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mmtune.common.errors import UserError, did_you_mean
 from mmtune.common.files import atomic_path, read_json
 from mmtune.common.signals import Terminated, terminating
-from mmtune.data.datamodule import InstructionData
-from mmtune.data.mixture import Mixture
-from mmtune.data.sources.in_memory import rows_file
-from mmtune.models.saving import model_folder
-from mmtune.models.spec import LoraOptions, VisionOptions
+from mmtune.training.arguments import check_names, data_options, make_datamodule, make_module, model_options
 from mmtune.training.callbacks.stopping import Stopped, received_signal
 from mmtune.training.dates import keep_date
 from mmtune.training.module import InstructionTuning
@@ -76,7 +70,8 @@ def fit(
 ) -> Run:
     """Train a model as `mmtune fit` does: packs, exact resuming, ledger, guards.
 
-    An unfinished run in `out` is gone on with. Only the command line compares rows with evaluation sets (`--unseen`).
+    An unfinished run in `out` is gone on with. In place of the flag `--unseen`, give the callback
+    `mmtune.evaluation.contamination.callback.ContaminationCheck`.
 
     Args:
         model: a run, a saved model or a language model to start from; or options of
@@ -101,15 +96,15 @@ def fit(
         Terminated: SIGTERM came, and the same holds. It is a SystemExit with the status 143.
     """
     run = Path(out)
-    _check_names(trainer, pl.Trainer, "trainer")
+    check_names(trainer, pl.Trainer, "trainer")
     options = {**DEFAULTS, **trainer}
-    model_options, data_options = _model_options(model), _data_options(data)
+    model_given, data_given = model_options(model), data_options(data)
     settings = {
         "out": str(run),
         "checkpoint_every": checkpoint_every,
         "seed_everything": seed,
-        "model": model_options,
-        "data": data_options,
+        "model": model_given,
+        "data": data_given,
         "trainer": {name: value for name, value in options.items() if name not in _OURS},
     }
     if objective is not None:
@@ -117,12 +112,12 @@ def fit(
     quieten()
     with explained(), _stopping():
         pl.seed_everything(seed, workers=True, verbose=False)
-        dated = SimpleNamespace(template_date=model_options.get("template_date"))
+        dated = SimpleNamespace(template_date=model_given.get("template_date"))
         keep_date(dated, run)
-        module = _module({**model_options, "template_date": dated.template_date})
+        module = make_module({**model_given, "template_date": dated.template_date})
         module.new_schedule = new_schedule
         module.objective = objective or module.objective
-        datamodule = _datamodule(data_options, module)
+        datamodule = make_datamodule(data_given, module.inputs)
         record = [_RecordSettings(run, settings)]
         ours = run_options(run, options, checkpoint_every=checkpoint_every, more=record)
         plain = {name: value for name, value in options.items() if name not in (*_OURS, "enable_checkpointing")}
@@ -165,71 +160,6 @@ class _RecordSettings(pl.Callback):
                 temporary.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
             for logger in trainer.loggers:
                 logger.log_hyperparams(settings)
-
-
-def _model_options(model: Any) -> dict[str, Any]:
-    if isinstance(model, str | Path):
-        return {"base" if model_folder(str(model)) is not None else "language": str(model)}
-    if not isinstance(model, Mapping):
-        raise UserError(f"model: is a {type(model).__name__}; give a path, a hub id, or a dict of options")
-    _check_names(model, InstructionTuning, "model")
-    return dict(model)
-
-
-def _data_options(data: Any) -> dict[str, Any]:
-    if isinstance(data, str | Path):
-        return {"train": {"visual": [str(data)]}}
-    if isinstance(data, Sequence) and data and all(isinstance(one, str | Path) for one in data):
-        return {"train": {"visual": list(map(str, data))}}
-    if not isinstance(data, Mapping):
-        return {"train": {"visual": [str(rows_file(data))]}}
-    _check_names(data, InstructionData, "data")
-    found = dict(data)
-    if found.get("validation") is not None:
-        found["validation"] = _sources(found["validation"], "data.validation")
-    train = found.get("train")
-    if not isinstance(train, Mapping):
-        found["train"] = _data_options(train)["train"] if train is not None else {}
-        return found
-    _check_names(train, Mixture, "data.train")
-    kinds = ("text", "visual")
-    read = {kind: _sources(train[kind], f"data.train.{kind}") for kind in kinds if train.get(kind) is not None}
-    found["train"] = {**train, **read}
-    return found
-
-
-def _sources(given: Any, name: str) -> list[str]:
-    """Files and hub ids, and files of rows that are in memory."""
-    if isinstance(given, str | Path):
-        return [str(given)]
-    if isinstance(given, Sequence) and all(isinstance(one, str | Path) for one in given):
-        return list(map(str, given))
-    return [str(rows_file(given, name))]
-
-
-def _module(options: dict[str, Any]) -> InstructionTuning:
-    kinds: dict[str, Callable[..., Any]] = {"lora": LoraOptions, "vision": VisionOptions}
-    for name, kind in kinds.items():
-        if isinstance(options.get(name), Mapping):
-            _check_names(options[name], kind, f"model.{name}")
-            options[name] = kind(**options[name])
-    return InstructionTuning(**options)
-
-
-def _datamodule(options: dict[str, Any], module: InstructionTuning) -> InstructionData:
-    return InstructionData(**{**options, "train": Mixture(**options["train"]), "inputs": module.inputs})
-
-
-def _check_names(given: Mapping[str, Any], kind: Callable[..., Any], where: str) -> None:
-    """Refuse options that are not there.
-
-    Raises:
-        UserError: there is one; the nearest is named.
-    """
-    known = [name for name in inspect.signature(kind).parameters if name not in ("self", "inputs")]
-    for name in given:
-        if name not in known:
-            raise UserError(f"{where}: there is no option {name!r}; {did_you_mean(str(name), known)}")
 
 
 def _plain(value: Any) -> Any:

@@ -1,306 +1,390 @@
-"""What a run will take, before it is begun: parameters, tokens, operations, memory and time."""
+"""A plan of a run: what it will take, before it is begun."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from collections.abc import Sequence
+import inspect
+import os
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import torch
 
-from mmtune.data.packing import plan_packs
-from mmtune.generation.generator import VisionLanguageModel
-from mmtune.models.cost.flops import FlopsCounter, StepFlops
-from mmtune.models.cost.memory import (
-    ONE_DEVICE,
-    PackShape,
-    Sharding,
-    StepMemory,
-    TrainingPass,
-    step_memory,
-    working_bytes,
+from mmtune.common.errors import UserError
+from mmtune.data.datamodule import InstructionData
+from mmtune.models.cost.memory import FSDP
+from mmtune.models.cost.weightless import adapters_note
+from mmtune.models.fitness.check import fitness_of
+from mmtune.models.language import load_config, load_tokenizer
+from mmtune.models.spec import VisionOptions
+from mmtune.models.vocabulary import VocabularyError
+from mmtune.training.arguments import check_names, data_options, make_datamodule, make_module, model_options
+from mmtune.training.callbacks.ledger import device_peak, peak_host_memory
+from mmtune.training.estimates import (
+    CARDS,
+    Card,
+    Estimate,
+    Row,
+    Schedule,
+    Workload,
+    chosen_method,
+    estimates,
+    rows_of_kind,
+    schedule_of,
+    tokens_per_image,
+    workload,
 )
-from mmtune.models.spec import LoraOptions, ModelSpec, VisionOptions
-from mmtune.models.vision import tower_shape
 from mmtune.training.module import InstructionTuning
 from mmtune.training.objectives.objective import Objective
+from mmtune.training.recipes import recipe_of_base
+from mmtune.training.trainer import DEFAULTS
 
-# bytes a weight: two moments in float32, or in 8 bits with a float32 per 256 of them (arXiv 2110.02861, section 2)
-MOMENTS: dict[str, float] = {"adamw": 8, **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit"), 2 * (1 + 4 / 256))}
+# hub ids whose architecture `mmtune/assets/architectures` holds; Vicuna 1.5 is tuned from Llama 2
+ARCHITECTURES = {
+    "meta-llama/Llama-2-7b-hf": "llama2_7b",
+    "meta-llama/Llama-2-13b-hf": "llama2_13b",
+    "lmsys/vicuna-7b-v1.5": "llama2_7b",
+    "lmsys/vicuna-13b-v1.5": "llama2_13b",
+}
+
+
+LANGUAGE, VISUAL = "100 % language", "100 % visual"
+COMPARED = {LANGUAGE: False, VISUAL: True}
 
 
 @dataclass(frozen=True)
-class Card:
-    """A device to plan for.
+class Plan:
+    """All that `mmtune plan` found.
 
     Attributes:
-        name: as it is sold.
-        memory: bytes.
-        peak: operations per second of dense matrix products, by the type they are computed in.
-        used: the share of the peak that training is assumed to reach.
-    """
-
-    name: str
-    memory: int
-    peak: dict[torch.dtype, float]
-    used: float = 0.4
-
-
-def _card(name: str, gib: int, bfloat16: float, float32: float) -> Card:
-    return Card(name, gib * 2**30, {torch.bfloat16: bfloat16, torch.float32: float32})
-
-
-# NVIDIA's data sheets: dense, sums in float32, no TF32
-CARDS = (
-    _card("A100 80GB", 80, 312e12, 19.5e12),
-    _card("H100 80GB", 80, 989e12, 67e12),
-    _card("RTX 4090", 24, 165e12, 82.6e12),
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of training data: tokens of its text, those that are learnt, and its photos."""
-
-    text: int
-    supervised: int
-    images: int = 0
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How the trainer goes through the rows.
-
-    Attributes:
-        devices: of all nodes together.
-        accumulated: packs that each device computes for a step.
-        epochs: passes over the data; None where only steps are counted.
-        steps: the most there may be; None for no limit.
-        sharding: how the weights lie on the devices.
-        autocast: the type of products, where it is not that of the weights.
-    """
-
-    devices: int = 1
-    accumulated: int = 1
-    epochs: int | None = 1
-    steps: int | None = None
-    sharding: Sharding = ONE_DEVICE
-    autocast: torch.dtype | None = None
-
-    def steps_of(self, packs: int) -> int:
-        """Optimizer steps of an epoch."""
-        return math.ceil(math.ceil(packs / self.devices) / self.accumulated)
-
-    def passes(self, packs: int) -> float:
-        """How many times the run goes through so many packs."""
-        limits = [self.epochs] if self.epochs is not None else []
-        return min([*limits, self.steps / self.steps_of(packs)] if self.steps is not None else limits)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Rows in packs.
-
-    Attributes:
-        name: what they are.
-        rows: in an epoch, as all that follows but `steps`.
-        packs: their shapes.
-        steps: of the run.
-        passes: times that the run goes through the rows.
-    """
-
-    name: str
-    rows: int
-    packs: tuple[PackShape, ...]
-    steps: int
-    passes: float
-
-    def tokens(self) -> dict[str, int]:
-        """Of the whole run, by kind."""
-        image = sum(pack.image_tokens for pack in self.packs)
-        every = {
-            "text": sum(pack.tokens for pack in self.packs) - image,
-            "image": image,
-            "supervised": sum(pack.supervised for pack in self.packs),
-        }
-        return {kind: round(count * self.passes) for kind, count in every.items()}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A way to train, on one workload.
-
-    Attributes:
-        method: LoRA, QLoRA, full, or align.
-        workload: the rows' name.
-        trainable: parameters.
-        total: parameters.
-        flops: operations of the whole run.
-        gpu: memory on each GPU.
-        cpu: memory of a single process on a CPU.
+        method: the one that the config takes.
+        estimates: of every method on every workload.
+        workloads: the rows as configured where they are of both kinds, and as many of one kind.
+        schedule: how they are gone through.
+        dtype: of the matrix products.
+        cards: to plan for; the last is this machine's CPU.
+        libraries: bytes that a process takes before it computes anything.
+        notes: what was assumed.
     """
 
     method: str
-    workload: str
-    trainable: int
-    total: int
-    flops: StepFlops
-    gpu: StepMemory
-    cpu: StepMemory
+    estimates: list[Estimate]
+    workloads: list[Workload]
+    schedule: Schedule
+    dtype: torch.dtype
+    cards: list[Card]
+    libraries: int
+    notes: list[str]
 
-    @property
-    def operations(self) -> int:
-        """Of all parts of the model."""
-        return self.flops.language + self.flops.projector + self.flops.tower
+    def memory(self, card: Card, estimate: Estimate) -> int:
+        """Bytes on one such card, or of the whole process on the CPU."""
+        return self.libraries + estimate.cpu.peak if self.is_cpu(card) else estimate.gpu.peak
 
-    def seconds(self, card: Card, dtype: torch.dtype, devices: int) -> float:
-        """On so many of a card, at the share of its peak that is assumed."""
-        return self.operations / (card.peak[dtype] * card.used * devices)
+    def seconds(self, card: Card, estimate: Estimate) -> float:
+        """On the devices that were asked for, or on the one CPU."""
+        return estimate.seconds(card, self.dtype, 1 if self.is_cpu(card) else self.schedule.devices)
+
+    def is_cpu(self, card: Card) -> bool:
+        """Whether it is this machine's CPU."""
+        return card is self.cards[-1]
+
+    def savings(self) -> dict[str, float]:
+        """Operations of 100 % visual over those of 100 % language, by method; empty where nothing is compared."""
+        total = {(e.method, e.workload): e.operations for e in self.estimates}
+        methods = [method for method, rows in total if rows == LANGUAGE]
+        return {
+            method: total[method, VISUAL] / total[method, LANGUAGE] if total[method, LANGUAGE] else float("inf")
+            for method in methods
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "method": self.method,
+            "devices": self.schedule.devices,
+            "work": [
+                {
+                    "rows": w.name,
+                    "count": w.rows,
+                    "packs": len(w.packs),
+                    "steps": w.steps,
+                    "tokens": w.tokens(),
+                }
+                for w in self.workloads
+            ],
+            "estimates": [
+                {
+                    "method": e.method,
+                    "rows": e.workload,
+                    "params": {"trainable": e.trainable, "total": e.total},
+                    "flops": dataclasses.asdict(e.flops),
+                    "memory_bytes": {
+                        "gpu": {**dataclasses.asdict(e.gpu), "peak": e.gpu.peak},
+                        "cpu": {
+                            **dataclasses.asdict(e.cpu),
+                            "libraries": self.libraries,
+                            "peak": self.libraries + e.cpu.peak,
+                        },
+                    },
+                    "cards": {
+                        card.name: {
+                            "seconds": self.seconds(card, e),
+                            "memory_bytes": self.memory(card, e),
+                            "fits": self.memory(card, e) <= card.memory,
+                        }
+                        for card in self.cards
+                    },
+                }
+                for e in self.estimates
+            ],
+            "visual_over_language": self.savings(),
+            "assumed": {
+                "share_of_peak": {card.name: card.used for card in self.cards},
+                "peak_flops": {card.name: card.peak[self.dtype] for card in self.cards},
+                "notes": self.notes,
+            },
+        }
 
 
-def workload(
-    name: str,
-    rows: Sequence[Row],
-    schedule: Schedule,
-    *,
-    tokens_per_image: int,
-    budget: int,
-    pack_rows: int | None,
-    seed: int,
-    passes: float | None = None,
-) -> Workload:
-    """Pack rows as training does. A row beyond the budget gets a pack of its own.
+@dataclass(frozen=True)
+class Numbers:
+    """Rows that are told by numbers in place of data.
 
-    `passes` are those of another workload that is to be compared; by default, the schedule's.
+    Attributes:
+        rows: how many there are.
+        text_tokens: of each, the answers' included.
+        answer_tokens: of each.
     """
-    lengths = [row.text + row.images * tokens_per_image for row in rows]
-    packs = plan_packs(lengths, budget=max(budget, *lengths), max_rows=pack_rows, seed=seed)
-    shapes = tuple(
-        PackShape(
-            documents=tuple(lengths[i] for i in pack),
-            supervised=sum(rows[i].supervised for i in pack),
-            images=sum(rows[i].images for i in pack),
-            tokens_per_image=tokens_per_image,
-        )
-        for pack in packs
+
+    rows: int
+    text_tokens: int
+    answer_tokens: int
+
+    @classmethod
+    def of(cls, rows: int | None, text_tokens: int | None, answer_tokens: int | None) -> Numbers | None:
+        """All three of them; None where there is none.
+
+        Raises:
+            UserError: they do not go together.
+        """
+        if rows is text_tokens is answer_tokens is None:
+            return None
+        for flag, value in (("rows", rows), ("text_tokens", text_tokens), ("answer_tokens", answer_tokens)):
+            if value is None:
+                raise UserError(
+                    f"--{flag}: missing; a plan without data needs --rows, --text_tokens and --answer_tokens"
+                )
+            if value < 1:
+                raise UserError(f"--{flag} {value}: must be at least 1")
+        assert rows is not None
+        assert text_tokens is not None
+        assert answer_tokens is not None
+        if answer_tokens >= text_tokens:
+            raise UserError(f"--answer_tokens {answer_tokens}: are part of --text_tokens {text_tokens}; lower them")
+        return cls(rows, text_tokens, answer_tokens)
+
+
+def plan(
+    model: str | Path | Mapping[str, Any],
+    data: Any = None,
+    out: str | Path = "",
+    *,
+    rows: int | None = None,
+    text_tokens: int | None = None,
+    answer_tokens: int | None = None,
+    compared: bool = True,
+    objective: Objective | None = None,
+    **fit: Any,
+) -> Plan:
+    """Plan what `mmtune.fit` would do with the same arguments, as `mmtune plan` does: no weights, no GPU.
+
+    Args:
+        model: as for `fit`.
+        data: as for `fit`; may be left out, or name files that are not there, where numbers are given.
+        out: not used, as `checkpoint_every`, `new_schedule` and `seed`: arguments of `fit` can be handed on.
+        rows: how many to plan for without reading data.
+        text_tokens: text tokens of each, answers included.
+        answer_tokens: tokens of its answers.
+        compared: also plan for other methods, and for text against photos.
+        objective: the loss; supervised fine-tuning where it is left out.
+        **fit: options of Lightning's trainer.
+
+    Returns:
+        The plan; `mmtune.training.plan_tables.print_plan` prints it.
+
+    Raises:
+        UserError: a wrong option, or neither data nor numbers to plan with.
+    """
+    trainer = {name: value for name, value in fit.items() if name not in ("checkpoint_every", "new_schedule", "seed")}
+    check_names(trainer, pl.Trainer, "trainer")
+    options, notes = model_options(model), []
+    if (recipe := recipe_of_base(options.get("base"))) is not None:
+        notes.append(planned_with_recipe(options, recipe["model"]))
+    module = make_module(options)
+    module.objective = objective or module.objective
+    known = {name: one.default for name, one in inspect.signature(pl.Trainer).parameters.items()}
+    return plan_run(
+        module,
+        make_datamodule(data_options({"train": {}} if data is None else data)),
+        {**known, **DEFAULTS, **trainer},
+        Numbers.of(rows, text_tokens, answer_tokens),
+        compared=compared,
+        notes=notes,
     )
-    passes = schedule.passes(len(shapes)) if passes is None else passes
-    return Workload(name, len(rows), shapes, math.ceil(passes * schedule.steps_of(len(shapes))), passes)
 
 
-def rows_of_kind(rows: Sequence[Row], *, visual: bool) -> list[Row]:
-    """As many rows, all of one kind: those there are, again if need be; or else the others with or without a photo."""
-    found = [row for row in rows if bool(row.images) == visual]
-    found = found or [dataclasses.replace(row, images=int(visual)) for row in rows]
-    return [found[i % len(found)] for i in range(len(rows))]
+def planned_with_recipe(model: MutableMapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """Put a model together of the parts that the recipe of its base names; says so in a line."""
+    base, model["base"] = model["base"], None
+    for part in ("language", "vision", "projector"):
+        if part != "language" or not model.get("language"):
+            model[part] = recipe.get(part)
+    return f"{base} is not there yet; planned for the model that the config {Path(base).name} puts together."
 
 
-def methods(module: InstructionTuning) -> dict[str, ModelSpec]:
-    """The ways to train a module's model; those that it does not take itself with the recipe's adapters."""
-    spec = module.spec
-    if module.stage == "align":
-        return {"align": spec}
-    lora = spec.lora or LoraOptions()
-    return {
-        "LoRA": dataclasses.replace(spec, lora=lora, quantise=None),
-        "QLoRA": dataclasses.replace(spec, lora=lora, quantise="nf4"),
-        "full": dataclasses.replace(spec, lora=None, quantise=None),
-    }
+def plan_run(
+    module: InstructionTuning,
+    data: InstructionData,
+    trainer: Mapping[str, Any],
+    numbers: Numbers | None,
+    *,
+    compared: bool = True,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """Plan a run of a module on data, or on rows that are told by numbers.
 
+    Args:
+        module: what is trained; the name of its language model is replaced where that cannot be reached.
+        data: where the rows are.
+        trainer: all options of Lightning's trainer; a strategy by its name, as an object, or as a config has it.
+        numbers: what stands for data that is not there, or None.
+        compared: also plan for other methods, and for text against photos.
+        notes: what was assumed before.
 
-def chosen_method(module: InstructionTuning) -> str:
-    """The one that the module takes itself."""
-    if module.stage == "align":
-        return "align"
-    return "full" if module.spec.lora is None else "QLoRA" if module.spec.quantise == "nf4" else "LoRA"
+    Raises:
+        UserError: neither data nor numbers to plan with.
+    """
+    notes = list(notes)
+    libraries = peak_host_memory()  # what the libraries take, before anything is computed
+    known = _known_architecture(module.spec.language)
+    fitness = fitness_of(load_config(known), module.spec.language, sees=module.spec.vision is not None)
+    if not fitness.packed:
+        notes.append(fitness.told(module.spec.language))
+    rows = _rows(data, module, numbers, notes)
+    if known != module.spec.language:
+        notes.append(f"{module.spec.language} cannot be reached; its published shape, which mmtune ships, was used.")
+        module.spec.language = known
+    notes += filter(None, [adapters_note(module.spec)])
+    per_image = tokens_per_image(module)
+    schedule, dtype = schedule_of(trainer), _computed_in(module, trainer)
+    if schedule.sharding is FSDP:
+        notes.append("fsdp divides a frozen base in full precision: fit takes it for LoRA, not for QLoRA or full.")
 
-
-def estimates(
-    module: InstructionTuning, workloads: Sequence[Workload], schedule: Schedule, *, every_method: bool = True
-) -> list[Estimate]:
-    """Every method on every workload, or the module's own method alone."""
-    working: dict[tuple[bool, str, bool], int] = {}  # adapters compute the same on quantised weights
-
-    def measured(model: VisionLanguageModel, work: Workload, *, keep_gradients: bool) -> int:
-        key = (model.spec.lora is not None, work.name, keep_gradients)
-        if key not in working:
-            step = TrainingPass(
-                max(work.packs, key=lambda pack: pack.tokens),
-                module.objective.loss_at,
-                autocast=schedule.autocast,
-                accumulates=schedule.accumulated > 1,
-                tower_runs=not module.stored_features_gib,
-                keep_gradients=keep_gradients,
-            )
-            working[key] = working_bytes(model, step)
-        return working[key]
-
-    moments = MOMENTS[module.optimizer_name]
-
-    def estimate(method: str, model: VisionLanguageModel, work: Workload) -> Estimate:
-        parameters = list(model.parameters())
-        sharding = schedule.sharding
-        here = measured(model, work, keep_gradients=True)
-        there = measured(model, work, keep_gradients=False) if sharding.divided else here
-        return Estimate(
-            method,
-            work.name,
-            trainable=sum(p.numel() for p in parameters if p.requires_grad),
-            total=sum(p.numel() for p in parameters),
-            flops=operations(model, work, module.objective, tower_once=bool(module.stored_features_gib)),
-            gpu=step_memory(
-                model,
-                there,
-                sharding=sharding,
-                devices=schedule.devices,
-                autocast=schedule.autocast,
-                moments=moments,
-            ),
-            cpu=step_memory(model, here, moments=moments, on_gpu=False),
+    def packed(name: str, chosen: list[Row], passes: float | None = None) -> Workload:
+        longest = max(row.text + row.images * per_image for row in chosen)
+        if longest > data.max_length:
+            notes.append(f"{name}: rows of up to {longest} tokens; fit needs --data.max_length {longest} for them.")
+        return workload(
+            name,
+            chosen,
+            schedule,
+            tokens_per_image=per_image,
+            budget=data.budget,
+            pack_rows=data.pack_rows,
+            seed=data.mixture.seed,
+            passes=passes,
         )
 
-    found = []
-    for method, spec in methods(module).items():
-        if not every_method and method != chosen_method(module):
-            continue
-        build = functools.cache(functools.partial(_without_weights, module, spec))
-        for work in workloads:
-            sees = spec.vision is not None or any(pack.images for pack in work.packs)
-            found.append(estimate(method, build(sees=sees), work))
-    return found
+    kinds = {bool(row.images) for row in rows}
+    asked = packed("as configured", rows)
+    workloads = [asked] if len(kinds) == 2 or not compared else []
+    for name, visual in COMPARED.items() if compared else ():
+        # the same number of samples, also where the run ends after so many steps
+        workloads.append(packed(name, rows_of_kind(rows, visual=visual), asked.passes))
+    if compared and True not in kinds:
+        notes.append(f"{VISUAL}: assumed, the same rows with a photo of {per_image} tokens each.")
+    if compared and False not in kinds:
+        notes.append(f"{LANGUAGE}: assumed, the same rows without their photos.")
+    if compared and module.spec.vision is None:
+        notes.append(f"{VISUAL}: the model has no tower; counted with the recipe's, {VisionOptions().tower}.")
+    cpu = Card("this CPU", _physical_memory(), {dtype: device_peak(torch.device("cpu"), dtype)}, used=0.6)
+    return Plan(
+        method=chosen_method(module),
+        estimates=estimates(module, workloads, schedule, every_method=compared),
+        workloads=workloads,
+        schedule=schedule,
+        dtype=dtype,
+        cards=[*CARDS, cpu],
+        libraries=libraries,
+        notes=notes,
+    )
 
 
-def operations(model: VisionLanguageModel, work: Workload, objective: Objective, *, tower_once: bool) -> StepFlops:
-    """Of a run, counted as the ledger counts them. With `tower_once`, a photo's features are kept for later epochs."""
-    counter = FlopsCounter(model)
-    steps = [
-        counter.step(
-            documents=pack.documents,
-            supervised=pack.supervised,
-            image_tokens=pack.image_tokens,
-            images=pack.images,
-            head_twice=objective.computes_logits_twice(pack.supervised),
-        )
-        for pack in work.packs
+def _rows(data: InstructionData, module: InstructionTuning, numbers: Numbers | None, notes: list[str]) -> list[Row]:
+    """From the numbers given, or from the data itself.
+
+    Raises:
+        UserError: numbers that do not go together, or no data and no numbers.
+    """
+    if numbers is not None:
+        notes.append("Tokens are the numbers given, the same for every row.")
+        texts = round(numbers.rows * _share_of_text(data, module))
+        text = Row(numbers.text_tokens, numbers.answer_tokens)
+        visual = Row(numbers.text_tokens, numbers.answer_tokens, images=1)
+        return [text] * texts + [visual] * (numbers.rows - texts)
+    data.check_images = False  # a plan needs no pixels
+    try:
+        data.inputs = module.inputs
+        data.setup("fit")
+    except UserError as error:
+        raise UserError(
+            f"{error}; to plan without data or tokenizer, give --rows, --text_tokens and --answer_tokens (of each row)"
+        ) from None
+    per_image = data.inputs.tokens_per_image
+    return [
+        Row(len(e) - len(e.images) * per_image, int(e.supervised[1:].sum()), len(e.images))
+        for e in data.train_dataloader().dataset.examples
     ]
-    language, projector, tower = (sum(getattr(s, part) for s in steps) for part in ("language", "projector", "tower"))
-    passes = work.passes
-    return StepFlops(
-        round(language * passes), round(projector * passes), round(tower * (min(1, passes) if tower_once else passes))
-    )
 
 
-def tokens_per_image(module: InstructionTuning) -> int:
-    """Of the module's tower, or of the recipe's where it has none."""
-    return tower_shape(module.spec.vision or VisionOptions()).num_tokens
+def _share_of_text(data: InstructionData, module: InstructionTuning) -> float:
+    mixture = data.mixture
+    if module.spec.vision is None:
+        return 1.0
+    if mixture.text_fraction is not None:
+        return mixture.text_fraction
+    if mixture.text and mixture.visual:
+        raise UserError(
+            "--data.train.text_fraction: give the share of rows without a photo, 0 to 1, to plan without data"
+        )
+    return 0.0 if mixture.visual else 1.0
 
 
-def _without_weights(module: InstructionTuning, spec: ModelSpec, *, sees: bool) -> VisionLanguageModel:
-    """The model on the meta device, as it is trained; with the recipe's tower if it is to see and has none."""
-    vision = spec.vision or (VisionOptions() if sees else None)
-    spec = dataclasses.replace(spec, vision=vision, template="plain")  # nothing is written down with it
-    model = VisionLanguageModel.assemble(spec, dtype=module.dtype_of_frozen, meta=True, tokenizer=object())
-    module.prepare(model)
-    return model.train()
+def _known_architecture(name: str) -> str:
+    """Where the language model cannot be asked for its shape, the published one of the recipes' models."""
+    try:
+        load_config(name)
+    except UserError:
+        if name not in ARCHITECTURES:
+            raise
+        return f"package:mmtune/assets/architectures/{ARCHITECTURES[name]}"
+    try:
+        load_tokenizer(name)
+    except VocabularyError:
+        raise
+    except UserError:
+        return name  # a plan of numbers needs no tokenizer
+    return name
+
+
+def _computed_in(module: InstructionTuning, trainer: Mapping[str, Any]) -> torch.dtype:
+    """The type of the matrix products."""
+    narrow = str(trainer["precision"]).startswith("bf16") or module.dtype_of_frozen is torch.bfloat16
+    return torch.bfloat16 if narrow else torch.float32
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

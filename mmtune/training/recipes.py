@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mmtune.common.errors import UserError, did_you_mean
-from mmtune.common.files import find_resource
+from mmtune.common.files import find_resource, resource_folder
 from mmtune.common.layers import read_layered
+from mmtune.models.saving import model_folder
 
 _ARGUMENTS = {
     "model": "model",
@@ -48,6 +49,20 @@ def recipe(config: str | Path, **changes: Any) -> dict[str, Any]:
         elif value is not None and key not in changes:
             raise UserError(f"{path}: {key}: is not for Python; {did_you_mean(str(key), [*_ARGUMENTS, 'trainer'])}")
     return found | changes
+
+
+def recipe_of_base(base: str | Path | None) -> dict[str, Any] | None:
+    """The settings of the shipped config that makes a run which is not there yet; None where there is no such config.
+
+    Args:
+        base: the run that another is to start from.
+    """
+    name = Path(base or "").name
+    shipped = {path.stem for path in resource_folder("configs").glob("*.yaml")}
+    if not base or name not in shipped or model_folder(str(base)) is not None:
+        return None
+    settings: dict[str, Any] = read_layered(find_resource("configs", name), "configs")
+    return settings if settings.get("out") == str(base) else None
 
 
 def _no_class(option: Any, where: str) -> Any:

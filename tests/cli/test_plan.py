@@ -76,7 +76,7 @@ def test_a_recipe_is_planned_where_nothing_of_it_is(plan: Any, tmp_path: Path, m
 
 def test_eight_gpus_are_asked_for_on_a_machine_without(llama: Path) -> None:
     flags = ["--trainer.accelerator=gpu", "--trainer.devices=8", "--trainer.strategy=fsdp"]
-    one, eight = (make_plan([*tiny(llama), *NUMBERS, *more], compared=False)[1] for more in ([], flags))
+    one, eight = (make_plan([*tiny(llama), *NUMBERS, "--compared=false", *more])[1] for more in ([], flags))
     (alone,), (divided,) = one.estimates, eight.estimates
     assert (alone.method, divided.method) == ("full", "full")
     assert divided.gpu.trained == pytest.approx(alone.gpu.trained * 16 / 12 / 8, rel=0.01)

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import mmtune
+from mmtune.common.errors import UserError
 from mmtune.evaluation.contamination.callback import ContaminationCheck
 
 Fit = Callable[..., int]
@@ -99,3 +101,15 @@ def test_mistakes(
     given = [flag.format(root=root) for flag in flags]
     assert fit(tmp_path / "run", f"--data.train.text=[{text_rows}]", *given) == 2
     assert capsys.readouterr().err.startswith(f"mmtune: error: {message.format(root=root)}")
+
+
+def test_a_run_from_python_writes_the_same(
+    fit: Fit, root: Path, llama: Path, lora_flags: list[str], tmp_path: Path
+) -> None:
+    of_command = trained(fit, tmp_path / "command", root, lora_flags, ["clean", STORIES[1]])
+    check = ContaminationCheck(root / "stories.yaml", root)
+    model = {"language": str(llama), "template": "chatml", "lora": {"r": 4}}
+    run = mmtune.fit(model, tmp_path / "rows.jsonl", tmp_path / "python", max_steps=1, callbacks=[check])
+    assert json.loads((run.path / "unseen.json").read_text()) == of_command
+    with pytest.raises(UserError, match=r"data_root .*none: no such folder"):
+        ContaminationCheck(root / "stories.yaml", root / "none")

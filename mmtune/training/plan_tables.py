@@ -1,124 +1,27 @@
-"""A plan in tables, and as JSON."""
+"""A plan in tables."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from dataclasses import dataclass
-from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmtune.training.plan import Card, Estimate, Schedule, Workload
-
-LANGUAGE, VISUAL = "100 % language", "100 % visual"
-COMPARED = {LANGUAGE: False, VISUAL: True}
+from mmtune.training.plan import LANGUAGE, VISUAL, Plan
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that `mmtune plan` found.
-
-    Attributes:
-        method: the one that the config takes.
-        estimates: of every method on every workload.
-        workloads: the rows as configured where they are of both kinds, and as many of one kind.
-        schedule: how they are gone through.
-        dtype: of the matrix products.
-        cards: to plan for; the last is this machine's CPU.
-        libraries: bytes that a process takes before it computes anything.
-        notes: what was assumed.
-    """
-
-    method: str
-    estimates: list[Estimate]
-    workloads: list[Workload]
-    schedule: Schedule
-    dtype: torch.dtype
-    cards: list[Card]
-    libraries: int
-    notes: list[str]
-
-    def memory(self, card: Card, estimate: Estimate) -> int:
-        """Bytes on one such card, or of the whole process on the CPU."""
-        return self.libraries + estimate.cpu.peak if self.is_cpu(card) else estimate.gpu.peak
-
-    def seconds(self, card: Card, estimate: Estimate) -> float:
-        """On the devices that were asked for, or on the one CPU."""
-        return estimate.seconds(card, self.dtype, 1 if self.is_cpu(card) else self.schedule.devices)
-
-    def is_cpu(self, card: Card) -> bool:
-        """Whether it is this machine's CPU."""
-        return card is self.cards[-1]
-
-    def saving(self, method: str) -> float:
-        """How many times the operations of 100 % language those of 100 % visual are."""
-        total = {e.workload: e.operations for e in self.estimates if e.method == method}
-        return total[VISUAL] / total[LANGUAGE] if total[LANGUAGE] else float("inf")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {
-            "method": self.method,
-            "devices": self.schedule.devices,
-            "work": [
-                {
-                    "rows": w.name,
-                    "count": w.rows,
-                    "packs": len(w.packs),
-                    "steps": w.steps,
-                    "tokens": w.tokens(),
-                }
-                for w in self.workloads
-            ],
-            "estimates": [
-                {
-                    "method": e.method,
-                    "rows": e.workload,
-                    "params": {"trainable": e.trainable, "total": e.total},
-                    "flops": dataclasses.asdict(e.flops),
-                    "memory_bytes": {
-                        "gpu": {**dataclasses.asdict(e.gpu), "peak": e.gpu.peak},
-                        "cpu": {
-                            **dataclasses.asdict(e.cpu),
-                            "libraries": self.libraries,
-                            "peak": self.libraries + e.cpu.peak,
-                        },
-                    },
-                    "cards": {
-                        card.name: {
-                            "seconds": self.seconds(card, e),
-                            "memory_bytes": self.memory(card, e),
-                            "fits": self.memory(card, e) <= card.memory,
-                        }
-                        for card in self.cards
-                    },
-                }
-                for e in self.estimates
-            ],
-            "visual_over_language": {e.method: self.saving(e.method) for e in self.estimates},
-            "assumed": {
-                "share_of_peak": {card.name: card.used for card in self.cards},
-                "peak_flops": {card.name: card.peak[self.dtype] for card in self.cards},
-                "notes": self.notes,
-            },
-        }
-
-
-def print_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: Plan) -> None:
     """Print the tables; whole, into a pipe too."""
+    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:  # rich itself would exit with 1 when the reader has seen enough
         for table in (_work(plan), _parameters(plan), _operations(plan), _memory(plan), _cards(plan)):
             console.print(table)
             console.print()
-        for method in dict.fromkeys(e.method for e in plan.estimates):
-            console.print(
-                f"{method}: {VISUAL} takes {plan.saving(method):.2f} times the operations, and the time, of {LANGUAGE}."
-            )
-        console.print()
+        for method, times in (savings := plan.savings()).items():
+            console.print(f"{method}: {VISUAL} takes {times:.2f} times the operations, and the time, of {LANGUAGE}.")
+        if savings:
+            console.print()
         for note in [*plan.notes, *_assumptions(plan)]:
             console.print(f"- {note}")
     sys.stdout.write(captured.get())
