@@ -1,19 +1,12 @@
-"""The page of `mmtune chat --web`: by a client that means harm, and in a real browser."""
+"""The page of `mmtune chat --web`: what it serves and refuses, and in a real browser."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import http.client
 import io
 import json
-import socket
 import subprocess
 import sys
-import threading
-import time
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,105 +14,17 @@ from typing import Any
 import pytest
 import uvicorn
 from browser import needs_browser
+from chat_client import EVIL, FEW, ODD_NUMBERS, Client, message, png, serving, waiting_until
 from devtools import browser
 from pictures import png_saying
 from PIL import Image
 
-from mmtune.apps.chat import connections as chat_connections
-from mmtune.apps.chat.limits import Limits, RateLimit
-from mmtune.apps.chat.server import build_app, called_by_name, listening, server_config
-from mmtune.apps.chat.sessions import Sessions
+from mmtune.apps.chat.limits import Limits
+from mmtune.apps.chat.server import called_by_name
 from mmtune.common.text import visible
 from mmtune.generation.chat import Chat
 from mmtune.generation.generator import VisionLanguageModel
 from mmtune.interfaces import SamplingParams
-
-EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>\u202e\x1b[2J"
-ODD_NUMBERS = (1e-300, 5e-324, 1e-9, -1e-300, -1, 11, "1", True, [1], {}, "nan")
-FEW = Limits(text=200, photo_bytes=20_000, photo_pixels=100_000, photos=2, turns=3, conversations=2, waiting=1)
-
-
-class Client:
-    """Speaks to a server, as a page would unless told otherwise."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def ask(
-        self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        kind = {"Content-Type": "application/json"} if data is not None else {}
-        connection.request(method or ("GET" if data is None else "POST"), path, data, {**kind, **(headers or {})})
-        return connection, connection.getresponse()
-
-    def status(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
-        _, response = self.ask(path, body, headers)
-        return response.status, response.read().decode()
-
-    def begin(self) -> str:
-        _, response = self.ask("/conversations", {})
-        key: str = json.loads(response.read())["conversation"]
-        return f"/conversations/{key}/0"
-
-    def say(self, path: str, text: str, photo: bytes | None = None, **sampling: Any) -> list[dict[str, Any]]:
-        _, response = self.ask(path, message(text, photo, **sampling))
-        assert response.status == 200, response.read()
-        return [json.loads(line) for line in response.read().splitlines()]
-
-
-def message(text: str, photo: bytes | None = None, **sampling: Any) -> dict[str, Any]:
-    return {"text": text, "photo": photo and base64.b64encode(photo).decode(), "sampling": sampling}
-
-
-def png(width: int, height: int) -> bytes:
-    stream = io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").resize((width, height)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def waiting_until(true: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-@contextlib.contextmanager
-def serving(*models: VisionLanguageModel, **options: Any) -> Iterator[Client]:
-    """The server in a thread, at a free port."""
-    with listening("127.0.0.1", 0) as sock:
-        server = uvicorn.Server(server_config(build_app(models, **options)))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-        thread.start()
-        waiting_until(lambda: server.started)
-        try:
-            yield Client(sock.getsockname()[1])
-        finally:
-            server.should_exit = True
-            thread.join(20)
-
-
-@pytest.fixture
-def spoken(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Let the chat say hostile things, in pieces, and more the longer it is heard."""
-    state: dict[str, Any] = {"pieces": [EVIL[:9], EVIL[9:]], "said": 0, "closed": 0, "together": 0, "most": 0}
-
-    def say(self: Chat, text: str, images: Any = (), **_: Any) -> Iterator[str]:
-        state["together"] += 1
-        state["most"] = max(state["most"], state["together"])
-        try:
-            for piece in state["pieces"]:
-                state["said"] += 1
-                yield piece
-                time.sleep(0.01)
-        finally:
-            state["together"] -= 1
-            state["closed"] += 1
-
-    monkeypatch.setattr(Chat, "say", say)
-    return state
 
 
 def test_a_conversation_is_that_of_the_package(tiny: VisionLanguageModel) -> None:
@@ -238,215 +143,12 @@ def test_what_is_too_much_is_refused(tiny: VisionLanguageModel) -> None:
         assert client.status(path, message("x"))[0] == 404  # the one longest silent is forgotten
 
 
-def raw(client: Client, sent: bytes) -> socket.socket:
-    """A connection over which this was sent."""
-    connection = socket.create_connection(("127.0.0.1", client.port), timeout=20)
-    connection.sendall(sent)
-    return connection
-
-
-def ended(connection: socket.socket) -> bool:
-    """Whether the server closes it, soon."""
-    try:
-        while connection.recv(65536):
-            pass
-    except ConnectionResetError:
-        return True
-    except TimeoutError:
-        return False
-    return True
-
-
-POST = (
-    b"POST /conversations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n"
-)
-HALF_SENT = {
-    "nothing": b"",
-    "half a line": b"GET / HT",
-    "no end of headers": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ",
-    "half a body": POST + b"{",
-    "nothing after an answer": b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\nGET",
-}
-
-
-@pytest.mark.parametrize("sent", HALF_SENT.values(), ids=HALF_SENT)
-def test_half_sent_requests_keep_nobody_out(tiny: VisionLanguageModel, sent: bytes) -> None:
-    with serving(tiny, limits=Limits(per_minute=10_000)) as client:
-        held = [raw(client, sent) for _ in range(3 * chat_connections.ALL // 2)]
-        if sent == HALF_SENT["nothing after an answer"]:
-            time.sleep(1)  # until these are answered they are not closed, and the newest is
-        assert client.status("/about")[0] == 200
-        assert client.status("/conversations", {})[0] == 200
-        # those that have waited longest are gone, and no more are kept than one address may have
-        assert ended(held[0])
-        for connection in held:
-            connection.close()
-
-
-@pytest.mark.parametrize("sent", HALF_SENT.values(), ids=HALF_SENT)
-def test_a_request_has_to_arrive_in_time(
-    tiny: VisionLanguageModel, sent: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("HEADERS_SECONDS", "BODY_SECONDS"):
-        monkeypatch.setattr(chat_connections, name, 0.3)
-    with serving(tiny) as client, raw(client, sent) as connection:
-        assert ended(connection)
-
-
-def test_a_request_has_to_arrive_in_time_however_it_drips(
-    tiny: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_connections, "HEADERS_SECONDS", 0.5)
-    with serving(tiny) as client, raw(client, b"GET / HTTP/1.1\r\nX: ") as connection:
-
-        def drip() -> bool:
-            try:
-                connection.sendall(b"x")
-            except OSError:
-                return False
-            time.sleep(0.05)
-            return True
-
-        waiting_until(lambda: not drip())
-
-
-def test_who_does_not_read_holds_no_model(
-    tiny: VisionLanguageModel, spoken: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat_connections, "READING_SECONDS", 0.3)
-    spoken["pieces"] = ["a" * 1_000_000] * 100_000
-    with serving(tiny) as client:
-        path, body = client.begin(), json.dumps(message("one")).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        )
-        with raw(client, f"{head}\r\n\r\n".encode() + body):
-            waiting_until(lambda: spoken["closed"] == 1)
-        assert spoken["said"] < 1000
-        spoken["pieces"] = ["b"]
-        assert client.say(client.begin(), "two")[0] == {"text": "b"}
-
-
-def test_who_is_being_answered_stays(tiny: VisionLanguageModel, spoken: dict[str, Any]) -> None:
-    spoken["pieces"] = ["a"] * 200
-    with serving(tiny) as client:
-        _, response = client.ask(client.begin(), message("one"))
-        assert json.loads(response.readline()) == {"text": "a"}
-        held = [raw(client, b"GET") for _ in range(2 * chat_connections.OF_ONE)]
-        assert b"done" in response.read()
-        for connection in held:
-            connection.close()
-
-
-class Held:
-    """A connection, as far as room is made for others."""
-
-    def __init__(self, address: str, since: float, answering: bool) -> None:
-        self.address, self.since, self.answering, self.gone = address, since, answering, False
-
-    def end(self) -> None:
-        self.gone = True
-
-
-@pytest.mark.parametrize(
-    ("addresses", "busy", "gone"),
-    [
-        (["a"] * 32 + ["b"], [], None),
-        (["a"] * 33, [], 0),  # the oldest of the one with too many
-        (["b"] + ["a"] * 33, [1, 2], 3),  # not that of another, nor one that is being answered
-        (["a"] * 33, list(range(32)), 32),  # the newest, where all others are answered
-        ([*map(str, range(100)), *(["a"] * 28), "b"], [], 100),  # of the address with most, not of the newest
-    ],
-)
-def test_room_is_made_by_those_who_hold_most(addresses: list[str], busy: list[int], gone: int | None) -> None:
-    held = [Held(address, number, number in busy) for number, address in enumerate(addresses)]
-    chat_connections.make_room(held)
-    assert [number for number, one in enumerate(held) if one.gone] == ([] if gone is None else [gone])
-
-
-def test_one_address_does_not_wait_for_all_answers_nor_take_all_conversations(
-    tiny: VisionLanguageModel, spoken: dict[str, Any]
-) -> None:
-    spoken["pieces"] = ["a"] * 300
-    with serving(tiny, limits=Limits(waiting_of_one=2)) as client:
-        asked = [client.ask(client.begin(), message("one"))[1] for _ in range(2)]
-        for response in asked:
-            response.readline()
-        status, why = client.status(client.begin(), message("three"))
-        assert (status, "too many of your messages" in why) == (429, True)
-        for response in asked:
-            assert b"done" in response.read()
-        assert client.ask(client.begin(), message("four"))[1].status == 200
-    sessions = Sessions([tiny], None, 3)
-    mine = sessions.begin("me")
-    theirs = [sessions.begin("them") for _ in range(9)]
-    assert sessions.find(mine)
-    assert [sessions.find(one) is not None for one in theirs] == [False] * 7 + [True] * 2
-
-
 def test_large_photos_are_kept_small(tiny: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Image.Image] = []
     monkeypatch.setattr(Chat, "say", lambda self, text, images, **_: (str(seen.append(one)) for one in images))
     with serving(tiny) as client:
         client.say(client.begin(), "x", png(5000, 100))
     assert [photo.size for photo in seen] == [(2048, 41)]
-
-
-def test_too_many_messages_wait(tiny: VisionLanguageModel) -> None:
-    with serving(tiny, limits=Limits(per_minute=4)) as client:
-        statuses = [client.status("/conversations", {})[0] for _ in range(6)]
-        assert statuses == [200] * 4 + [429] * 2
-        assert client.status("/about")[0] == 200
-
-
-def test_a_minute_later_there_is_room_again() -> None:
-    now = [0.0]
-    rate = RateLimit(2, clock=lambda: now[0])
-    assert [rate.admit("a"), rate.admit("a"), rate.admit("a"), rate.admit("b")] == [True, True, False, True]
-    now[0] = 61
-    assert rate.admit("a")
-    for number in range(3000):
-        rate.admit(str(number))
-    assert len(rate._times) <= 1024
-
-
-def test_one_answer_at_a_time_in_order(tiny: VisionLanguageModel, spoken: dict[str, Any]) -> None:
-    spoken["pieces"] = ["a"] * 60
-    with serving(tiny, limits=FEW) as client:
-        paths = [client.begin() for _ in range(2)]
-        first = client.ask(paths[0], message("one"))[1]
-        assert json.loads(first.readline())["text"] == "a"
-        assert client.status(paths[0], message("again"))[0] == 409
-        second = client.ask(paths[1], message("two"))[1]
-        assert json.loads(second.readline()) == {"waiting": 1}
-        third = client.begin()  # the first conversation is forgotten by that, and its answer goes on
-        assert client.status(third, message("three"))[0] == 503
-        assert b"done" in first.read()
-        assert b"done" in second.read()
-    assert spoken["most"] == 1
-    assert spoken["closed"] == 2
-
-
-@pytest.mark.parametrize("waits", [False, True])
-def test_who_leaves_ends_the_answer(tiny: VisionLanguageModel, spoken: dict[str, Any], waits: bool) -> None:
-    spoken["pieces"] = ["a"] * 100_000
-    with serving(tiny) as client:
-        left, response = client.ask(client.begin(), message("one"))
-        response.readline()
-        if waits:
-            other, waiting = client.ask(client.begin(), message("two"))
-            assert json.loads(waiting.readline()) == {"waiting": 1}
-            waiting.close()
-            other.close()
-            time.sleep(0.3)
-        response.close()
-        left.close()
-        waiting_until(lambda: spoken["closed"] == 1)
-        said = spoken["said"]
-        assert said < 1000
-        spoken["pieces"] = ["b"]
-        assert client.say(client.begin(), "three")[0] == {"text": "b"}
-        assert (spoken["closed"], spoken["said"]) == (2, said + 1)
 
 
 def test_hostile_answers_are_legible(tiny: VisionLanguageModel, spoken: dict[str, Any]) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_builders import fake_preprocess, make_byte_tokenizer
+from data_builders import ROWS, fake_preprocess, make_byte_tokenizer
 from hypothesis import HealthCheck, settings
 
+from mmtune.data.conversation import Conversation
 from mmtune.data.encoding import ModelInputs
 from mmtune.data.rendering.sentencepiece import build_tokenizer
 from mmtune.data.rendering.templates import TEMPLATES
+from mmtune.data.sources.readers import BadRows, read_conversations
 
 # how fast an example runs says more of the machine than of the code
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -58,3 +60,26 @@ def write_lines(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def read(write_lines: Callable[..., str]) -> Callable[[Any], Conversation]:
+    def one(row: Any) -> Conversation:
+        [conversation] = read_conversations(write_lines([row]))
+        return conversation
+
+    return one
+
+
+@pytest.fixture
+def refused(write_lines: Callable[..., str]) -> Callable[[Any], str]:
+    def message(row: Any) -> str:
+        source = write_lines([row, ROWS["Alpaca"]])
+        skipping = BadRows("skip")
+        assert [c.row for c in read_conversations(source, bad_rows=skipping)] == [2]
+        [said] = skipping.skipped
+        assert said.startswith(f"{source}, row 1: ")
+        assert "\n" not in said
+        return said.removeprefix(f"{source}, row 1: ")
+
+    return message

@@ -1,4 +1,4 @@
-"""Small tokenizers and photos for the data tests (a module of its own, so that processes can import it)."""
+"""Small tokenizers, rows and photos for the data tests (a module of its own, so that processes can import it)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from mmtune.data.conversation import Conversation
+from mmtune.data.encoding import ModelInputs, encode
+from mmtune.interfaces import Turn
 
 CHATML_JINJA = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -58,3 +62,33 @@ def said(question: str, answer: str = "That.") -> list[dict[str, str]]:
 
 
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+ASKED, SAID = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}
+FROM_ASKED, FROM_SAID = {"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}
+PLAIN = (Turn("user", "What?"), Turn("assistant", "That."))
+ROWS: dict[str, dict[str, Any]] = {
+    "LLaVA/ShareGPT": {"conversations": [FROM_ASKED, FROM_SAID]},
+    "chat messages": {"messages": [ASKED, SAID]},
+    "self-instruct": {"instruction": "What?", "instances": [{"input": "", "output": "That."}]},
+    "Alpaca": {"instruction": "What?", "output": "That."},
+    "prompt/completion": {"prompt": "What?", "completion": "That."},
+    "prompt/response": {"prompt": "What?", "response": "That."},
+    "question/answer": {"question": "What?", "answer": "That."},
+    "question/response": {"question": "What?", "response": "That."},
+    "query/response": {"query": "What?", "response": "That."},
+}
+SINGLE = [name for name in ROWS if name not in ("LLaVA/ShareGPT", "chat messages", "self-instruct")]
+
+
+def learned(conversation: Conversation, inputs: ModelInputs) -> list[str]:
+    """What is learned, a text for each run of labels."""
+    example = encode(conversation, inputs, 10_000)
+    texts, run = [], list[int]()
+    for token, supervised in [*zip(example.input_ids.tolist(), example.supervised.tolist(), strict=True), (0, False)]:
+        if supervised:
+            run.append(token)
+        elif run:
+            texts.append(inputs.tokenizer.decode(run))
+            run = []
+    return texts

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import qwen
-from data_builders import encoded_photo, make_byte_tokenizer
+from data_builders import (
+    ASKED,
+    FROM_ASKED,
+    FROM_SAID,
+    PLAIN,
+    ROWS,
+    SAID,
+    SINGLE,
+    learned,
+    make_byte_tokenizer,
+)
 
 from mmtune.data.conversation import Conversation, RowError
 from mmtune.data.datamodule import InstructionData
@@ -23,64 +31,11 @@ from mmtune.data.rendering.templates import TEMPLATES, get_template
 from mmtune.data.sources import columns
 from mmtune.data.sources.columns import Meaning
 from mmtune.data.sources.formats import FORMATS
-from mmtune.data.sources.image_cells import MOST_BYTES
 from mmtune.data.sources.readers import BadRows, read_conversations
 from mmtune.data.survey import survey
 from mmtune.interfaces import Turn
 
 WriteLines = Callable[..., str]
-ASKED, SAID = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}
-FROM_ASKED, FROM_SAID = {"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}
-PLAIN = (Turn("user", "What?"), Turn("assistant", "That."))
-ROWS: dict[str, dict[str, Any]] = {
-    "LLaVA/ShareGPT": {"conversations": [FROM_ASKED, FROM_SAID]},
-    "chat messages": {"messages": [ASKED, SAID]},
-    "self-instruct": {"instruction": "What?", "instances": [{"input": "", "output": "That."}]},
-    "Alpaca": {"instruction": "What?", "output": "That."},
-    "prompt/completion": {"prompt": "What?", "completion": "That."},
-    "prompt/response": {"prompt": "What?", "response": "That."},
-    "question/answer": {"question": "What?", "answer": "That."},
-    "question/response": {"question": "What?", "response": "That."},
-    "query/response": {"query": "What?", "response": "That."},
-}
-SINGLE = [name for name in ROWS if name not in ("LLaVA/ShareGPT", "chat messages", "self-instruct")]
-A, B, C = (encoded_photo(shade, size=8) for shade in (1, 2, 3))
-
-
-@pytest.fixture
-def read(write_lines: WriteLines) -> Callable[[Any], Conversation]:
-    def one(row: Any) -> Conversation:
-        [conversation] = read_conversations(write_lines([row]))
-        return conversation
-
-    return one
-
-
-@pytest.fixture
-def refused(write_lines: WriteLines) -> Callable[[Any], str]:
-    def message(row: Any) -> str:
-        source = write_lines([row, ROWS["Alpaca"]])
-        skipping = BadRows("skip")
-        assert [c.row for c in read_conversations(source, bad_rows=skipping)] == [2]
-        [said] = skipping.skipped
-        assert said.startswith(f"{source}, row 1: ")
-        assert "\n" not in said
-        return said.removeprefix(f"{source}, row 1: ")
-
-    return message
-
-
-def learned(conversation: Conversation, inputs: ModelInputs) -> list[str]:
-    """What is learned, a text for each run of labels."""
-    example = encode(conversation, inputs, 10_000)
-    texts, run = [], list[int]()
-    for token, supervised in [*zip(example.input_ids.tolist(), example.supervised.tolist(), strict=True), (0, False)]:
-        if supervised:
-            run.append(token)
-        elif run:
-            texts.append(inputs.tokenizer.decode(run))
-            run = []
-    return texts
 
 
 def test_the_rows_here_are_of_every_format() -> None:
@@ -311,102 +266,6 @@ def test_speakers_and_texts_under_either_name(
         assert "has 'value' and 'content', which differ" in refused({column: [FROM_ASKED | {"content": "x"}, SAID]})
 
 
-# Photos
-
-
-def uri(data: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def row_with(part: Any, **row: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "?"}]}, SAID], **row}
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"type": "image", "image": uri(A)},
-        {"type": "image", "url": uri(A)},
-        {"type": "image", "base64": base64.b64encode(A).decode()},
-        {"type": "image", "image": base64.b64encode(A).decode()},
-        {"type": "image", "source": {"type": "base64", "data": base64.b64encode(A).decode()}},
-        {"type": "image_url", "image_url": {"url": uri(A), "detail": "low"}},
-        {"type": "image_url", "image_url": uri(A, "image/PNG;charset=utf-8")},
-        {"type": "input_image", "image_url": uri(A)},
-        {"image": uri(A)},
-        {"type": "image", "text": None, "index": None, "path": None, "image": {"bytes": None, "path": uri(A)}},
-    ],
-)  # fmt: skip
-def test_photos_written_into_a_part(part: Any, read: Callable[[Any], Conversation]) -> None:
-    conversation = read(row_with(part))
-    assert conversation.images == (A,)
-    assert conversation.turns[0].text == "<image>?"
-
-
-def test_photos_written_into_the_image_column(read: Callable[[Any], Conversation], tmp_path: Path) -> None:
-    (tmp_path / "a b.png").write_bytes(C)
-    written = [uri(A), base64.b64encode(B).decode(), (tmp_path / "a b.png").as_uri(), "a b.png"]
-    turns = [ASKED | {"content": "<image>" * 4}, SAID]
-    conversation = read({"conversations": turns, "images": written})
-    assert [p if isinstance(p, bytes) else p.read_bytes() for p in conversation.images] == [A, B, C, C]
-
-
-@pytest.mark.parametrize(
-    ("cell", "message"),
-    [
-        ("https://example.com/a.png", "the photo https://example.com/a.png is a web address; download it"),
-        ("data:image/png,abc", "is no data: address of a picture in base64"),
-        ("data:image/png;base64,ab*d", "a photo is not valid base64"),
-        ("data:image/png;base64," + "A" * (MOST_BYTES // 3 * 4 + 8), "has more than 32 MiB; keep it as a file"),
-        ({"kind": "png"}, "an image has the keys kind; known are 'bytes'"),
-        (True, "an image is bool; expected a path"),
-    ],
-)
-def test_photos_that_are_refused_by_name(cell: Any, message: str, refused: Callable[[Any], str]) -> None:
-    assert message in refused({"prompt": "a", "completion": "b", "image": cell})
-
-
-def test_image_parts_with_an_index_show_that_photo_of_the_row(
-    read: Callable[[Any], Conversation], refused: Callable[[Any], str]
-) -> None:
-    def row(*indexes: Any, images: Any = None) -> dict[str, Any]:
-        parts = [{"type": "image", "index": index} for index in indexes]
-        return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}, SAID],
-                "images": images or [uri(A), uri(B), uri(C)]}  # fmt: skip
-
-    assert read(row(2, 0, 1)).images == (C, A, B)
-    assert read(row(2.0, 0.0, 1.0)).images == (C, A, B)
-    assert read(row(1, 1, 0, 2)).images == (B, B, A, C)
-    assert read(row(None, None, None)).images == (A, B, C)
-    assert read(row(1, images=[None, uri(A)])).images == (A,)
-    assert "index 3, and the row has no such photo" in refused(row(0, 1, 2, 3))
-    assert "has the index -1" in refused(row(-1))
-    assert "a photo and an index" in refused(row_with({"type": "image", "image": uri(A), "index": 0}, images=[uri(A)]))
-    assert "1 <image> mark(s) but 3 photo(s)" in refused(row(1))
-
-
-def test_marks_parts_and_columns_keep_their_order(read: Callable[[Any], Conversation]) -> None:
-    turns = [
-        {"role": "user", "content": [{"type": "text", "text": "<image>"}, {"type": "image", "image": uri(C)}]},
-        SAID,
-        {"role": "user", "content": "<image>?"},
-        SAID,
-    ]
-    assert read({"messages": turns, "images": [uri(A), uri(B)]}).images == (A, C, B)
-
-
-@pytest.mark.parametrize("images", [[None], [""], [{"bytes": None, "path": None}], "", None, []])
-def test_no_photo_however_it_is_written(images: Any, read: Callable[[Any], Conversation]) -> None:
-    for row in ROWS.values():
-        assert read(row | {"images": images, "image": None}).images == ()
-
-
-def test_two_columns_of_photos(read: Callable[[Any], Conversation], refused: Callable[[Any], str]) -> None:
-    row = ROWS["chat messages"]
-    assert read(row | {"image": uri(A), "images": [uri(A)]}).images == (A,)
-    assert "has 'image' and 'images', which differ" in refused(row | {"image": uri(A), "images": [uri(B)]})
-
-
 # What nobody knows
 
 
@@ -438,92 +297,6 @@ def test_what_is_not_read_is_named_when_training_reads_it_and_in_its_record(
     assert data.record["columns_not_read"] == {source: {"id": 3, "lang": 2}}
     found = survey(source, text_inputs, max_length=100)
     assert found.summary()["columns_not_read"] == {"id": 3, "lang": 2}
-
-
-# Text
-
-
-@pytest.mark.parametrize("name", SINGLE)
-def test_indentation_of_answers_and_questions_stays(name: str, read: Callable[[Any], Conversation]) -> None:
-    first = next(known for known in FORMATS if known.name == name)
-    question, answer = first.columns
-    code = "    y = x + 1\n    return y"
-    for begin in (code, "\t" + code, "\n" + code, "  z"):
-        conversation = read({question: "    def f(x):\n", answer: begin + " \n</s>\n"})
-        assert conversation.turns[1].text == begin
-        assert conversation.turns[0].text.startswith("    def f(x):")
-
-
-@pytest.mark.parametrize("name", ["chatml", "vicuna_v1", "llama_2", "tokenizer"])
-def test_indentation_is_learned(name: str, read: Callable[[Any], Conversation], byte_tokenizer: Any) -> None:
-    inputs = ModelInputs(byte_tokenizer, get_template(name, byte_tokenizer))
-    [only] = learned(read({"prompt": "def f(x):", "completion": "    y = x + 1"}), inputs)
-    assert "    y = x + 1" in only
-
-
-def test_a_template_that_trims_answers_is_told(write_lines: WriteLines) -> None:
-    tokenizer = make_byte_tokenizer()
-    rows = [{"prompt": "a", "response": answer} for answer in ("    y = 1", "y = 1", "y = 1\n    z")]
-    source = write_lines([*rows, {"messages": [ASKED, SAID | {"content": "\tx"}, ASKED, SAID]}])
-    for jinja, told in (
-        (tokenizer.chat_template, []),
-        (tokenizer.chat_template.replace("m['content']", "m['content'] | trim"), ["row 1: 1 of 1", "row 4: 1 of 2"]),
-    ):
-        tokenizer.chat_template = jinja
-        inputs = ModelInputs(tokenizer, get_template("tokenizer", tokenizer))
-        found = survey(source, inputs, max_length=100).summary()["rows_with_answers_trimmed"]
-        assert found == {"count": len(told), "rows": [f"{source}, {one} answers" for one in told]}
-        data = InstructionData(Mixture([source]), inputs=inputs, cache_tokens=False)
-        data.setup()
-        assert data.record["rows_with_answers_trimmed"] == found
-
-
-def test_an_input_without_an_instruction_is_the_question(read: Callable[[Any], Conversation]) -> None:
-    assert read({"instruction": "", "input": "What?", "output": "That."}).turns == PLAIN
-
-
-def test_one_space_before_a_completion_is_gpt3s_convention(read: Callable[[Any], Conversation]) -> None:
-    assert read({"prompt": "a", "completion": " That."}).turns[1].text == "That."
-    assert read({"prompt": "a", "response": " That."}).turns[1].text == " That."
-
-
-@pytest.mark.parametrize("value", [3, 3.5, True, float("nan"), {"a": 1}])
-@pytest.mark.parametrize("name", ROWS)
-def test_what_is_no_text_is_named(name: str, value: Any, refused: Callable[[Any], str]) -> None:
-    row = json.loads(json.dumps(ROWS[name]))
-    for turns in ("conversations", "messages"):
-        for turn in row.get(turns, ()):
-            turn["value" if turns == "conversations" else "content"] = value
-    row = {key: value if isinstance(old, str) else old for key, old in row.items()}
-    if name == "self-instruct":
-        row["instruction"] = value
-    message = refused(row)
-    found = "NaN" if value != value else type(value).__name__
-    assert f" is {found}, not text" in message or " is null" in message
-
-
-@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u3000"])
-def test_a_blank_question_is_kept_and_a_blank_answer_named(
-    blank: str, read: Callable[[Any], Conversation], refused: Callable[[Any], str]
-) -> None:
-    """Texts to be continued from nothing are published with an empty prompt."""
-    assert read({"messages": [ASKED | {"content": blank}, SAID]}).turns[0].text == blank
-    assert "the assistant's answer in turn 2 is empty" in refused({"messages": [ASKED, SAID | {"content": blank}]})
-
-
-def test_two_columns_that_ask_are_not_one_question(
-    read: Callable[[Any], Conversation], refused: Callable[[Any], str]
-) -> None:
-    for row, name in (
-        ({"prompt": "Translate", "query": "a", "response": "b"}, "query"),
-        ({"instruction": "Translate", "question": "a", "answer": "b"}, "instruction"),
-        ({"prompt": "Translate", "instruction": "a", "output": "b"}, "prompt"),
-        ({"question": "a", "prompt": "Be short", "answer": "b"}, "prompt"),
-        ({"instruction": "a", "context": "c", "output": "b"}, "context"),
-    ):
-        assert refused(row).startswith(f"has {name!r}, which may be part of the question")
-    for row in ({"prompt": "", "query": "a", "response": "b"}, {"query": "a", "response": "b", "completion": " "}):
-        assert [turn.text for turn in read(row).turns] == ["a", "b"]
 
 
 # The documentation
