@@ -8,10 +8,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from transformers import CLIPVisionConfig
 
 from mmtune.common.errors import UserError
 from mmtune.models.spec import VisionOptions
-from mmtune.models.vision import VisionTower, build_tower, tower_shape
+from mmtune.models.vision import VisionTower, _tower_shape, build_tower, tower_shape
 
 
 def timm_tower(weights: Path | str, **options: Any) -> VisionTower:
@@ -150,3 +151,17 @@ def test_what_cannot_be_built_is_said(options: VisionOptions, message: str) -> N
 def test_the_shape_needs_no_weights() -> None:
     shape = tower_shape(VisionOptions())  # the recipe's CLIP ViT-L/14-336, of which nothing is here
     assert (shape.num_tokens, shape.width, shape.size) == (576, 1024, 336)
+
+
+@pytest.mark.parametrize("tower", ["open_clip:ViT-S-32-alt", "timm:test_vit", "clip"])
+def test_neither_shape_nor_a_tower_without_weights_draws_random_numbers(tower: str, tmp_path: Path) -> None:
+    if tower == "clip":
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        CLIPVisionConfig(**sizes, image_size=64, patch_size=16).save_pretrained(tmp_path)
+        tower = f"clip:{tmp_path}"
+    options = VisionOptions(tower, "random", blocks=[-1])
+    before = torch.random.get_rng_state()
+    shape = _tower_shape.__wrapped__(options.tower, (-1,), None, False)
+    assert all(parameter.is_meta for parameter in build_tower(options, meta=True).parameters())
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert shape == build_tower(options).shape
