@@ -1,4 +1,4 @@
-"""Zip files as torch and the evaluator write them: nothing in them is compressed, so that none is larger inside."""
+"""Check of zip archives: torch and the evaluator write them without compression, so they cannot expand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def is_compressed(file: Path) -> bool:
-    """Whether a file is a zip archive with compressed members, which may be a thousand times as large as it."""
+    """Return whether a file is a zip archive with compressed members, or a zip archive that cannot be read.
+
+    Compressed members may expand to a thousand times the size of the file.
+    """
     if not zipfile.is_zipfile(file):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Attributes of an object, changed for a while."""
+"""Temporary changes of an object's attributes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def set_attributes(owner: Any, values: Mapping[str, Any]) -> Iterator[None]:
-    """Have attributes of an object be these values within, and what they were before afterwards."""
+    """Set attributes of an object during the block, and restore their previous values afterwards."""
     before = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""What can go wrong with a disk, and what a kill may leave on it: scratch folders, locks, advice."""
+"""Disk errors, locks, and temporary folders that survive a killed process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _TROUBLE = (*_FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ENO
 
 
 def trouble(error: BaseException) -> OSError | None:
-    """What is wrong with the disk, if that is behind an error: libraries say it in many ways."""
+    """Return the disk error that caused an exception, or None if the disk is not the cause.
+
+    The chain of causes is searched, because libraries report disk errors in many forms.
+    """
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -35,7 +38,7 @@ def trouble(error: BaseException) -> OSError | None:
 
 
 def advice(found: OSError) -> str:
-    """One line on what is wrong with the disk and what to do, beginning with the file where that is known."""
+    """Format a disk error and its remedy as one line, which begins with the file name if that is known."""
     where = f"{found.filename}: " if found.filename else ""
     if found.errno in _FULL:
         return f"{where}the disk is full; free some space and run the same command again"
@@ -44,10 +47,10 @@ def advice(found: OSError) -> str:
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Let trouble with the disk name the file that could not be written, whichever library noticed it.
+    """Add the name of the file that could not be written to disk errors, whichever library raised them.
 
     Raises:
-        OSError: in place of what was raised because of such trouble.
+        OSError: in place of an exception that a disk error caused.
     """
     try:
         yield
@@ -60,10 +63,10 @@ def naming(file: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Wait until no other process is in a block with the same lock file.
+    """Hold an exclusive lock on a lock file during the block; wait while another process holds it.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
@@ -73,10 +76,11 @@ def locked(file: Path) -> Iterator[None]:
 
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A hidden folder for what is not whole yet; deleted afterwards, or after a kill by the next one of that name.
+    """Create a hidden temporary folder for incomplete files, and delete it after the block.
 
-    A lock on the folder itself tells one in use from one left behind. Where the file system has no such locks, what a
-    kill leaves behind stays.
+    If the process is killed, the next call with the same parent and name deletes the folder. A lock on the folder
+    itself distinguishes a folder in use from one left behind. On a file system without such locks, folders of killed
+    processes are not deleted.
     """
     parent.mkdir(parents=True, exist_ok=True)
     _sweep(parent, f".{name}.")
@@ -101,7 +105,10 @@ def _sweep(parent: Path, prefix: str) -> None:
 
 
 def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
-    """A new folder and a descriptor that keeps it locked; another process may sweep it away until it is."""
+    """Create a folder and lock it; return the folder and the descriptor that holds the lock.
+
+    Another process may delete the folder before it is locked; then a new one is created.
+    """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         with suppress(FileNotFoundError):
@@ -112,7 +119,10 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
 
 
 def _is_ours(folder: int) -> bool:
-    """Lock a folder; False where another process has. On a file system without locks there is no one who sweeps."""
+    """Lock a folder; return False if another process has locked it.
+
+    On a file system without locks the result is True, because no process deletes folders there.
+    """
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -121,7 +131,7 @@ def _is_ours(folder: int) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or all files of a folder, on the disk and not only in memory."""
+    """Flush a file, or all files of a folder, from memory to the disk (fsync)."""
     for file in [path, *path.rglob("*")]:
         if file.is_file():
             with file.open("rb") as stream:
@@ -129,7 +139,10 @@ def sync(path: Path) -> None:
 
 
 def put(temporary: Path, target: Path, scratch: Path) -> None:
-    """Rename, over a folder too, which another process may put there at the same time."""
+    """Rename a temporary file or folder to its target, replacing an existing file or folder.
+
+    A non-empty folder that is replaced is moved into `scratch`. Another process may create the target at the same time.
+    """
     for number in itertools.count():
         try:
             temporary.replace(target)

@@ -1,4 +1,4 @@
-"""The exceptions for mistakes a user can mend, and what their messages share."""
+"""Exceptions for errors that a user can correct, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ _LONGEST = 1500  # characters of a message
 
 
 class UserError(Exception):
-    """Bad input: names the file, row, key or flag, and says what to do.
+    """Error for bad input: the message names the file, row, key or flag, and the remedy.
 
     The command line prints the message as one line and exits with 2; everything else that is raised is a bug
     of ours and exits with 1.
     """
 
     def __init__(self, message: str) -> None:
-        """An error with this message, secrets masked, its middle left out where what it quotes makes it very long."""
+        """Create the error: mask secrets in the message, and omit its middle where quoted text makes it very long."""
         super().__init__(brief(masked_text(message), _LONGEST))
 
 
 class RowError(UserError):
-    """A row that cannot be trained on; `--data.on_bad_row skip` leaves it out and counts it."""
+    """Error for a row that cannot be used for training; `--data.on_bad_row skip` skips and counts such rows."""
 
 
 def brief(text: str, most: int = 80) -> str:
-    """A text to be quoted in a message, its middle left out where it is longer: what is quoted may be a megabyte."""
+    """Shorten a text that a message quotes: omit its middle if it is longer than `most`; it may be a megabyte."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 3 :]}"
 
 
 def check_seed(seed: int, where: str) -> None:
-    """Look whether numpy and torch both take a seed.
+    """Check that numpy and torch both accept a seed.
 
     Raises:
         UserError: one does not; the message begins with `where`.
@@ -43,12 +43,12 @@ def check_seed(seed: int, where: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception of a library says, as one short line; its kind where it says nothing."""
+    """Return the message of a library's exception as one short line, or its class name if the message is empty."""
     return brief(" ".join(str(error).split()), 200) or type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped name: the nearest known one, or all of them; of very many, the first few."""
+    """Return a hint for a mistyped name: the nearest known name, or a list of all names, cut after the first 30."""
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
     if near:

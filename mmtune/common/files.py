@@ -1,4 +1,4 @@
-"""Where files are found, and how they are written whole or not at all."""
+"""Search of files, folder locks, and atomic writing of files."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _MOST_VALUES = 100_000  # in a YAML file
 
 
 def cache_dir() -> Path:
-    """The folder for things computed once: `$MMTUNE_CACHE`, else `$XDG_CACHE_HOME/mmtune`, else `~/.cache/mmtune`."""
+    """Return the cache folder: `$MMTUNE_CACHE`, else `$XDG_CACHE_HOME/mmtune`, else `~/.cache/mmtune`."""
     if chosen := os.environ.get("MMTUNE_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mmtune"
 
 
 def user_path(path: str) -> Path:
-    """A path as a user writes it, `~` standing for a home folder.
+    """Convert a path that a user wrote, and replace `~` by the home folder.
 
     Raises:
-        UserError: there is no such home folder, or the system refuses to look there.
+        UserError: there is no such home folder, or the system refuses access to the path.
     """
     try:
         expanded = Path(path).expanduser()
@@ -51,7 +51,10 @@ def user_path(path: str) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is a file; not so if the system takes no such name, of a picture that stands there as text, say."""
+    """Return whether a path is a file.
+
+    The result is False if the system refuses the name, for example where an image encoded as text is in its place.
+    """
     try:
         return path.is_file()
     except OSError:
@@ -59,9 +62,10 @@ def is_file(path: Path) -> bool:
 
 
 def lies_in(path: Path, folder: Path, *, by_name: bool = False) -> bool:
-    """Whether a path leads to a place in a folder, or below it.
+    """Return whether a path is in a folder or below it.
 
-    It may be a link, which counts as where it leads; `by_name`, or where `$MMTUNE_FOLLOW_LINKS` is 1, as where it is.
+    A symbolic link counts as its target. With `by_name`, or where `$MMTUNE_FOLLOW_LINKS` is 1, the location of the link
+    itself counts.
     """
     if by_name or os.environ.get("MMTUNE_FOLLOW_LINKS") == "1":
         return Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(folder.absolute()))
@@ -71,12 +75,12 @@ def lies_in(path: Path, folder: Path, *, by_name: bool = False) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _real_folder(folder: Path) -> Path:
-    """Where a folder is, its links followed; remembered, for there may be a million photos in it."""
+    """Resolve the links in a folder's path; the result is cached, because a folder may hold a million images."""
     return folder.resolve()
 
 
 def locate(reference: str) -> Path:
-    """The path a reference stands for.
+    """Return the path that a reference stands for.
 
     A path stands for itself, ``package:NAME/inner/path`` for a file inside an installed Python package, and
     ``cache:inner/path`` for one below `cache_dir()`.
@@ -110,7 +114,7 @@ def _below(folder: Path, inner: str, reference: str) -> Path:
 
 
 def find_resource(kind: Literal["configs", "eval_suites"], name: str) -> Path:
-    """A YAML file given as a path, or by the bare name of one that mmtune ships (``vicuna_7b_lora``, ``mlan9``).
+    """Find a YAML file by its path, or by the name of a file that mmtune ships (``vicuna_7b_lora``, ``mlan9``).
 
     Raises:
         UserError: neither exists; the nearest shipped name is suggested.
@@ -129,14 +133,14 @@ def find_resource(kind: Literal["configs", "eval_suites"], name: str) -> Path:
 
 
 def resource_folder(kind: Literal["configs", "eval_suites"]) -> Path:
-    """The folder of shipped YAML: inside the installed package, or beside it in a checkout."""
+    """Return the folder of shipped YAML files: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / kind
     return installed if installed.is_dir() else package.parent / kind
 
 
 def claim_folder(folder: Path, flag: str) -> None:
-    """Make a folder, and make sure that it can be written to, before the work that fills it.
+    """Create a folder, and check that it is writable, before the work that fills it.
 
     Raises:
         UserError: it cannot; the message begins with the flag.
@@ -151,19 +155,23 @@ def claim_folder(folder: Path, flag: str) -> None:
 
 
 def is_blank(folder: Path) -> bool:
-    """Whether a folder is not there, or holds only hidden names, such as what a kill may leave of `atomic_path`."""
+    """Return whether a folder does not exist, or holds only hidden files.
+
+    A killed process may leave hidden folders of `atomic_path`.
+    """
     return not folder.exists() or (folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir()))
 
 
 def check_links(folder: Path, flag: str, names: Sequence[str]) -> None:
-    """Look for links by which what is written into a folder of others would land elsewhere.
+    """Check that no link in a folder redirects writing to a place outside the folder.
 
-    Files that are written whole take a link's place; these are opened where they are, or are folders.
+    A file that is written atomically replaces a link. The names to check are files that are opened in place, and
+    folders.
 
     Args:
-        folder: it need not exist.
-        flag: that names it.
-        names: of what a command opens or fills there, as patterns; all below counts, too.
+        folder: the folder to check; it need not exist.
+        flag: command-line flag that names the folder.
+        names: patterns of the names that a command opens or fills there; everything below them is checked, too.
 
     Raises:
         UserError: a link leads out of the folder and `$MMTUNE_FOLLOW_LINKS` is not 1, or there is a pipe or device.
@@ -182,9 +190,9 @@ def check_links(folder: Path, flag: str, names: Sequence[str]) -> None:
 
 
 def hold_folder(folder: Path, flag: str) -> None:
-    """Claim a folder for this process alone until it ends, however it ends.
+    """Lock a folder for this process until the process ends, in any way.
 
-    The lock is POSIX's: processes that are forked do not inherit it, so that none of them keeps it after a kill.
+    The lock is a POSIX lock: forked processes do not inherit it, so none of them keeps it after this one is killed.
 
     Raises:
         UserError: another process holds the folder, or it cannot be written to; the message begins with the flag.
@@ -205,12 +213,13 @@ def hold_folder(folder: Path, flag: str) -> None:
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target` (file or folder) that is renamed to it only if the block succeeds.
+    """Yield a temporary path beside `target` (file or folder), and rename it to `target` if the block succeeds.
 
-    What is renamed is on the disk, so that a power cut leaves no empty file under the final name.
+    The content is flushed to the disk before it is renamed, so that a power cut leaves no empty file under the final
+    name.
 
     Raises:
-        OSError: the disk is full or cannot be written to, whichever library noticed it; names `target`.
+        OSError: the disk is full or cannot be written to, whichever library raised the error; names `target`.
     """
     with naming(target), scratch_folder(target.parent, target.name) as scratch:
         temporary = scratch / target.name
@@ -220,7 +229,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename."""
+    """Write a value as a JSON file, atomically: under a temporary name that is then renamed."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     with atomic_path(target) as temporary:
         # half of a surrogate pair, which UTF-8 cannot write, becomes JSON's own escape of it
@@ -228,7 +237,7 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
         ValueError: it is malformed, or nested too deeply for Python.
@@ -256,14 +265,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_yaml(path: Path, loader: Any = None) -> Any:
-    """The value of a YAML file.
+    """Read a YAML file.
 
     Args:
         path: the file.
-        loader: a class of PyYAML's in place of SafeLoader.
+        loader: loader class of PyYAML, in place of SafeLoader.
 
     Raises:
-        UserError: it is missing, unreadable or no YAML of a size that configs have; file and line are named.
+        UserError: the file is missing, unreadable, not YAML, or too large for a config; file and line are named.
     """
     import yaml
 
@@ -287,7 +296,7 @@ def read_yaml(path: Path, loader: Any = None) -> Any:
 
 
 def _check_extent(value: Any) -> None:
-    """Raise a ValueError for what stands for millions of values in a few lines, by aliases of aliases."""
+    """Raise a ValueError if YAML expands to more than 100,000 values, as a few lines with nested aliases can."""
     waiting, seen = [value], 0
     while waiting:
         one = waiting.pop()
@@ -298,11 +307,11 @@ def _check_extent(value: Any) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_json(value: Any) -> str:
-    """The SHA-256 of a JSON value in canonical form, in hex."""
+    """Return the SHA-256 of a JSON value in canonical form, in hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Ask the Hugging Face hub only when it can answer."""
+"""Access to the Hugging Face hub: offline mode, cache folders, undecoded rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def go_offline_if_unreachable() -> bool:
 
 
 def kept_files() -> tuple[Path, ...]:
-    """The folders in which the hub libraries keep the files of data sets."""
+    """Return the cache folders in which the hub libraries keep the files of datasets."""
     import mmtune.common.torchvision_ops  # noqa: F401  # before datasets
 
     from datasets import config  # isort: skip
@@ -40,9 +40,9 @@ def kept_files() -> tuple[Path, ...]:
 
 
 def undecoded_rows(data: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a `datasets.Dataset` as they are stored: pictures and sounds, however deep, as their bytes or paths.
+    """Yield the rows of a `datasets.Dataset` without decoding images and sounds, at any depth.
 
-    By itself the library decodes them, with decoders that open any format.
+    They stay bytes or paths. By default the library decodes them, with decoders that open any format.
     """
     for table in data.with_format("arrow").iter(batch_size=256):
         yield from table.to_pylist()

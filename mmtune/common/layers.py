@@ -1,4 +1,4 @@
-"""YAML files that begin with others: `include:` names them, and what the file itself says wins."""
+"""YAML files that include others by the key `include:`; the settings of the including file override them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _MOST = 100  # files that one may stand for: a few that include one another ofte
 
 
 class Layer(NamedTuple):
-    """A file and the settings that stand in it, `include` left out."""
+    """YAML file and its own settings, without the key `include`."""
 
     path: Path
     settings: dict[str, Any]
 
 
 def read_layered(path: Path, kind: Kind, loader: Any = None) -> Any:
-    """Read a YAML file laid over those that it includes.
+    """Read a YAML file and merge it with the files that it includes.
 
     Mappings are merged key by key, anything else is replaced.
 
     Args:
         path: the file.
-        kind: the folder of mmtune in which names are looked for that do not stand beside the file.
-        loader: a class of PyYAML's in place of SafeLoader.
+        kind: the folder of mmtune that is searched for names that are not beside the file.
+        loader: loader class of PyYAML, in place of SafeLoader.
 
     Raises:
         UserError: as `layers_of`.
@@ -43,10 +43,10 @@ def read_layered(path: Path, kind: Kind, loader: Any = None) -> Any:
 
 
 def layers_of(path: Path, kind: Kind, loader: Any = None) -> list[Layer]:
-    """List the files that a YAML file stands for, in the order in which they are laid over one another, itself last.
+    """List the files that a YAML file includes, in the order in which they are merged, and the file itself last.
 
     Raises:
-        UserError: one is missing, cannot be read, holds no keys and values, or includes itself by way of others; it
+        UserError: a file is missing, cannot be read, holds no keys and values, or includes itself through others; it
             and the file that includes it are named.
     """
     found: list[Layer] = []
@@ -55,7 +55,7 @@ def layers_of(path: Path, kind: Kind, loader: Any = None) -> list[Layer]:
 
 
 def _collect(path: Path, kind: Kind, loader: Any, above: tuple[Path, ...], found: list[Layer]) -> None:
-    """Append the layers of a file, which those `above` include."""
+    """Append the layers of a file to `found`; the files `above` include it."""
     try:
         value = read_yaml(path, loader)
     except UserError as error:
@@ -78,7 +78,7 @@ def _collect(path: Path, kind: Kind, loader: Any, above: tuple[Path, ...], found
 
 
 def _find(name: str, path: Path, kind: Kind) -> Path:
-    """The file of an included name: beside the file that includes it, else in mmtune's folder."""
+    """Find the file of an included name: beside the file that includes it, else in mmtune's folder."""
     shipped = resource_folder(kind)
     for folder in (path.parent, shipped):
         for file in (folder / name, folder / f"{name}.yaml"):
@@ -91,7 +91,10 @@ def _find(name: str, path: Path, kind: Kind) -> Path:
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Two mappings as one, the second winning; the arguments of another class are no use to a class."""
+    """Merge two mappings; values of `above` override those of `below`.
+
+    If `class_path` differs, `above` is returned alone, because the arguments of one class do not fit another.
+    """
     if above.get("class_path", below.get("class_path")) != below.get("class_path"):
         return above
     merged = dict(below)

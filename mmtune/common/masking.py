@@ -12,7 +12,7 @@ _SECRET = (
     r"passphrase|credentials?|authorization|bearer|cookie"
 )
 _KEY = re.compile(rf"(?:.*[_.\- ])?(?:{_SECRET}|auth|[a-z]*(?:password|secret|apikey))", re.IGNORECASE)
-# who an address is asked as: a name, or a name, a colon and all up to the last @; a port is no password
+# user part of an address: a name, or a name, a colon and everything up to the last @; a port is no password
 _USER = re.compile(r"(?<=://)(?:[^\s/?#:@]*:(?!\d+(?:[/?#\s]|$))[^\s'\"]*|[^\s/?#:@]+)@")
 _PARAMETER = re.compile(r"([?&;#])([\w.-]+)=([^\s&;#'\"]+)")
 _SECRET_PARAMETER = re.compile(rf"{_SECRET}|auth|signature|credential|^(?:sig|key|code)$", re.IGNORECASE)
@@ -21,12 +21,12 @@ _known: set[str] = set()
 
 
 def is_secret(key: str) -> bool:
-    """Whether a setting of this name holds a secret: `api_key`, `password`, `HF_TOKEN`."""
+    """Return whether a setting of this name holds a secret: `api_key`, `password`, `HF_TOKEN`."""
     return _KEY.fullmatch(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key)) is not None
 
 
 def masked(value: Any) -> Any:
-    """The same settings without secrets: the values of secret keys, and credentials in addresses."""
+    """Return the settings with secrets masked: the values of secret keys, and credentials in addresses."""
     if isinstance(value, Mapping):
         return {key: _hidden(inner) if is_secret(str(key)) else masked(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -35,7 +35,7 @@ def masked(value: Any) -> Any:
 
 
 def masked_address(text: str) -> str:
-    """A text without the user names, passwords, tokens and signatures of the addresses in it."""
+    """Return a text with the user names, passwords, tokens and signatures of its addresses masked."""
     return _PARAMETER.sub(_masked_parameter, _USER.sub(f"{MASK}@", text)) if "://" in text else text
 
 
@@ -45,7 +45,7 @@ def _masked_parameter(found: re.Match[str]) -> str:
 
 
 def masked_text(text: str) -> str:
-    """A text to be shown, without credentials in addresses and without the secrets that `remember` was given."""
+    """Return a text with credentials in addresses, and the secrets that `remember` stored, masked."""
     text = masked_address(text)
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, MASK)
@@ -53,12 +53,12 @@ def masked_text(text: str) -> str:
 
 
 def remember(settings: Any) -> None:
-    """Keep the secrets of settings in mind, so that `masked_text` finds them wherever they are quoted."""
+    """Store the secrets of settings, so that `masked_text` masks them in any text that quotes them."""
     _known.update(secret for secret in _secrets(settings) if len(secret) >= _SHORTEST and secret != MASK)
 
 
 def remember_arguments(words: list[str]) -> None:
-    """Keep in mind the secrets that a command line gives, as `--flag.api_key=SECRET` or with a blank between."""
+    """Store the secrets of a command line, given as `--flag.api_key=SECRET` or `--flag.api_key SECRET`."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag.startswith("--"):

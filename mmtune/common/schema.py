@@ -1,4 +1,4 @@
-"""Strict reading of files: a dataclass is the schema, and the first value that does not fit is named in one line."""
+"""Strict validation of files: a dataclass is the schema, and the first invalid value is reported in one line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: [value] if isin
 
 
 def one_of(choices: Collection[str]) -> AfterValidator:
-    """A check of a text, or of each of several, for a field's annotation."""
+    """Return a validator for a field's annotation that checks a text, or each of several texts, against the choices."""
 
     def check(value: Any) -> Any:
         for text in (value,) if isinstance(value, str) else value:
@@ -66,7 +66,7 @@ COMPUTED = BeforeValidator(_refuse)
 
 
 class NullIsAbsent:
-    """Base of a dataclass for files that people write: a key without a value is as good as none."""
+    """Base of a dataclass for files that people write: a key without a value counts as missing."""
 
     __slots__ = ()
 
@@ -77,7 +77,7 @@ class NullIsAbsent:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader, but a key given twice is an error instead of the last one winning."""
+    """SafeLoader for which a duplicate key is an error; otherwise the last one would count."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -91,7 +91,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def load_layered(path: Path) -> Any:
-    """Read a suite's or a task's file, laid over those that it includes.
+    """Read the file of a suite or a task, and merge it with the files that it includes.
 
     Raises:
         UserError: a file is missing, unreadable or not YAML; the line is named.
@@ -108,14 +108,14 @@ def validate(
     remedy: str = "",
     context: Any = None,
 ) -> T:
-    """Make a dataclass of a value from JSON or YAML; no value is converted, but a whole number is a number, too.
+    """Validate a value from JSON or YAML as a dataclass, without conversion; an integer is accepted as a float.
 
     Args:
         kind: the dataclass. Bounds and checks in its annotations count, and those of dataclasses in it.
         value: the value.
         where: the file (and key), for messages.
-        extra: what becomes of keys that the dataclass has not.
-        remedy: what to do about a mistake; by default, to edit the file.
+        extra: whether keys that the dataclass does not have are refused or ignored.
+        remedy: advice at the end of a message; by default, how to edit the file.
         context: passed on to the dataclass's own validators.
 
     Raises:
@@ -130,7 +130,7 @@ def validate(
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of a type, in the bounds that `Annotated` gives it; of a dataclass, with no other keys."""
+    """Return whether a value has a type, within the bounds of `Annotated`; a dataclass may have no unknown keys."""
     try:
         _validator(kind).validate_python(value, extra="forbid")
     except ValidationError:
@@ -144,9 +144,9 @@ def _validator(kind: Any) -> SchemaValidator:
 
 
 def _strict(schema: Any) -> Any:
-    """A schema of pydantic's that makes nothing of another type but tuples of lists.
+    """Return a pydantic schema that converts no types except lists to tuples.
 
-    Pydantic's own strict mode takes no mapping for a dataclass, and no list for a tuple.
+    Pydantic's own strict mode accepts no mapping for a dataclass, and no list for a tuple.
     """
     if isinstance(schema, list):
         return [_strict(one) for one in schema]
@@ -169,7 +169,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _problem(kind: type, errors: Sequence[ErrorDetails], remedy: str) -> str:
-    """The first error and what to do about it, in a line."""
+    """Format the first error and its remedy as one line; an unknown key comes first."""
     error = next((one for one in errors if one["type"] in (_UNKNOWN, "invalid_key")), errors[0])
     path = error["loc"]
     if error["type"] in (_UNKNOWN, "invalid_key", "missing"):
@@ -188,7 +188,7 @@ def _problem(kind: type, errors: Sequence[ErrorDetails], remedy: str) -> str:
 
 
 def _wrong_value(error: ErrorDetails) -> tuple[str, str]:
-    """What is wrong with a value, and a hint."""
+    """Return a description of an invalid value, and a hint."""
     kind, given, context = error["type"], error["input"], error.get("ctx", {})
     shown = brief(repr(given))
     if wanted := error["msg"] if kind == "union" else _OTHER_TYPE.get(kind):
@@ -204,7 +204,7 @@ def _wrong_value(error: ErrorDetails) -> tuple[str, str]:
 
 
 def _names(kind: Any, path: Sequence[int | str]) -> list[str]:
-    """The fields of the dataclass at a place in another one."""
+    """Return the field names of the dataclass at a path in another one."""
     for part in path:
         hint = get_type_hints(kind).get(str(part))  # None of a place in a list, and of a key that is no field
         kind = next((one for one in (hint, *get_args(hint)) if is_dataclass(one)), kind)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, for commands that take long or run others: what ends them, and what they say then."""
+"""Handling of SIGTERM and Ctrl-C in commands that take long or run others: exceptions, messages, exit status."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class Terminated(SystemExit):
-    """SIGTERM came; nothing is to take it for a fault of what was done meanwhile."""
+    """Exit after SIGTERM; code that handles errors must not treat it as an error of the work in progress."""
 
 
 @contextlib.contextmanager
 def terminating() -> Iterator[None]:
-    """Within, SIGTERM raises `Terminated` where Ctrl-C would raise KeyboardInterrupt; afterwards both are as before."""
-    if threading.current_thread() is not threading.main_thread():  # only that one is told of signals
+    """Raise `Terminated` on SIGTERM during the block, where Ctrl-C would raise KeyboardInterrupt.
+
+    Afterwards the previous handlers of both signals are restored.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that one receives signals
         yield
         return
     before = {number: signal.getsignal(number) for number in NAMES}
@@ -32,13 +35,13 @@ def terminating() -> Iterator[None]:
 
 
 def run_chain(run: Callable[[], int]) -> int:
-    """Run a command that runs others, and stop with the one that is stopped.
+    """Run a command that runs others, and stop when one of them is stopped by a signal.
 
     Args:
-        run: gives the exit status; it goes on where it was stopped when it is run again.
+        run: returns the exit status; when it is run again, it continues where it was stopped.
 
     Returns:
-        Its exit status, or 143 and 130 where SIGTERM or Ctrl-C ended it.
+        Its exit status, or 143 where SIGTERM ended it, and 130 where Ctrl-C did.
     """
     with terminating():
         try:
@@ -48,12 +51,12 @@ def run_chain(run: Callable[[], int]) -> int:
 
 
 def stopped(number: int, where: str = "", begin: str = "here") -> int:
-    """Say that a signal ended the command, and how to go on.
+    """Print to stderr that a signal ended the command, and how to continue.
 
     Args:
-        number: of the signal.
-        where: what was done, behind the signal's name.
-        begin: where the same command goes on.
+        number: number of the signal.
+        where: text after the signal's name, on the work that was done.
+        begin: point from which the same command continues.
 
     Returns:
         The exit status that shells give for the signal.

@@ -1,4 +1,4 @@
-"""Text of models and data sets, made safe and legible for terminals and pages. Neither is to be trusted."""
+"""Conversion of untrusted text of models and datasets to safe, readable text for terminals and pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import re
 import unicodedata
 
-# printable by Unicode's tables, and yet nothing is to be seen: the code points to ignore by default, and blank letters
+# printable by Unicode's tables, but invisible: default-ignorable code points, and blank letters
 _HIDDEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U00016fe4\U0001d159\U000e0000-\U000e0fff]"
 )
@@ -24,15 +24,15 @@ _SHAPING = re.compile(
 
 
 def visible(text: str, before: str = "") -> str:
-    """The text with what would act or hide shown instead; line breaks, tabs and spaces stay.
+    """Replace control characters and invisible characters by visible ones; keep line breaks, tabs and spaces.
 
     Control characters become their pictures (ESC is ␛); other characters without a glyph, among them lone surrogates,
     those that change the writing direction, and letters that are blank, become their number (⟨U+202E⟩). Joiners and
     selectors stay where they shape an emoji or a script's letters.
 
     Args:
-        text: what is to be shown.
-        before: what was shown just before it, of which its first character may be a part.
+        text: the text to show.
+        before: the text shown just before it; the first character of `text` may combine with its last one.
     """
     if text.isprintable() and not _HIDDEN.search(text):
         return text
@@ -45,13 +45,13 @@ def visible(text: str, before: str = "") -> str:
 
 
 def one_line(text: str, width: int) -> str:
-    """The text without line breaks, cut to a width, with control characters visible."""
+    """Return the text as one line, cut to a width, with control characters visible."""
     flat = visible(" ".join(text.split()))
     return flat if len(flat) <= width else flat[: width - 1] + "…"
 
 
 def ending(text: str, width: int) -> str:
-    """The text's end without line breaks, cut to a width: where a prompt's question stands."""
+    """Return the end of the text as one line, cut to a width; a prompt's question is at its end."""
     flat = visible(" ".join(text.split()))
     return flat if len(flat) <= width else "…" + flat[1 - width :]
 

@@ -1,4 +1,4 @@
-"""Arguments of a run from Python as the module and the data that they stand for."""
+"""Conversion of Python arguments of a run to the module and the data module."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mmtune.training.module import InstructionTuning
 
 
 def model_options(model: Any) -> dict[str, Any]:
-    """Options of `InstructionTuning` from a path, a hub id or a mapping.
+    """Convert a path, a hub id or a mapping to options of `InstructionTuning`.
 
     Raises:
-        UserError: it is something else, or names an option that is not there.
+        UserError: it is something else, or names an unknown option.
     """
     if isinstance(model, str | Path):
         return {"base" if model_folder(str(model)) is not None else "language": str(model)}
@@ -32,10 +32,10 @@ def model_options(model: Any) -> dict[str, Any]:
 
 
 def data_options(data: Any) -> dict[str, Any]:
-    """Options of `InstructionData` from rows, paths or a mapping; rows in memory are kept in a file.
+    """Convert rows, paths or a mapping to options of `InstructionData`; rows in memory are written to a file.
 
     Raises:
-        UserError: they are no rows, or the mapping names an option that is not there.
+        UserError: they are no rows, or the mapping names an unknown option.
     """
     if isinstance(data, str | Path):
         return {"train": {"visual": [str(data)]}}
@@ -59,7 +59,7 @@ def data_options(data: Any) -> dict[str, Any]:
 
 
 def _sources(given: Any, name: str) -> list[str]:
-    """Files and hub ids, and files of rows that are in memory."""
+    """Return files and hub ids as a list; rows in memory are written to a file."""
     if isinstance(given, str | Path):
         return [str(given)]
     if isinstance(given, Sequence) and all(isinstance(one, str | Path) for one in given):
@@ -68,10 +68,10 @@ def _sources(given: Any, name: str) -> list[str]:
 
 
 def make_module(options: Mapping[str, Any]) -> InstructionTuning:
-    """Make a module of its options, in which `lora` and `vision` may be mappings.
+    """Create a module from its options, in which `lora` and `vision` may be mappings.
 
     Raises:
-        UserError: an option of theirs is not there.
+        UserError: one of the two mappings has an unknown option.
     """
     options = dict(options)
     kinds: dict[str, Callable[..., Any]] = {"lora": LoraOptions, "vision": VisionOptions}
@@ -83,15 +83,15 @@ def make_module(options: Mapping[str, Any]) -> InstructionTuning:
 
 
 def make_datamodule(options: Mapping[str, Any], inputs: ModelInputs | None = None) -> InstructionData:
-    """Make the data of its options, in which `train` is a mapping; `inputs` are those of the module."""
+    """Create the data module from its options, in which `train` is a mapping; `inputs` are those of the module."""
     return InstructionData(**{**options, "train": Mixture(**options["train"]), "inputs": inputs})
 
 
 def check_names(given: Mapping[str, Any], kind: Callable[..., Any], where: str) -> None:
-    """Refuse options that are not there.
+    """Check that a function or class has the given options.
 
     Raises:
-        UserError: there is one; the nearest is named.
+        UserError: an option is unknown; the nearest known name is suggested.
     """
     known = [name for name in inspect.signature(kind).parameters if name not in ("self", "inputs")]
     for name in given:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there."""
+"""Atomic writing and safe reading of checkpoints, and the choice of the one to resume from."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _LISTED = 3
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a run killed in between keeps the one before.
+    """Write each checkpoint beside its target and rename it, so that a killed run keeps the previous one.
 
-    Lightning writes to the system's folder for temporary files and moves from there, which between file systems is a
-    copy: a kill in the middle of it leaves half a checkpoint in the place of the last whole one.
+    Lightning writes to the system's folder for temporary files and moves the file from there. Between file systems the
+    move is a copy: a process killed during it leaves half a checkpoint in place of the last complete one.
 
-    The last checkpoint but one is kept as previous.ckpt, for disks damage files too.
+    The checkpoint before the last is kept as previous.ckpt, because disks damage files too.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; one at an address such as s3://… is written by Lightning.
+        """Write a checkpoint; Lightning itself writes to an address such as s3://….
 
         Raises:
             OSError: the disk is full or cannot be written to; names the checkpoint.
@@ -40,10 +40,10 @@ class WholeCheckpoints(TorchCheckpointIO):
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # always the same name, so that what a kill leaves behind is written over by the next
+        # always the same name, so that the next checkpoint overwrites the file of a killed process
         part = target.with_name(f"{target.name}.part")
         try:
-            part.unlink(missing_ok=True)  # where it were a link, a file elsewhere would be written over
+            part.unlink(missing_ok=True)  # if it were a link, a file elsewhere would be overwritten
             with naming(target), part.open("xb") as stream:
                 torch.save(checkpoint, stream)
                 stream.flush()
@@ -52,11 +52,11 @@ class WholeCheckpoints(TorchCheckpointIO):
             part.unlink(missing_ok=True)  # it may be what fills the disk
             raise
         if target.name == LAST and target.is_file():
-            target.replace(target.with_name(_PREVIOUS))  # killed here, a run goes on from that one
+            target.replace(target.with_name(_PREVIOUS))  # a run killed here resumes from that one
         part.replace(target)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read a checkpoint, of which no code is run, whatever is asked for.
+        """Read a checkpoint without running code in it, even where `weights_only` is false.
 
         Raises:
             UserError: it is missing, damaged, compressed, or no checkpoint of a training run.
@@ -80,16 +80,16 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def _stay(storage: Any, location: str) -> Any:
-    """Leave weights in the memory they are read into, wherever they were saved from; Lightning's own default."""
+    """Keep weights in the memory they are read into, on any device they were saved from; Lightning's own default."""
     return storage
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The checkpoint to resume a run from: the last, or the one before if that is damaged or missing.
+    """Return the checkpoint to resume from: the last, or the previous one if the last is damaged or missing.
 
-    Every byte that is stored is read and checked, for torch would not notice a changed one in the weights. Where
-    neither is whole, it is the last, whose reading says what is wrong. A folder, where a strategy writes a checkpoint
-    in parts, is not looked into.
+    Every stored byte is read and checked, because torch would not notice a changed byte in the weights. If both are
+    damaged, the last is returned, and reading it reports the error. A folder, to which a strategy writes a checkpoint
+    in parts, is not checked. None if there is no checkpoint.
     """
     last, previous = folder / LAST, folder / _PREVIOUS
     if last.is_dir() or _is_whole(last):
@@ -100,11 +100,11 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def steps_taken(checkpoint: Path) -> int | None:
-    """After how many optimizer steps a checkpoint was saved; None where it is in parts, or does not say."""
+    """Return the number of optimizer steps in a checkpoint; None if it is in parts, or has no such number."""
     try:
         with plain_pickles():
             return int(torch.load(checkpoint, weights_only=True, mmap=True, map_location=_stay)["global_step"])
-    except Exception:  # its reading says later what is wrong with it
+    except Exception:  # reading it later reports the error
         return None
 
 
@@ -119,7 +119,7 @@ def _is_whole(file: Path) -> bool:
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """What differs between a checkpoint and a run, in words: the first few names, and how many more there are."""
+    """Describe the differences between a checkpoint and a run: the first names, and the number of further ones."""
     changed = [
         f"{name} ({_shown(saved[name])} in the checkpoint, {_shown(own[name])} here)"
         for name in saved

@@ -1,4 +1,4 @@
-"""How a run takes and deletes checkpoints, whichever strategy does it: no code of one is run, no other file deleted."""
+"""Safe loading and deletion of checkpoints with any strategy: no code is run, and no other file is deleted."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _IN_PARTS = (ModelParallelStrategy, FSDPStrategy)
 
 
 def guard_checkpoints(strategy: Strategy) -> None:
-    """Have every checkpoint that a strategy is told to load go through `read_checkpoint`, whoever named or found it."""
+    """Replace the `load_checkpoint` method of a strategy by `read_checkpoint`, for all checkpoints that it loads."""
     strategy.load_checkpoint = functools.partial(read_checkpoint, strategy)  # type: ignore[method-assign]
 
 
 def guard_deletion(trainer: pl.Trainer) -> None:
-    """Have every checkpoint that a run is told to delete go through `delete_checkpoint`.
+    """Replace the `remove_checkpoint` method of a run's strategy by `delete_checkpoint`.
 
-    Which one is to be deleted next stands in the checkpoint that the run goes on from, and Lightning deletes folders,
-    too, at any address.
+    The checkpoint that a run resumes from names the checkpoint to delete next, and Lightning deletes folders, too, at
+    any address.
     """
     trainer.strategy.remove_checkpoint = functools.partial(delete_checkpoint, trainer)  # type: ignore[method-assign]
 
 
 def delete_checkpoint(trainer: pl.Trainer, path: Any) -> None:
-    """Delete a checkpoint as the strategy does, in the folders alone where the run's callbacks put them.
+    """Delete a checkpoint as the strategy does, but only in the checkpoint folders of the run's callbacks.
 
     Raises:
-        UserError: it lies elsewhere, or has another ending.
+        UserError: it is in another folder, or has another file extension.
     """
     writers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     if not any(_is_of(writer, str(path)) for writer in writers):
@@ -60,7 +60,7 @@ def _is_of(writer: ModelCheckpoint, path: str) -> bool:
 
 
 def read_checkpoint(strategy: Strategy, path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-    """Load a checkpoint as the strategy does, of which no code is run, whatever is asked for.
+    """Load a checkpoint as the strategy does, without running code in it, even where `weights_only` is false.
 
     Raises:
         UserError: it is missing, damaged, of another kind than the strategy reads, or holds code.
@@ -69,7 +69,7 @@ def read_checkpoint(strategy: Strategy, path: Any, weights_only: bool | None = N
         _check_kind(strategy, Path(path))
     try:
         with plain_pickles():
-            # the class's own, in whose place this stands
+            # the method of the class, which this function replaces
             loaded: dict[str, Any] = type(strategy).load_checkpoint(strategy, path, weights_only=True)
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
@@ -84,7 +84,7 @@ def read_checkpoint(strategy: Strategy, path: Any, weights_only: bool | None = N
 
 
 def _check_kind(strategy: Strategy, path: Path) -> None:
-    """Raise a UserError where a file stands for a folder, or the reverse, or what is found there is not whole."""
+    """Raise a UserError if the path is a file in place of a folder, or the reverse, or is missing or incomplete."""
     if not (path.is_file() or path.is_dir()):  # nor a pipe, which would be waited for
         raise UserError(f"--ckpt_path {path}: no such file")
     name = type(strategy).__name__
@@ -99,10 +99,10 @@ def _check_kind(strategy: Strategy, path: Path) -> None:
 
 
 def fault_of_parts(folder: Path) -> str | None:
-    """What is wrong with a folder that holds a checkpoint in parts, found without loading any; None where all is there.
+    """Return the fault of a folder that holds a checkpoint in parts, without loading any; None if it is complete.
 
-    The names of the parts stand in the folder's index. They are files of the folder itself, and not compressed, for
-    torch compresses none: what is, may be a thousand times as large.
+    The folder's index holds the names of the parts. They must be files of the folder itself. The file meta.pt must not
+    be compressed: torch compresses no file, and a compressed one may expand to a thousand times its size.
     """
     index, rest = folder / _INDEX, folder / _REST
     for file in (index, rest):
@@ -128,6 +128,6 @@ def fault_of_parts(folder: Path) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """What is at the bottom of an exception: torch.distributed.checkpoint's own shows tracebacks."""
+    """Return the original reason of an exception; those of torch.distributed.checkpoint contain tracebacks."""
     failures = getattr(error, "failures", None)
     return reason(next(iter(failures.values()))[0] if failures else error)

@@ -1,4 +1,4 @@
-"""The date that a run's chat template writes, the same on every day that the run takes."""
+"""Date in the chat template of a run: a resumed run keeps the date of its first day."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmtune.common.files import read_yaml
 
 
 def keep_date(model: Any, run: Path) -> None:
-    """Give the module's options the date that the run to resume began with.
+    """Set the template date in the module's options to the date of the run to resume.
 
     Args:
         model: the options under `--model`, which may name a date.

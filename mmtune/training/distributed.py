@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other, where no trainer is at hand to ask."""
+"""Communication between the processes of a run, for code without access to the trainer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ T = TypeVar("T")
 
 
 def process_number() -> int:
-    """This process's number; 0 where there is only one."""
+    """Return the rank of this process; 0 if there is only one."""
     return torch.distributed.get_rank() if _several() else 0
 
 
 def of_every_process(value: T) -> list[T]:
-    """The value of each process, in the order of their numbers; all of them must ask."""
+    """Gather the value of each process, in the order of ranks; all processes must call this."""
     if not _several():
         return [value]
     values: list[T | None] = [None] * torch.distributed.get_world_size()

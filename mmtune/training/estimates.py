@@ -1,4 +1,4 @@
-"""Estimates of what a run takes, by method and workload: parameters, tokens, operations, memory and time."""
+"""Estimates of the cost of a run, by method and workload: parameters, tokens, operations, memory and time."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ MOMENTS: dict[str, float] = {"adamw": 8, **dict.fromkeys(("adamw_8bit", "paged_a
 
 @dataclass(frozen=True)
 class Card:
-    """A device to plan for.
+    """Device to plan for.
 
     Attributes:
-        name: as it is sold.
-        memory: bytes.
+        name: product name.
+        memory: size of the memory, in bytes.
         peak: operations per second of dense matrix products, by the type they are computed in.
         used: the share of the peak that training is assumed to reach.
     """
@@ -70,7 +70,7 @@ CARDS = (
 
 @dataclass(frozen=True)
 class Row:
-    """A row of training data: tokens of its text, those that are learnt, and its photos."""
+    """Row of training data: number of text tokens, supervised tokens, and images."""
 
     text: int
     supervised: int
@@ -79,15 +79,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the trainer goes through the rows.
+    """Training schedule: devices, gradient accumulation, epochs and steps.
 
     Attributes:
-        devices: of all nodes together.
+        devices: number of devices of all nodes together.
         accumulated: packs that each device computes for a step.
-        epochs: passes over the data; None where only steps are counted.
-        steps: the most there may be; None for no limit.
-        sharding: how the weights lie on the devices.
-        autocast: the type of products, where it is not that of the weights.
+        epochs: passes over the data; None if only steps are limited.
+        steps: maximum number of optimizer steps; None for no limit.
+        sharding: how the weights are divided among the devices.
+        autocast: the type of matrix products, if it is not that of the weights.
     """
 
     devices: int = 1
@@ -98,20 +98,20 @@ class Schedule:
     autocast: torch.dtype | None = None
 
     def steps_of(self, packs: int) -> int:
-        """Optimizer steps of an epoch."""
+        """Return the number of optimizer steps of an epoch with this many packs."""
         return math.ceil(math.ceil(packs / self.devices) / self.accumulated)
 
     def passes(self, packs: int) -> float:
-        """How many times the run goes through so many packs."""
+        """Return how many times the run iterates over this many packs, possibly a fraction."""
         limits = [self.epochs] if self.epochs is not None else []
         return min([*limits, self.steps / self.steps_of(packs)] if self.steps is not None else limits)
 
 
 def schedule_of(trainer: Mapping[str, Any]) -> Schedule:
-    """The schedule of a trainer with these options of Lightning's, all of them.
+    """Return the schedule of a Lightning trainer with these options, which must be complete.
 
     Raises:
-        UserError: it would never end.
+        UserError: the run would never end.
     """
     devices = trainer["devices"]
     if isinstance(devices, str) and re.fullmatch(r"[\d,]+", devices):
@@ -133,7 +133,7 @@ def schedule_of(trainer: Mapping[str, Any]) -> Schedule:
 
 
 def _sharding(strategy: Any, devices: int) -> Sharding:
-    """What a strategy (its name, an object, or a config of its class) divides among devices."""
+    """Return how a strategy (its name, an object, or a config of its class) divides weights among devices."""
     if devices == 1:
         return ONE_DEVICE
     options: dict[str, Any] = {}
@@ -153,14 +153,14 @@ def _sharding(strategy: Any, devices: int) -> Sharding:
 
 @dataclass(frozen=True)
 class Workload:
-    """Rows in packs.
+    """Training rows, divided into packs.
 
     Attributes:
-        name: what they are.
-        rows: in an epoch, as all that follows but `steps`.
-        packs: their shapes.
-        steps: of the run.
-        passes: times that the run goes through the rows.
+        name: name of the kind of rows.
+        rows: number of rows in an epoch.
+        packs: shapes of the packs of an epoch.
+        steps: number of optimizer steps of the run.
+        passes: how many times the run iterates over the rows.
     """
 
     name: str
@@ -170,7 +170,7 @@ class Workload:
     passes: float
 
     def tokens(self) -> dict[str, int]:
-        """Of the whole run, by kind."""
+        """Return the number of text, image and supervised tokens of the whole run."""
         image = sum(pack.image_tokens for pack in self.packs)
         every = {
             "text": sum(pack.tokens for pack in self.packs) - image,
@@ -182,13 +182,13 @@ class Workload:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A way to train, on one workload.
+    """Estimated cost of one training method on one workload.
 
     Attributes:
         method: LoRA, QLoRA, full, or align.
-        workload: the rows' name.
-        trainable: parameters.
-        total: parameters.
+        workload: name of the workload.
+        trainable: number of trainable parameters.
+        total: number of all parameters.
         flops: operations of the whole run.
         gpu: memory on each GPU.
         cpu: memory of a single process on a CPU.
@@ -204,11 +204,11 @@ class Estimate:
 
     @property
     def operations(self) -> int:
-        """Of all parts of the model."""
+        """Operations of the run in all parts of the model."""
         return self.flops.language + self.flops.projector + self.flops.tower
 
     def seconds(self, card: Card, dtype: torch.dtype, devices: int) -> float:
-        """On so many of a card, at the share of its peak that is assumed."""
+        """Return the training time on `devices` cards, at the assumed share of their peak."""
         return self.operations / (card.peak[dtype] * card.used * devices)
 
 
@@ -223,9 +223,9 @@ def workload(
     seed: int,
     passes: float | None = None,
 ) -> Workload:
-    """Pack rows as training does. A row beyond the budget gets a pack of its own.
+    """Pack rows as training does. If rows exceed the budget, the length of the longest row replaces it.
 
-    `passes` are those of another workload that is to be compared; by default, the schedule's.
+    `passes` are those of another workload to compare with; by default, those of the schedule.
     """
     lengths = [row.text + row.images * tokens_per_image for row in rows]
     packs = plan_packs(lengths, budget=max(budget, *lengths), max_rows=pack_rows, seed=seed)
@@ -243,14 +243,21 @@ def workload(
 
 
 def rows_of_kind(rows: Sequence[Row], *, visual: bool) -> list[Row]:
-    """As many rows, all of one kind: those there are, again if need be; or else the others with or without a photo."""
+    """Return the same number of rows, all with images or all without.
+
+    Rows of that kind are repeated if there are too few. If there is none, the other rows are used, with one image each
+    or without images.
+    """
     found = [row for row in rows if bool(row.images) == visual]
     found = found or [dataclasses.replace(row, images=int(visual)) for row in rows]
     return [found[i % len(found)] for i in range(len(rows))]
 
 
 def methods(module: InstructionTuning) -> dict[str, ModelSpec]:
-    """The ways to train a module's model; those that it does not take itself with the recipe's adapters."""
+    """Return the model spec of each training method: align alone, or LoRA, QLoRA and full.
+
+    If the module has no LoRA options, the adapters are those of the recipe (default `LoraOptions`).
+    """
     spec = module.spec
     if module.stage == "align":
         return {"align": spec}
@@ -263,7 +270,7 @@ def methods(module: InstructionTuning) -> dict[str, ModelSpec]:
 
 
 def chosen_method(module: InstructionTuning) -> str:
-    """The one that the module takes itself."""
+    """Return the training method that the module is configured with."""
     if module.stage == "align":
         return "align"
     return "full" if module.spec.lora is None else "QLoRA" if module.spec.quantise == "nf4" else "LoRA"
@@ -272,7 +279,7 @@ def chosen_method(module: InstructionTuning) -> str:
 def estimates(
     module: InstructionTuning, workloads: Sequence[Workload], schedule: Schedule, *, every_method: bool = True
 ) -> list[Estimate]:
-    """Every method on every workload, or the module's own method alone."""
+    """Estimate every method on every workload, or only the module's own method."""
     working: dict[tuple[bool, str, bool], int] = {}  # adapters compute the same on quantised weights
 
     def measured(model: VisionLanguageModel, work: Workload, *, keep_gradients: bool) -> int:
@@ -325,7 +332,10 @@ def estimates(
 
 
 def operations(model: VisionLanguageModel, work: Workload, objective: Objective, *, tower_once: bool) -> StepFlops:
-    """Of a run, counted as the ledger counts them. With `tower_once`, a photo's features are kept for later epochs."""
+    """Count the operations of a run, as the ledger does.
+
+    With `tower_once`, the features of each image are computed once and stored for later epochs.
+    """
     counter = FlopsCounter(model)
     steps = [
         counter.step(
@@ -345,14 +355,14 @@ def operations(model: VisionLanguageModel, work: Workload, objective: Objective,
 
 
 def tokens_per_image(module: InstructionTuning) -> int:
-    """Of the module's tower, or of the recipe's where it has none."""
+    """Return the tokens per image of the module's tower, or of the recipe's tower if the module has none."""
     return tower_shape(module.spec.vision or VisionOptions()).num_tokens
 
 
 def _without_weights(module: InstructionTuning, spec: ModelSpec, *, sees: bool) -> VisionLanguageModel:
-    """The model on the meta device, as it is trained; with the recipe's tower if it is to see and has none."""
+    """Build the model on the meta device, ready to train; if `sees` and it has no tower, with the recipe's tower."""
     vision = spec.vision or (VisionOptions() if sees else None)
-    spec = dataclasses.replace(spec, vision=vision, template="plain")  # nothing is written down with it
+    spec = dataclasses.replace(spec, vision=vision, template="plain")  # no conversation is rendered with it
     model = VisionLanguageModel.assemble(spec, dtype=module.dtype_of_frozen, meta=True, tokenizer=object())
     module.prepare(model)
     return model.train()

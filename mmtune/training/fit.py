@@ -1,4 +1,4 @@
-"""A run from Python: what `mmtune fit` does, without a command line."""
+"""Training from Python: the same as `mmtune fit`, without a command line."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _OURS = ("callbacks", "logger")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """Finished training run.
 
     Attributes:
-        path: its directory.
+        path: the run directory.
     """
 
     path: Path
 
     @property
     def model(self) -> Path:
-        """The folder of the tuned model."""
+        """Folder of the tuned model."""
         return self.path / "model"
 
     @property
     def ledger(self) -> dict[str, Any]:
-        """What it cost: the content of ledger.json; see docs/training.md."""
+        """Cost of the run: the content of ledger.json; see docs/training.md."""
         found: dict[str, Any] = read_json(self.path / "ledger.json")
         return found
 
@@ -70,7 +70,7 @@ def fit(
 ) -> Run:
     """Train a model as `mmtune fit` does: packs, exact resuming, ledger, guards.
 
-    An unfinished run in `out` is gone on with. In place of the flag `--unseen`, give the callback
+    An unfinished run in `out` is resumed. In place of the flag `--unseen`, give the callback
     `mmtune.evaluation.contamination.callback.ContaminationCheck`.
 
     Args:
@@ -91,9 +91,9 @@ def fit(
         The finished run.
 
     Raises:
-        UserError: as the command line says it; names of flags stand for the options of the same name.
-        KeyboardInterrupt: Ctrl-C was pressed. A step that had begun is finished and saved; the same call goes on.
-        Terminated: SIGTERM came, and the same holds. It is a SystemExit with the status 143.
+        UserError: with the message of the command line; names of flags stand for the options of the same name.
+        KeyboardInterrupt: Ctrl-C was pressed. A step that had begun is finished and saved; the same call resumes it.
+        Terminated: SIGTERM was received; the same applies. It is a SystemExit with the status 143.
     """
     run = Path(out)
     check_names(trainer, pl.Trainer, "trainer")
@@ -130,7 +130,7 @@ def fit(
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """End with the exceptions that Python has for signals, wherever they come."""
+    """Convert exceptions after a signal to KeyboardInterrupt (Ctrl-C) or `Terminated` (SIGTERM)."""
     with terminating():
         try:
             yield
@@ -145,13 +145,13 @@ def _stopping() -> Iterator[None]:
 
 
 class _RecordSettings(pl.Callback):
-    """Writes `RUN/config.yaml`, with which `mmtune fit --config` does the run again."""
+    """Write `RUN/config.yaml`, with which `mmtune fit --config` repeats the run."""
 
     def __init__(self, run: Path, settings: dict[str, Any]) -> None:
         self._run, self._settings = run, settings
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the settings before anything is computed, and tell them to the loggers."""
+        """Write the settings before anything is computed, and pass them to the loggers."""
         assert isinstance(pl_module, InstructionTuning)
         model = {**self._settings["model"], "template_date": pl_module.spec.template_date}
         settings = _plain({**self._settings, "model": model})
@@ -163,7 +163,7 @@ class _RecordSettings(pl.Callback):
 
 
 def _plain(value: Any) -> Any:
-    """Settings as YAML has them; objects that it has no form for are left out."""
+    """Convert settings to types that YAML can represent; other objects are omitted."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Before the first step: the tower's features of every photo, taken from the store or computed for it."""
+"""Vision features of all images, read from the store or computed and stored before the first step."""
 
 from __future__ import annotations
 
@@ -30,27 +30,29 @@ def stored_features(
     limit: float,
     num_workers: int = 0,
 ) -> StoredFeatures | None:
-    """Store the features of photos that no run has stored yet, each process its share, and give access to all.
+    """Compute and store the features of images that are not stored yet, and return access to all features.
+
+    Each process computes its share.
 
     Args:
-        trainer: whose processes take part.
-        tower: on the device that is to compute.
-        images: with the file and row to name where one cannot be decoded.
+        trainer: trainer whose processes take part.
+        tower: vision tower, on the device that computes.
+        images: images, each with the file and row that an error names if the image cannot be decoded.
         limit: GiB that this tower's features may take on the disk.
-        num_workers: processes that decode photos; 0 decodes them in this one.
+        num_workers: processes that decode images; 0 decodes them in this one.
 
     Returns:
-        None where the features would take more than the limit or than half of what is free, or cannot be written; a
-        line says so, and the tower is to run in every step.
+        Access to the stored features. None if they would take more than the limit or than half of the free disk space,
+        or cannot be written; a line is printed to stderr, and the tower must run in every step.
 
     Raises:
-        RowError: a photo cannot be decoded.
+        RowError: an image cannot be decoded.
     """
     store = FeatureStore(tower)
     digests = {image: _digest(image, where) for image, where in images.items()}
 
     def encode_missing(rank: int, world: int) -> None:
-        stored = store.rows()  # shares are of all photos: what is missing changes while others store theirs
+        stored = store.rows()  # shares are of all images: the missing ones change while other processes store theirs
         missing = [image for image in list(digests)[rank::world] if digests[image] not in stored]
         features = encoded(tower, {image: images[image] for image in missing}, num_workers=num_workers)
         with _progress(len(missing), shown=trainer.is_global_zero) as advance:
@@ -71,26 +73,26 @@ def stored_features(
             reason = obstacle or "another process cannot"
             print(f"The photos' features are not stored ({reason}); the tower runs in every step.", file=sys.stderr)
         return None
-    encode_missing(0, 1)  # what processes on other machines have stored, on disks of their own
+    encode_missing(0, 1)  # the features that processes on other machines stored on their own disks
     return store.reader(digests)
 
 
 def encoded(tower: VisionTower, images: Mapping[ImageSource, str], *, num_workers: int = 0) -> Iterator[torch.Tensor]:
-    """What the tower says of photos, [num_tokens, width] each and not standardised, in their order.
+    """Yield the tower's features of images, [num_tokens, width] each and not standardized, in the same order.
 
     Raises:
-        RowError: a photo cannot be decoded; names the file and row given with it.
+        RowError: an image cannot be decoded; names the file and row given with it.
     """
     pixels = _Pixels(list(images.items()), preprocessing(tower.options, tower.shape))
     device = next(tower.trunk.parameters()).device
-    # a generator of its own: whether photos had to be encoded must not change the numbers that training draws
+    # a separate generator: encoding of images must not change the random numbers of training
     generator = torch.Generator().manual_seed(0)
     for batch in DataLoader(pixels, batch_size=_IMAGES_AT_ONCE, num_workers=num_workers, generator=generator):
         yield from tower.encode(batch.to(device))
 
 
 class _Pixels(Dataset[torch.Tensor]):
-    """Photos by number, decoded and preprocessed."""
+    """Dataset of images, decoded and preprocessed."""
 
     def __init__(
         self, images: Sequence[tuple[ImageSource, str]], preprocess: Callable[[Image.Image], torch.Tensor]
@@ -108,12 +110,12 @@ def _digest(image: ImageSource, where: str) -> bytes:
     try:
         return image_digest(image)
     except OSError:
-        load_image(image, where)  # says what is wrong with it
+        load_image(image, where)  # raises the error that names the fault
         raise
 
 
 def _no_room(store: FeatureStore, digests: set[bytes], limit: float) -> str:
-    """Why the features of photos that are not stored yet may not be; empty where they may."""
+    """Return why the missing features cannot be stored (limit or free disk space); empty if they can."""
     stored = store.rows()
     needed = len(digests - stored.keys()) * store.row_bytes
     total = needed + len(stored) * store.row_bytes
@@ -127,7 +129,7 @@ def _no_room(store: FeatureStore, digests: set[bytes], limit: float) -> str:
 
 @contextmanager
 def _progress(count: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; what it gives is told how many photos are done."""
+    """Show a progress bar on a terminal; yield a function that adds a number of finished images."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not (shown and count and sys.stderr.isatty())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:

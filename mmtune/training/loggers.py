@@ -1,4 +1,4 @@
-"""Where training logs to: always `RUN/metrics.csv`, TensorBoard where it is installed, and what the user names."""
+"""Loggers of a run: always `RUN/metrics.csv`, TensorBoard where it is installed, and loggers that the user names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from mmtune.common.errors import UserError
 from mmtune.training.callbacks.metrics_csv import MetricsCsv, RunLogger
 
-# what a logger of Lightning's needs: the modules of which one must be there, and what to install
+# requirements of Lightning's loggers: modules of which one must be installed, and the package to install
 _NEEDS = {
     "TensorBoardLogger": (("tensorboard", "tensorboardX"), "tensorboard"),
     "WandbLogger": (("wandb",), "wandb"),
@@ -25,17 +25,19 @@ _NEEDS = {
 
 
 class TensorBoard(RunLogger):
-    """Writes what Lightning logs to `RUN/tensorboard`, where a resumed run goes on with the same curves.
+    """Write Lightning's metrics to `RUN/tensorboard`, where a resumed run continues the same curves.
 
-    Lightning's own logger opens its file before it is known which step a resumed run begins with, and so cannot take
-    back the values that will be logged again.
+    Lightning's own logger opens its file before the first step of a resumed run is known, so it cannot remove the
+    values that will be logged again.
     """
 
     def __init__(self, run: Path, csv: MetricsCsv) -> None:
-        """
+        """Create the logger.
+
         Args:
             run: the run directory.
-            csv: logs the same just before this one, and knows what the killed part of a resumed run did not.
+            csv: CSV logger that logs the same metrics just before this one; it holds the row of the checkpoint that a
+                killed part of the run did not log.
         """
         super().__init__()
         self.folder = run / "tensorboard"
@@ -44,21 +46,21 @@ class TensorBoard(RunLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Write the values of a step; the first of a resumed run take the place of all from that step on."""
+        """Write the values of a step; the first ones of a resumed run replace all values from that step on."""
         if self._writer is None:
             self._open(step or 0)
         self._write(metrics, step or 0)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the checkpoint's values where a resumed run had no step left to log, and close the file."""
+        """Close the file; if a resumed run had no step left to log, write the checkpoint's values first."""
         if self._writer is None and (row := self._csv.filled_in) is not None:
             self._open(row["step"])
         if self._writer is not None:
             self._writer.close()
 
     def _open(self, step: int) -> None:
-        # TensorBoard reads files in the order of their names, which a second decides: two of one second may be swapped
+        # TensorBoard reads files in the order of their names, which contain the second: two of one second may swap
         while any(f".{int(time.time())}." in file.name for file in self.folder.glob("events.*")):
             time.sleep(0.02)
         self._writer = _summary_writer()(str(self.folder), purge_step=step)
@@ -68,11 +70,11 @@ class TensorBoard(RunLogger):
     def _write(self, metrics: dict[str, float], step: int) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # a run that goes on from a checkpoint does not log again what led up to it
+        self._writer.flush()  # a run resumed from a checkpoint does not log the steps before it again
 
 
 def choose_loggers(run: Path, wanted: Any) -> list[Logger]:
-    """The loggers of a training run.
+    """Return the loggers of a training run.
 
     Args:
         run: the run directory.
@@ -86,14 +88,14 @@ def choose_loggers(run: Path, wanted: Any) -> list[Logger]:
 
 
 def named_loggers(wanted: Any) -> list[Logger]:
-    """The loggers that the user named."""
+    """Return the loggers that the user named, as a list."""
     if isinstance(wanted, Logger):
         return [wanted]
     return list(wanted) if isinstance(wanted, Sequence) else []
 
 
 def check_loggers(wanted: Any) -> None:
-    """Look for the packages of the loggers in a config, before they are made.
+    """Check that the packages of the loggers in a config are installed, before the loggers are created.
 
     Raises:
         UserError: one is not installed.

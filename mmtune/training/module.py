@@ -1,4 +1,4 @@
-"""The LightningModule of both stages: align the projector, tune the language model."""
+"""LightningModule of both training stages: align the projector, tune the language model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mmtune.training.optimizers import OptimizerName, build_optimizer
 from mmtune.training.resuming import ResumableModule
 from mmtune.training.sharding import shard
 
-STEP_METRICS = ("train_loss", "tokens_per_s", "lr_")  # how the names begin of what is logged once a step
+STEP_METRICS = ("train_loss", "tokens_per_s", "lr_")  # prefixes of the metrics that are logged once a step
 _DEFAULT_LEARNING_RATE = {"align": 1e-3, "lora": 2e-4, "full": 2e-5}
 
 
@@ -49,7 +49,7 @@ class InstructionTuning(ResumableModule):
         language: hub id, folder, GGUF file or `package:NAME/file` of the language model.
         vision: the tower; leave out for a text-only model.
         projector: `mlp2x_gelu` (where left out) or `linear`.
-        template: how the model writes conversations down: vicuna_v1, llama_2, chatml or tokenizer (its own).
+        template: template that renders conversations: vicuna_v1, llama_2, chatml or tokenizer (its own).
         template_date: the date (2026-01-31) that a chat template writes which asks for today's; by default the day
             the run began, or what the base is recorded with.
         training_template: the template of the training data; by default `plain` to align, and `template` to tune.
@@ -123,12 +123,12 @@ class InstructionTuning(ResumableModule):
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The language model's; loaded when data is to be read."""
+        """Tokenizer of the language model; loaded at first use."""
         return load_tokenizer(self.spec.language)
 
     @functools.cached_property
     def inputs(self) -> ModelInputs:
-        """What the data must know of the model.
+        """Properties of the model and the objective that the encoding of data needs.
 
         Raises:
             UserError: the template writes no end of an answer.
@@ -147,24 +147,24 @@ class InstructionTuning(ResumableModule):
 
     @property
     def fitness(self) -> Fitness:
-        """How the language model is computed.
+        """Way in which the language model is computed: documents packed or one by one.
 
         Raises:
-            UserError: it cannot be.
+            UserError: the language model cannot be computed.
         """
         language = self.spec.language
         return fitness_of(load_config(language), language, sees=self.spec.vision is not None)
 
     @property
     def strict_loading(self) -> bool:
-        """Checkpoints hold what is trained, and nothing else is expected of them."""
+        """Always false: checkpoints hold only trained weights, and other weights may be missing."""
         return False
 
     def check_parts(self) -> None:
-        """Make sure that every part is there, before the data is read and the run directory is written to.
+        """Check that every part of the model exists, before the data is read and the run directory is written to.
 
         Raises:
-            UserError: weights are missing, the language model cannot be computed, or an adapter has no layer to sit on.
+            UserError: weights are missing, the language model cannot be computed, or an adapter matches no layer.
         """
         if self.spec.vision is not None:
             build_tower(self.spec.vision)
@@ -172,11 +172,11 @@ class InstructionTuning(ResumableModule):
         check_language(self.spec.language, self.spec.lora)
 
     def configure_model(self) -> None:
-        """Load the weights; Lightning calls this after the data is known to be good."""
+        """Load the weights; Lightning calls this after the data has been checked."""
         if self.model is not None:
             return
         frozen = self.stage == "align" or self.spec.lora is not None
-        dtype = self.dtype_of_frozen if frozen else torch.float32  # what is trained in full is never rounded
+        dtype = self.dtype_of_frozen if frozen else torch.float32  # fully trained weights are never rounded
         model = VisionLanguageModel.assemble(self.spec, dtype=dtype, tokenizer=self.tokenizer)
         if self.base is not None:
             saving.load_trained(model, self.base)
@@ -190,7 +190,7 @@ class InstructionTuning(ResumableModule):
         self.model = model
 
     def prepare(self, model: VisionLanguageModel) -> None:
-        """Say which of its weights are trained, and make those float32."""
+        """Mark the trainable weights of a model, convert them to float32, and set up gradient checkpointing."""
         model.set_stage(self.stage)
         if self.stage == "tune" and model.projector is not None and not self.projector_learning_rate:
             model.projector.requires_grad_(False)
@@ -201,7 +201,10 @@ class InstructionTuning(ResumableModule):
                 parameter.data = parameter.data.float()
 
     def on_fit_start(self) -> None:
-        """Have the photos' features stored; standardise them at the start of an alignment, not when one is resumed."""
+        """Store the features of images, and measure their mean and deviation if they are to be standardized.
+
+        Nothing is measured if the run has a base or is resumed.
+        """
         assert self.model is not None
         tower, data = self.model.tower, self.trainer.datamodule  # type: ignore[attr-defined]
         images = data.images()
@@ -220,14 +223,14 @@ class InstructionTuning(ResumableModule):
             tower.measure_standardisation(torch.stack(list(features)).to(self.device))
 
     def on_train_start(self) -> None:
-        """Start the clock and the sums of the first step."""
+        """Reset the timer and the sums for the first step."""
         self._begin_step()
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> torch.Tensor:
-        """A pack's share of the loss of its optimizer step, the mean over the weights of all its packs.
+        """Return a pack's share of the loss of its optimizer step, the weighted mean over all packs of the step.
 
-        Lightning divides by the packs accumulated and takes the mean over the processes; both are multiplied back in.
-        A strategy that accumulates by itself, as DeepSpeed's, divides once more.
+        Lightning divides by the number of accumulated packs and averages over the processes; the loss is multiplied by
+        both. A strategy that accumulates gradients itself, as DeepSpeed's, divides once more.
         """
         loss = self._loss(batch)
         self._step += torch.stack(
@@ -240,7 +243,7 @@ class InstructionTuning(ResumableModule):
         return loss * (packs * batch.counted_weight / batch.step_weight)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log what the step was: its loss, over all its packs and processes, their tokens per second, the rates."""
+        """Log the loss of the step, over all its packs and processes, the tokens per second, and the learning rates."""
         loss, weight, tokens = self.trainer.strategy.reduce(self._step, reduce_op="sum")
         elapsed = time.perf_counter() - self._step_started
         self.log("train_loss", loss / weight, prog_bar=True, batch_size=1)
@@ -250,14 +253,14 @@ class InstructionTuning(ResumableModule):
         self._begin_step()
 
     def on_validation_end(self) -> None:
-        """What a validation takes is no part of the next step's time."""
+        """Reset the timer, so that the next step's time does not include the validation."""
         self._step_started = time.perf_counter()
 
     def _begin_step(self) -> None:
         self._step, self._step_started = torch.zeros(3, device=self.device), time.perf_counter()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        """The loss of a held-out pack; where it has photos, also with every photo exchanged for another."""
+        """Add the loss of a held-out pack; if it has images, also the loss with each image replaced by another."""
         self._held_out += self._weighted(self._loss(batch), batch)
         several = len(set(batch.image_keys)) > 1
         # processes that hold the model in parts compute it together or not at all
@@ -267,11 +270,11 @@ class InstructionTuning(ResumableModule):
                 self._wrong_image += self._weighted(loss, batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Begin the sums of losses and weights, with the packs' own photos and with exchanged ones."""
+        """Reset the sums of losses and weights, for correct and for exchanged images."""
         self._held_out, self._wrong_image = torch.zeros(2, 2, dtype=torch.float64)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the losses, over all processes; those that saw no photo take part in the exchange, too."""
+        """Log the losses over all processes; a process without images takes part in both reductions, too."""
         for name, sums in (("val_loss", self._held_out), ("val_loss_wrong_photo", self._wrong_image)):
             loss, weight = self.trainer.strategy.reduce(sums.to(self.device, torch.float32), reduce_op="sum")
             if weight > 0:
@@ -282,7 +285,7 @@ class InstructionTuning(ResumableModule):
         return torch.tensor([float(loss) * batch.counted_weight, batch.counted_weight], dtype=torch.float64)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a rate for the projector and one for the language model; linear warm-up, then cosine."""
+        """Create AdamW with one learning rate each for projector and language model; linear warm-up, then cosine."""
         assert self.model is not None
         projector = [p for p in self.model.projector.parameters() if p.requires_grad] if self.model.projector else []
         language = [p for p in self.model.language.parameters() if p.requires_grad]
@@ -306,15 +309,15 @@ class InstructionTuning(ResumableModule):
 
     def _loss(self, batch: PackedBatch) -> torch.Tensor:
         assert self.model is not None
-        nothing = self._unseen(batch)  # before the model, where the other processes' projectors run
+        nothing = self._unseen(batch)  # before the model, at the point where the projectors of other processes run
         hidden = self.model(batch)
         loss = self.objective.loss(hidden, batch, self.model.output_layer)
         return loss if nothing is None else loss + nothing
 
     def _unseen(self, batch: PackedBatch) -> torch.Tensor | None:
-        """Zero-valued term that gives the projector a gradient on packs without photos; None where it is not needed.
+        """Return a zero that gives the projector a gradient on packs without images; None if it is not needed.
 
-        So processes with photos and processes without exchange the same gradients. The tower does not run.
+        So processes with and without images exchange the same gradients. The tower does not run.
         """
         assert self.model is not None
         projector, tower = self.model.projector, self.model.tower
@@ -350,7 +353,7 @@ def _spec(
     quantise: Quantisation | None,
     seed: int,
 ) -> ModelSpec:
-    """The model to train, from a saved one or from its parts."""
+    """Return the spec of the model to train, from a saved model or from its parts."""
     check_seed(seed, "--model.seed")
     if lora is not None:
         lora.check()
@@ -381,7 +384,7 @@ def _spec(
 
 
 def _exchanged(keys: tuple[int, ...]) -> list[int]:
-    """For each photo the index of another one: the rotation that leaves the fewest with an equal photo."""
+    """Return for each image the index of another one: the rotation with the fewest equal images."""
 
     def equal(shift: int) -> int:
         return sum(key == keys[(i + shift) % len(keys)] for i, key in enumerate(keys))

@@ -1,4 +1,4 @@
-"""The optimizers: AdamW, and bitsandbytes' with states of 8 bits."""
+"""Optimizers: AdamW, and the 8-bit AdamW of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ OptimizerName = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 
 
 def check_optimizer(name: OptimizerName, device: torch.device) -> None:
-    """Make sure that an optimizer runs on a device.
+    """Check that an optimizer can run on a device.
 
     Raises:
-        UserError: bitsandbytes is not installed, or states are to be paged and there is no GPU to page them from.
+        UserError: bitsandbytes is not installed, or the optimizer pages its states and the device is no CUDA GPU.
     """
     if name == "adamw":
         return
@@ -30,7 +30,7 @@ def check_optimizer(name: OptimizerName, device: torch.device) -> None:
 
 
 def build_optimizer(name: OptimizerName, groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW with betas of 0.9 and 0.999 over parameter groups that have their own rates.
+    """Create AdamW with betas of 0.9 and 0.999 over parameter groups with their own learning rates.
 
     The 8-bit kinds keep tensors of fewer than 4,096 numbers in 32 bits.
     """

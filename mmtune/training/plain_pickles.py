@@ -1,4 +1,4 @@
-"""Pickles that name no code but what tensors and their metadata consist of, whichever library opens them."""
+"""Restriction of unpickling to tensors and their metadata, for every library that reads pickles."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
-# What a pickle may name while a checkpoint is read: records that keep values and do nothing, and torch's constants. Not
-# torch's loaders of storages, which are pickles again.
+# Names that a pickle may contain while a checkpoint is read: classes that only hold values, and torch's constants. Not
+# torch's loaders of storages, because storages are pickles again.
 _ALLOWED = {
     *(("torch.distributed.checkpoint.metadata", name) for name in (
         "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
@@ -30,7 +30,7 @@ _ALLOWED = {
     *(("pathlib", name) for name in ("PosixPath", "WindowsPath")),
     ("pathlib._local", "PosixPath"),
 }  # fmt: skip
-# and what DeepSpeed adds, all of them records of numbers, of which torch reads the values alone
+# additional names of DeepSpeed, all of them records of numbers, of which torch reads only the values
 _DEEPSPEED = (
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"),
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"),
@@ -38,24 +38,24 @@ _DEEPSPEED = (
     ("deepspeed.utils.tensor_fragment", "fragment_address"),
 )
 
-_watched = 0  # blocks of `plain_pickles` that are under way
+_watched = 0  # number of active blocks of `plain_pickles`
 _installed = False
 
 
 class CodeInPickleError(Exception):
-    """A pickle names code, which was not run."""
+    """Error for a pickle that names code; the code was not run."""
 
 
 @contextmanager
 def plain_pickles() -> Iterator[None]:
-    """While the block runs, refuse every pickle that names code, and have torch.load read tensors alone.
+    """Refuse every pickle that names code during the block, and restrict torch.load to tensors.
 
-    Python tells of each name that a pickle looks up before it is imported, whoever unpickles, so that no library in
-    between need be asked: torch.distributed.checkpoint, Lightning's lazy reader and DeepSpeed open pickles with
-    everything allowed.
+    Python raises an audit event for each name that a pickle looks up, before the name is imported and in every library.
+    So no library has to cooperate: torch.distributed.checkpoint, Lightning's lazy reader and DeepSpeed open pickles
+    without restriction.
 
     Raises:
-        CodeInPickleError: one does; libraries may wrap it.
+        CodeInPickleError: a pickle names code; libraries may wrap this error.
     """
     global _watched
     _install()
@@ -83,7 +83,7 @@ def _look(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _is_message() -> bool:
-    """Whether what is unpickled comes from another process of the run, which reads the same checkpoint."""
+    """Return whether the data comes from another process of the run, which reads the same checkpoint."""
     reader = sys._getframe(2)  # below the hook
     place = reader.f_globals.get("__name__"), reader.f_code.co_name
     return place == ("torch.distributed.distributed_c10d", "_tensor_to_object")

@@ -1,4 +1,4 @@
-"""A plan of a run: what it will take, before it is begun."""
+"""Plan of a run: estimated memory, time and operations, without training."""
 
 from __future__ import annotations
 
@@ -57,17 +57,18 @@ COMPARED = {LANGUAGE: False, VISUAL: True}
 
 @dataclass(frozen=True)
 class Plan:
-    """All that `mmtune plan` found.
+    """Result of `mmtune plan`.
 
     Attributes:
-        method: the one that the config takes.
-        estimates: of every method on every workload.
-        workloads: the rows as configured where they are of both kinds, and as many of one kind.
-        schedule: how they are gone through.
-        dtype: of the matrix products.
-        cards: to plan for; the last is this machine's CPU.
-        libraries: bytes that a process takes before it computes anything.
-        notes: what was assumed.
+        method: the training method of the config.
+        estimates: estimates of the methods on the workloads.
+        workloads: the rows as configured if they are of both kinds or nothing is compared; for a comparison, the same
+            number of rows without images, and with images.
+        schedule: the training schedule.
+        dtype: type of the matrix products.
+        cards: devices to plan for; the last is this machine's CPU.
+        libraries: bytes that a process uses before it computes anything.
+        notes: assumptions of the plan.
     """
 
     method: str
@@ -80,19 +81,19 @@ class Plan:
     notes: list[str]
 
     def memory(self, card: Card, estimate: Estimate) -> int:
-        """Bytes on one such card, or of the whole process on the CPU."""
+        """Return the peak memory in bytes on one card, or of the whole process on the CPU."""
         return self.libraries + estimate.cpu.peak if self.is_cpu(card) else estimate.gpu.peak
 
     def seconds(self, card: Card, estimate: Estimate) -> float:
-        """On the devices that were asked for, or on the one CPU."""
+        """Return the training time in seconds on the requested number of devices, or on the one CPU."""
         return estimate.seconds(card, self.dtype, 1 if self.is_cpu(card) else self.schedule.devices)
 
     def is_cpu(self, card: Card) -> bool:
-        """Whether it is this machine's CPU."""
+        """Return whether a card is this machine's CPU."""
         return card is self.cards[-1]
 
     def savings(self) -> dict[str, float]:
-        """Operations of 100 % visual over those of 100 % language, by method; empty where nothing is compared."""
+        """Return the ratio of operations, 100 % visual to 100 % language, by method; empty if nothing is compared."""
         total = {(e.method, e.workload): e.operations for e in self.estimates}
         methods = [method for method, rows in total if rows == LANGUAGE]
         return {
@@ -101,7 +102,7 @@ class Plan:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Convert the plan to a dict of JSON values."""
         return {
             "method": self.method,
             "devices": self.schedule.devices,
@@ -151,12 +152,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Rows that are told by numbers in place of data.
+    """Number of rows and tokens to plan with, in place of data.
 
     Attributes:
-        rows: how many there are.
-        text_tokens: of each, the answers' included.
-        answer_tokens: of each.
+        rows: number of rows.
+        text_tokens: text tokens of each row, answers included.
+        answer_tokens: tokens of the answers of each row.
     """
 
     rows: int
@@ -165,10 +166,10 @@ class Numbers:
 
     @classmethod
     def of(cls, rows: int | None, text_tokens: int | None, answer_tokens: int | None) -> Numbers | None:
-        """All three of them; None where there is none.
+        """Combine the three numbers; return None if none is given.
 
         Raises:
-            UserError: they do not go together.
+            UserError: a number is missing or below 1, or the answers have at least as many tokens as the text.
         """
         if rows is text_tokens is answer_tokens is None:
             return None
@@ -204,11 +205,12 @@ def plan(
     Args:
         model: as for `fit`.
         data: as for `fit`; may be left out, or name files that are not there, where numbers are given.
-        out: not used, as `checkpoint_every`, `new_schedule` and `seed`: arguments of `fit` can be handed on.
-        rows: how many to plan for without reading data.
-        text_tokens: text tokens of each, answers included.
-        answer_tokens: tokens of its answers.
-        compared: also plan for other methods, and for text against photos.
+        out: not used, like `checkpoint_every`, `new_schedule` and `seed`: accepted so that arguments of `fit` can be
+            passed unchanged.
+        rows: number of rows to plan for without reading data.
+        text_tokens: text tokens of each row, answers included.
+        answer_tokens: tokens of the answers of each row.
+        compared: also plan for other methods, and compare rows without images to rows with images.
         objective: the loss; supervised fine-tuning where it is left out.
         **fit: options of Lightning's trainer.
 
@@ -237,7 +239,7 @@ def plan(
 
 
 def planned_with_recipe(model: MutableMapping[str, Any], recipe: Mapping[str, Any]) -> str:
-    """Put a model together of the parts that the recipe of its base names; says so in a line."""
+    """Replace the base of a model by the parts that its recipe names; return a note about it."""
     base, model["base"] = model["base"], None
     for part in ("language", "vision", "projector"):
         if part != "language" or not model.get("language"):
@@ -254,21 +256,21 @@ def plan_run(
     compared: bool = True,
     notes: Sequence[str] = (),
 ) -> Plan:
-    """Plan a run of a module on data, or on rows that are told by numbers.
+    """Plan a run of a module on data, or on numbers of rows and tokens.
 
     Args:
-        module: what is trained; the name of its language model is replaced where that cannot be reached.
-        data: where the rows are.
-        trainer: all options of Lightning's trainer; a strategy by its name, as an object, or as a config has it.
-        numbers: what stands for data that is not there, or None.
-        compared: also plan for other methods, and for text against photos.
-        notes: what was assumed before.
+        module: module to train; the name of its language model is replaced if that cannot be reached.
+        data: data module with the rows.
+        trainer: all options of Lightning's trainer; a strategy by its name, as an object, or as in a config.
+        numbers: numbers in place of missing data, or None.
+        compared: also plan for other methods, and compare rows without images to rows with images.
+        notes: assumptions that were made before.
 
     Raises:
         UserError: neither data nor numbers to plan with.
     """
     notes = list(notes)
-    libraries = peak_host_memory()  # what the libraries take, before anything is computed
+    libraries = peak_host_memory()  # memory of the libraries, before anything is computed
     known = _known_architecture(module.spec.language)
     fitness = fitness_of(load_config(known), module.spec.language, sees=module.spec.vision is not None)
     if not fitness.packed:
@@ -302,7 +304,7 @@ def plan_run(
     asked = packed("as configured", rows)
     workloads = [asked] if len(kinds) == 2 or not compared else []
     for name, visual in COMPARED.items() if compared else ():
-        # the same number of samples, also where the run ends after so many steps
+        # the same number of samples, also if the run ends after a number of steps
         workloads.append(packed(name, rows_of_kind(rows, visual=visual), asked.passes))
     if compared and True not in kinds:
         notes.append(f"{VISUAL}: assumed, the same rows with a photo of {per_image} tokens each.")
@@ -324,10 +326,10 @@ def plan_run(
 
 
 def _rows(data: InstructionData, module: InstructionTuning, numbers: Numbers | None, notes: list[str]) -> list[Row]:
-    """From the numbers given, or from the data itself.
+    """Return the rows to plan with, from the numbers or from the data itself.
 
     Raises:
-        UserError: numbers that do not go together, or no data and no numbers.
+        UserError: the data cannot be read and there are no numbers, or the share of text rows is not known.
     """
     if numbers is not None:
         notes.append("Tokens are the numbers given, the same for every row.")
@@ -364,7 +366,7 @@ def _share_of_text(data: InstructionData, module: InstructionTuning) -> float:
 
 
 def _known_architecture(name: str) -> str:
-    """Where the language model cannot be asked for its shape, the published one of the recipes' models."""
+    """Return the language model's name, or the shipped architecture of a recipe's model whose config is unavailable."""
     try:
         load_config(name)
     except UserError:
@@ -381,7 +383,7 @@ def _known_architecture(name: str) -> str:
 
 
 def _computed_in(module: InstructionTuning, trainer: Mapping[str, Any]) -> torch.dtype:
-    """The type of the matrix products."""
+    """Return the type of the matrix products."""
     narrow = str(trainer["precision"]).startswith("bf16") or module.dtype_of_frozen is torch.bfloat16
     return torch.bfloat16 if narrow else torch.float32
 

@@ -1,4 +1,4 @@
-"""A plan in tables."""
+"""Output of a plan as tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmtune.training.plan import LANGUAGE, VISUAL, Plan
 
 
 def print_plan(plan: Plan) -> None:
-    """Print the tables; whole, into a pipe too."""
+    """Print the tables of a plan, complete also when stdout is a pipe."""
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:  # rich itself would exit with 1 when the reader has seen enough
+    with console.capture() as captured:  # rich itself would exit with 1 if the reader of a pipe closes it early
         for table in (_work(plan), _parameters(plan), _operations(plan), _memory(plan), _cards(plan)):
             console.print(table)
             console.print()

@@ -1,4 +1,4 @@
-"""Configs as arguments of `mmtune.fit`."""
+"""Conversion of configs to arguments of `mmtune.fit`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ARGUMENTS = {
 
 
 def recipe(config: str | Path, **changes: Any) -> dict[str, Any]:
-    """Read a config as arguments of `mmtune.fit`; options of the trainer are arguments of their own.
+    """Read a config as arguments of `mmtune.fit`; each option of the trainer becomes a separate argument.
 
     `mmtune.fit(**mmtune.recipe("quickstart", out="runs/short", max_steps=4))` is what
     `mmtune fit --config quickstart --out runs/short --trainer.max_steps 4` does.
 
     Args:
         config: a config that mmtune ships, by its name, or a YAML file, as RUN/config.yaml.
-        **changes: arguments that win over the config's.
+        **changes: arguments that override those of the config.
 
     Raises:
         UserError: it cannot be read, or has a setting that only the command line takes; the key is named.
@@ -52,10 +52,13 @@ def recipe(config: str | Path, **changes: Any) -> dict[str, Any]:
 
 
 def recipe_of_base(base: str | Path | None) -> dict[str, Any] | None:
-    """The settings of the shipped config that makes a run which is not there yet; None where there is no such config.
+    """Return the settings of the shipped config that produces a missing base run.
 
     Args:
-        base: the run that another is to start from.
+        base: the run that another run starts from.
+
+    Returns:
+        The settings; None if the base exists, or there is no such config.
     """
     name = Path(base or "").name
     shipped = {path.stem for path in resource_folder("configs").glob("*.yaml")}
@@ -66,10 +69,10 @@ def recipe_of_base(base: str | Path | None) -> dict[str, Any] | None:
 
 
 def _no_class(option: Any, where: str) -> Any:
-    """An option of the trainer, which is no class to be made.
+    """Return an option of the trainer, after a check that it names no class to create.
 
     Raises:
-        UserError: it is one.
+        UserError: it names a class.
     """
     for one in option if isinstance(option, list) else [option]:
         if isinstance(one, dict) and "class_path" in one:

@@ -1,4 +1,4 @@
-"""What a run must have in common with the checkpoint that it goes on from, and what may change."""
+"""Compatibility checks between a run and the checkpoint that it resumes from."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from mmtune.training.checkpoint_io import differences
 from mmtune.training.objectives.objective import Objective
 from mmtune.training.optimizers import OptimizerName
 
-MEASURED = (".feature_mean", ".feature_std")  # not trained, and yet kept
+MEASURED = (".feature_mean", ".feature_std")  # not trained, but saved
 KEY = "settings"
 
 
 class ResumableModule(LightningModule):
-    """LightningModule whose checkpoints say what a resumed run must have in common with them.
+    """LightningModule whose checkpoints contain the settings that a resumed run must share.
 
     Attributes:
-        spec: what the model is made of.
-        stage: what is trained.
-        objective: the loss it is trained with.
-        optimizer_name, learning_rate, projector_learning_rate, warmup, weight_decay: as they were asked for.
-        dtype_of_frozen: in which the weights that are not trained are held.
+        spec: specification of the model.
+        stage: the training stage: align or tune.
+        objective: the loss of the training.
+        optimizer_name, learning_rate, projector_learning_rate, warmup, weight_decay: as configured.
+        dtype_of_frozen: type of the frozen weights.
         model: None until it is built.
-        new_schedule: whether a resumed run may have another course of the learning rate.
+        new_schedule: whether a resumed run may have a different learning rate schedule.
     """
 
     spec: ModelSpec
@@ -53,11 +53,14 @@ class ResumableModule(LightningModule):
 
     @functools.cached_property
     def frozen_hash(self) -> str | None:
-        """Hash of the weights that are not trained; None where the strategy holds them in parts."""
+        """Hash of the frozen weights; None if the strategy holds them in parts."""
         return frozen_hash(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what is trained: a 7B model's adapters, not its 13 GB. Say what it belongs to."""
+        """Reduce the checkpoint to trained weights and measured statistics, and add the settings of the run.
+
+        Of a 7B model, for example, the adapters are kept, and not its 13 GB.
+        """
         checkpoint[KEY] = settings(self)
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {
@@ -76,12 +79,14 @@ class ResumableModule(LightningModule):
 
 
 def settings(module: ResumableModule) -> dict[str, Any]:
-    """What decides the weights that a run ends with, beside the data and the place in it, which are compared apart.
+    """Return the settings that determine the final weights of a run, except the data and the position in it.
+
+    The data and the position are compared separately.
 
     Returns:
-        fixed: by flag, what no resumed run may change: the states of the optimizer belong to it, or config.yaml would
-            tell of a run that never was. schedule: by flag, what the course of the learning rate follows from.
-            frozen: a hash of the weights that are not trained; None where processes hold them in parts.
+        fixed: by flag, the settings that a resumed run must not change: the optimizer states depend on them, or
+            config.yaml would describe a run that did not take place. schedule: by flag, the settings that determine the
+            learning rate schedule. frozen: a hash of the frozen weights; None if processes hold them in parts.
     """
     trainer, spec = module.trainer, module.spec
     fixed = {
@@ -106,17 +111,17 @@ def settings(module: ResumableModule) -> dict[str, Any]:
         "--trainer.overfit_batches": trainer.overfit_batches,
     }
     fixed |= {f"--model.lora.{name}": value for name, value in (asdict(spec.lora) if spec.lora else {}).items()}
-    vision = asdict(spec.vision) if spec.vision else {}  # names of weights may change, as where a folder was moved
+    vision = asdict(spec.vision) if spec.vision else {}  # names of weights may change, as when a folder was moved
     fixed |= {f"--model.vision.{n}": value for n, value in vision.items() if n not in ("tower", "weights")}
     schedule = {"--trainer.max_epochs": trainer.max_epochs, "--trainer.max_steps": trainer.max_steps}
     return {"fixed": fixed, "schedule": schedule, "frozen": module.frozen_hash}
 
 
 def check(checkpoint: dict[str, Any], module: ResumableModule) -> None:
-    """Refuse a checkpoint of another run; without this, what is missing from it would go unnoticed.
+    """Refuse a checkpoint of another run; without this check, missing weights would not be noticed.
 
     Raises:
-        UserError: it is of another program, or a setting, the parts that are trained or the frozen weights differ.
+        UserError: it is of another program, or a setting, the trained parts or the frozen weights differ.
     """
     then = checkpoint.get(KEY)
     if not isinstance(then, dict) or then.keys() != {"fixed", "schedule", "frozen"}:
@@ -146,7 +151,7 @@ def check(checkpoint: dict[str, Any], module: ResumableModule) -> None:
 
 
 def frozen_hash(module: ResumableModule) -> str | None:
-    """A hash of the weights that are not trained; None where the strategy holds them in parts."""
+    """Return a hash of the frozen weights; None if the strategy holds them in parts, or there is no model."""
     if not _holds_all(module) or module.model is None:
         return None
     trained = {name for name, p in module.model.named_parameters() if p.requires_grad}
@@ -156,7 +161,7 @@ def frozen_hash(module: ResumableModule) -> str | None:
 
 def _check_parts(checkpoint: dict[str, Any], module: ResumableModule) -> None:
     if not _holds_all(module):
-        return  # the others hold the weights in parts, and compare them themselves
+        return  # other strategies hold the weights in parts, and compare them themselves
     own = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
     saved = {name: t.shape for name, t in checkpoint["state_dict"].items() if not name.endswith(MEASURED)}
     if own != saved:
@@ -171,7 +176,7 @@ def _holds_all(module: ResumableModule) -> bool:
 
 
 def _changed(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs, with both values; "" if nothing does."""
+    """List the settings that differ, with both values; "" if none does."""
     flags = sorted(then.keys() | now.keys())
     told = [f"{flag} {then.get(flag)}, not {now.get(flag)}" for flag in flags if then.get(flag) != now.get(flag)]
     return "; ".join(told)

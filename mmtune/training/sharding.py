@@ -1,4 +1,4 @@
-"""The language model divided among devices, block by block (FSDP2), for a frozen base too large for each of them."""
+"""Sharding of the language model among devices, block by block (FSDP2), for a frozen base too large for one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmtune.models.vlm import Stage
 
 
 def check_sharding(spec: ModelSpec, stage: Stage, strategy: ModelParallelStrategy) -> None:
-    """Refuse what cannot be divided so.
+    """Check that a model and stage can be sharded with a strategy.
 
     Raises:
         UserError: the language model is trained in full, its weights are quantised, or checkpoints would be in parts.
@@ -37,11 +37,11 @@ def check_sharding(spec: ModelSpec, stage: Stage, strategy: ModelParallelStrateg
 
 
 def shard(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
-    """Divide each block of the language model, and a projector that is trained, among the devices of a mesh.
+    """Shard each block of the language model, and a trained projector, among the devices of a mesh.
 
-    Of a mesh of two dimensions the second divides and the first holds copies, so that blocks are put together within a
-    machine. Word embeddings, output layer and last norm are frozen and stay whole: they are used outside the decoder's
-    own forward pass, at which the parts are put together.
+    In a mesh of two dimensions, the second shards and the first replicates, so that blocks are gathered within a
+    machine. Word embeddings, output layer and last norm are frozen and are not sharded: they are used outside the
+    decoder's own forward pass, which gathers the parts.
     """
     decoder = model.base_language.base_model
     blocks = decoder_blocks(model.base_language)
@@ -54,7 +54,7 @@ def shard(model: VisionLanguageModel, mesh: DeviceMesh) -> None:
 
 
 def gather_trained(model: nn.Module) -> None:
-    """Put together what was trained, on every process, so that one can save it; all of them must ask."""
+    """Gather the trained weights on every process, so that one can save them; all processes must call this."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.requires_grad and isinstance(parameter, DTensor):
@@ -62,5 +62,5 @@ def gather_trained(model: nn.Module) -> None:
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a tensor that may be divided."""
+    """Return this process's part of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

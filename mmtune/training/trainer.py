@@ -1,4 +1,4 @@
-"""The trainer of a run: its callbacks and guards, where it goes on from, and what is looked at before it begins."""
+"""Trainer of a run: callbacks, checks before training, the checkpoint to resume from, and error messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "max_epochs": 1,
     "log_every_n_steps": 1,
     "use_distributed_sampler": False,
-    "enable_model_summary": False,  # the progress bar says how much is trained
+    "enable_model_summary": False,  # the progress bar shows the number of trained parameters
 }
 SEED = 42
 
@@ -47,16 +47,16 @@ SEED = 42
 def run_options(
     run: Path, options: Mapping[str, Any], *, checkpoint_every: int, more: Sequence[pl.Callback] = ()
 ) -> dict[str, Any]:
-    """Options of Lightning's trainer for a training run: mmtune's callbacks and loggers beside the user's.
+    """Return callbacks and loggers of a training run, mmtune's and the user's, as options of Lightning's trainer.
 
     Args:
         run: the run directory.
-        options: the user's, of Lightning's trainer.
+        options: the user's options of Lightning's trainer.
         checkpoint_every: steps between checkpoints to resume from; 0 for none.
-        more: further callbacks of mmtune's.
+        more: further callbacks of mmtune.
 
     Raises:
-        UserError: an option is out of range, or what it asks for is not done here.
+        UserError: an option is out of range, or is not supported.
     """
     check_trainer_options(options)
     callbacks = list(options.get("callbacks") or [])
@@ -71,7 +71,7 @@ def run_options(
                 save_last=True,
                 save_top_k=0,
                 every_n_train_steps=checkpoint_every,
-                # a run that was moved would leave last.ckpt as it is and go on with last-v1.ckpt
+                # a run that was moved would leave last.ckpt unchanged and continue with last-v1.ckpt
                 enable_version_counter=False,
             )
         )
@@ -79,13 +79,13 @@ def run_options(
 
 
 def make_trainer(make: Callable[..., pl.Trainer], run: Path, callbacks: Sequence[Any], logger: Any) -> pl.Trainer:
-    """Make a trainer that writes checkpoints whole, and runs no code of those it reads.
+    """Create a trainer that writes checkpoints atomically, and runs no code of the checkpoints that it reads.
 
     Args:
-        make: Lightning's `Trainer`, or what stands for it, with the user's options.
+        make: Lightning's `Trainer`, or a replacement, with the user's options.
         run: the run directory.
-        callbacks: all of them.
-        logger: all of them.
+        callbacks: all callbacks.
+        logger: all loggers.
 
     Raises:
         UserError: Lightning refuses the options.
@@ -97,9 +97,9 @@ def make_trainer(make: Callable[..., pl.Trainer], run: Path, callbacks: Sequence
             logger=logger or False,
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         )
-    except (ValueError, ImportError, RuntimeError, TypeError) as error:  # two callbacks of a kind, say
+    except (ValueError, ImportError, RuntimeError, TypeError) as error:  # for example, two callbacks of one kind
         raise UserError(f"--trainer: {error}") from error
-    # only in the place of Lightning's own: strategies and plugins may bring another
+    # replace only Lightning's own: strategies and plugins may use another
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     guard_checkpoints(trainer.strategy)
@@ -108,10 +108,10 @@ def make_trainer(make: Callable[..., pl.Trainer], run: Path, callbacks: Sequence
 
 
 def check_run(module: InstructionTuning, data: InstructionData, trainer: pl.Trainer) -> None:
-    """Look at the model's parts and at what trains them, before the data is read.
+    """Check the model's parts, the strategy and the optimizer, before the data is read.
 
     Raises:
-        UserError: a part is missing, or does not go with the others.
+        UserError: a part is missing, or is incompatible with the others.
     """
     if isinstance(strategy := trainer.strategy, ModelParallelStrategy):
         check_sharding(module.spec, module.stage, strategy)
@@ -126,7 +126,7 @@ def check_run(module: InstructionTuning, data: InstructionData, trainer: pl.Trai
 
 
 def claim_run(run: Path) -> None:
-    """Take a run directory for this process.
+    """Lock a run directory for this process.
 
     Raises:
         UserError: the run is finished, links lead out of it, or another process writes there.
@@ -138,7 +138,7 @@ def claim_run(run: Path) -> None:
 
 
 def checkpoint_of(run: Path) -> str | None:
-    """The checkpoint that an unfinished run goes on from, which is said; None where there is none."""
+    """Return the checkpoint that an unfinished run resumes from, and print it; None if there is none."""
     found = newest_whole(run / "checkpoints")
     if found is None:
         return None
@@ -152,12 +152,12 @@ def checkpoint_of(run: Path) -> str | None:
 def train(
     trainer: pl.Trainer, module: InstructionTuning, data: InstructionData, run: Path, *, ckpt_path: str | None = None
 ) -> None:
-    """Train in a run directory, on from an unfinished run's checkpoint or from the one that is given.
+    """Train in a run directory; resume from the given checkpoint, or else from that of an unfinished run.
 
-    No code in a checkpoint is run: Lightning would run that of one at a web address unless told not to.
+    No code in a checkpoint is run: by default Lightning would run the code of a checkpoint at a web address.
 
     Raises:
-        UserError: the run is finished, another process writes there, or a part does not go with the others.
+        UserError: the run is finished, another process writes there, or a part is incompatible with the others.
     """
     check_run(module, data, trainer)
     claim_run(run)
@@ -166,10 +166,10 @@ def train(
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Say what to do about what Lightning refuses, and where memory runs out.
+    """Convert errors of Lightning's options, and out-of-memory errors, to user errors with advice.
 
     Raises:
-        UserError: in place of their exceptions.
+        UserError: in place of these exceptions.
     """
     try:
         yield
@@ -186,12 +186,12 @@ def explained() -> Iterator[None]:
 
 
 def quieten() -> None:
-    """Keep advice that does not apply out of the user's sight."""
+    """Suppress warnings and log messages of Lightning that do not apply to a run."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*Total length of `list` across ranks is zero.*",  # there is no validation set
-        # nothing is wanted of the callback's state but what RandomStates restores
+        # only the callback state that RandomStates restores is needed
         ".*callbacks used to create the checkpoint need to be provided.*",
         "The dirpath has changed.*",
         ".*does not have many workers.*",

@@ -1,4 +1,4 @@
-"""Options of Lightning's trainer that a run cannot have: what it would do in silence, or say in words of its own."""
+"""Checks of options of Lightning's trainer that a run does not support."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmtune.common.errors import UserError
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
-    """Refuse them before anything is made.
+    """Refuse unsupported options, before anything is created.
 
     Raises:
-        UserError: an option is out of range, or what it asks for is not done here.
+        UserError: an option is out of range, or is not supported.
     """
     _check_ranges(options)
     _check_hardware(options)

@@ -1,4 +1,4 @@
-"""The energy that the machine takes, as codecarbon measures or estimates it."""
+"""Energy consumption of the machine, as codecarbon measures or estimates it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class EnergyMeter:
-    """Kilowatt-hours since the start; not a number where codecarbon is not installed or reads nothing.
+    """Meter of the energy since the start, in kWh; NaN if codecarbon is not installed or reads nothing.
 
-    It reads the meters of processor, memory and GPUs where the machine has them, and estimates from the load where it
-    has not. Nothing is sent anywhere, written to files, or printed.
+    It reads the meters of processor, memory and GPUs if the machine has them, and otherwise estimates energy from the
+    load. Nothing is sent anywhere, written to files, or printed.
     """
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class EnergyMeter:
         self._tracker: Any = None
 
     def start(self) -> None:
-        """Begin to measure, in a thread that looks every 15 seconds."""
+        """Start the measurement, in a thread that reads every 15 seconds."""
         if importlib.util.find_spec("codecarbon") is None:
             return
         codecarbon = importlib.import_module("codecarbon")
@@ -39,20 +39,20 @@ class EnergyMeter:
         self._tracker.start()
 
     def read(self) -> float:
-        """The energy until now."""
+        """Return the energy consumed so far, in kWh."""
         if self._tracker is not None:
             self._tracker.flush()
         return self._reading.kwh
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the measurement and its thread."""
         if self._tracker is not None:
             self._tracker.stop()
             self._tracker = None
 
 
 class _Reading:
-    """What codecarbon takes for a place to write its results to."""
+    """Output handler of codecarbon that keeps the latest reading."""
 
     def __init__(self) -> None:
         self.kwh = math.nan

@@ -1,4 +1,4 @@
-"""What the training cost: `ledger.json` beside each run."""
+"""Cost ledger of a run: time, tokens, operations, memory and energy, in `ledger.json`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _LIBRARIES = ("mmtune", "torch", "transformers", "peft", "lightning", "open_clip
 
 
 class Ledger(pl.Callback):
-    """Counts what a run computes and writes it down; the counts go on where a resumed run goes on.
+    """Count what a run computes, and write the counts to `ledger.json`; a resumed run continues its counts.
 
     Times are seconds of this and all earlier parts of the run; tokens, samples, operations and energy are summed over
-    processes; memory is the largest of any process. The peak that utilisation refers to is the last part's, summed over
-    processes.
+    processes; memory is the largest of any process. The peak that utilisation refers to is that of the last part,
+    summed over processes.
     """
 
     def __init__(self, run: Path) -> None:
@@ -62,17 +62,17 @@ class Ledger(pl.Callback):
         self._tower_before = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the timer and the energy meter."""
         self._begun = time.perf_counter()
         self._tower_before = _images_encoded(pl_module)
-        self._energy_here = trainer.local_rank == 0  # one of a machine's processes measures all of it
+        self._energy_here = trainer.local_rank == 0  # one process of a machine measures all of its energy
         if self._energy_here:
             self._energy.start()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the shapes that operations are counted from; count the photos that were encoded to be stored.
+        """Read the shapes for counting operations, and count the images whose features were computed to be stored.
 
-        And measure what the device does at best, while nothing else runs on it.
+        Also measure the peak of the device, while nothing else runs on it.
         """
         assert isinstance(pl_module, InstructionTuning)
         assert pl_module.model is not None
@@ -87,7 +87,7 @@ class Ledger(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the step's clock."""
+        """Start the timer of the batch."""
         self._step_begun = time.perf_counter()
         self._tower_before = _images_encoded(pl_module)
 
@@ -99,7 +99,7 @@ class Ledger(pl.Callback):
         batch: PackedBatch,
         batch_idx: int,
     ) -> None:
-        """Add the step."""
+        """Add the time, tokens and operations of the batch to the counts."""
         assert self._flops is not None
         assert isinstance(pl_module, InstructionTuning)
         tokens, image = len(batch.input_ids), batch.image_tokens
@@ -127,22 +127,25 @@ class Ledger(pl.Callback):
             self.counts[name] += amount
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the ledger."""
+        """Write `ledger.json`, and stop the energy meter."""
         entries = self._entries(trainer, pl_module)
         self._energy.stop()
         if trainer.is_global_zero:
             write_json(self.file, entries)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """End the energy meter's thread, which the process would wait for."""
+        """Stop the energy meter's thread; otherwise the process would wait for it."""
         self._energy.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts of every process so far, for the checkpoint."""
+        """Return the counts of every process so far, for the checkpoint."""
         return {"processes": of_every_process({**self.counts, "wall_s": self._wall(), "energy_kwh": self._kwh()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's counts: the first process from all that were summed, as there may be fewer now."""
+        """Restore the counts of a checkpoint.
+
+        The first process takes over the counts of all processes, because there may be fewer of them now.
+        """
         processes = state_dict["processes"]
         for name in self.counts:
             if name in _TIMES:
@@ -154,7 +157,7 @@ class Ledger(pl.Callback):
         return self.counts["wall_s"] + time.perf_counter() - self._begun
 
     def _kwh(self) -> float:
-        """Energy of this and all earlier parts; not a number where one of them was not measured."""
+        """Return the energy of this and all earlier parts, in kWh; NaN if one of them was not measured."""
         return self.counts["energy_kwh"] + (self._energy.read() if self._energy_here else 0)
 
     def _entries(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
@@ -162,7 +165,7 @@ class Ledger(pl.Callback):
         on_cuda = device.type == "cuda"
 
         def reduced(value: float, how: str) -> float:
-            # Apple's GPUs have no float64, and a single process
+            # Apple's GPUs have no float64; runs on them have a single process
             tensor = torch.tensor(float(value), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
             return float(trainer.strategy.reduce(tensor, reduce_op=how))
 
@@ -206,24 +209,27 @@ class Ledger(pl.Callback):
 
 @functools.cache
 def device_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Return what a device can do at best, measured once in a process: it takes half a second, and does not change."""
+    """Return the peak of a device for matrix products of a type, in operations per second.
+
+    It is measured once in a process, because the measurement takes half a second and the peak does not change.
+    """
     return matrix_product_peak(device, dtype)
 
 
 def _product_dtype(trainer: pl.Trainer, model: VisionLanguageModel) -> torch.dtype:
-    """What most products of the run are computed in: the mixed precision's, else the type of most weights."""
+    """Return the type of most matrix products: that of mixed precision, else that of most weights."""
     for start, dtype in (("bf16", torch.bfloat16), ("16", torch.float16)):
         if str(trainer.precision).startswith(start):
             return dtype
     sizes: dict[torch.dtype, int] = {}
     for parameter in model.language.parameters():
-        if parameter.is_floating_point():  # quantised weights are not, and are computed in the others' type
+        if parameter.is_floating_point():  # quantised weights are not, and are computed in the type of the others
             sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def hardware(device: torch.device, processes: int) -> dict[str, Any]:
-    """What the run was on; all of its processes must ask."""
+    """Return the hardware of the run; all of its processes must call this."""
     return {
         "machine": platform.machine(),
         "system": platform.system(),
@@ -234,7 +240,7 @@ def hardware(device: torch.device, processes: int) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of Python and the libraries that a result depends on."""
     found = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
@@ -251,7 +257,7 @@ def _images_encoded(pl_module: pl.LightningModule) -> int:
 
 
 def peak_host_memory() -> int:
-    """The most memory that this process has had resident, bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage's figure includes the process that started this one
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

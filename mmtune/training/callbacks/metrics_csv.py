@@ -1,4 +1,4 @@
-"""`RUN/metrics.csv`: one row a logged step, kept across resumes."""
+"""Logger of `RUN/metrics.csv`: one row per logged step, kept when a run is resumed."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from mmtune.common.files import atomic_path
 
 
 class RunLogger(Logger):
-    """A logger whose files lie in the run directory, which says which run it is."""
+    """Logger that writes to the run directory, and needs no name or version of the run."""
 
     @property
     def name(self) -> str:
-        """Part of Lightning's interface; the run directory says which run it is."""
+        """Empty name, required by Lightning; the run directory identifies the run."""
         return ""
 
     @property
     def version(self) -> str:
-        """Part of Lightning's interface."""
+        """Empty version, required by Lightning."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
+        """Do nothing: config.yaml contains the hyperparameters."""
 
 
 class MetricsCsv(RunLogger):
-    """Writes what Lightning logs to one CSV file.
+    """Write Lightning's metrics to one CSV file.
 
-    Lightning's own CSVLogger deletes the file of an earlier part of the run. This one goes on from it, and leaves out
-    rows of steps that a resumed run is about to repeat.
+    Lightning's own CSVLogger deletes the file of an earlier part of the run. This one continues the file, and removes
+    the rows of steps that a resumed run will repeat.
     """
 
     def __init__(self, run: Path) -> None:
         super().__init__()
         self.file = run / "metrics.csv"
-        # the row of the step that a checkpoint was saved after: a run killed between the two has not written it
+        # row of the step after which a checkpoint was saved: a run killed just after saving has not written it
         self.saved: dict[str, Any] | None = None
         self.filled_in: dict[str, Any] | None = None  # that row, once it was found to be missing
         self._columns: list[str] = []
         self._last: dict[str, Any] | None = None
-        self._last_at: int | None = None  # where in the file the last row begins
+        self._last_at: int | None = None  # offset of the last row in the file
         self._read = False
 
     @property
     def log_dir(self) -> str:
-        """The run directory."""
+        """Path of the run directory."""
         return str(self.file.parent)
 
     save_dir = log_dir
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add a row, or columns to the last row where it is the same step's."""
+        """Add a row, or add columns to the last row if it has the same step."""
         step = step or 0
         if not self._read:
             self._read = True
@@ -72,16 +72,16 @@ class MetricsCsv(RunLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Nothing: rows are written as they come."""
+        """Do nothing: each row is written when it is logged."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the checkpoint's row where a resumed run had no step left to log."""
+        """Write the checkpoint's row if a resumed run had no step left to log."""
         if not self._read and self.saved is not None:
             self._keep_before(self.saved["step"] + 1)
 
     def _keep_before(self, step: int) -> None:
-        """Take over an earlier part's rows of earlier steps; a row cut off in the middle of writing is none."""
+        """Keep the rows of an earlier part before this step; an incompletely written row is removed."""
         rows = [row for row in self._rows() if int(row["step"]) < step]
         last = int(rows[-1]["step"]) if rows else -1
         if self.saved is not None and last < self.saved["step"] < step:
@@ -98,7 +98,7 @@ class MetricsCsv(RunLogger):
         return [row for row in csv.DictReader(lines) if None not in row.values() and (row.get("step") or "").isdigit()]
 
     def _write_last(self) -> None:
-        """Append the last row, or write it over the shorter one in its place; a new column writes the file anew."""
+        """Append the last row, or overwrite its shorter version; a new column rewrites the whole file."""
         assert self._last is not None
         if new := [name for name in self._last if name not in self._columns]:
             self._columns += new

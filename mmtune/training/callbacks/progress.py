@@ -1,4 +1,4 @@
-"""How far a training run is, on stderr: a bar over all its steps on a terminal, a line now and then elsewhere."""
+"""Progress of a training run on stderr: a progress bar on a terminal, otherwise a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from mmtune.data.collate import PackedBatch
 from mmtune.models.cost.flops import count_parameters
 
 _SECONDS_BETWEEN_LINES = 30
-_STEPS_OF_SPEED = 20  # the latest, from which tokens per second and the time left are reckoned
+_STEPS_OF_SPEED = 20  # latest steps, from which tokens per second and the remaining time are computed
 
 
 class TrainingProgress(ProgressBar):
-    """Shows the steps of the whole run, be it resumed: loss, tokens per second, time gone in this part, time left."""
+    """Show the progress of the whole run, also of a resumed one.
+
+    It shows steps, loss, tokens per second, elapsed time of this part, and remaining time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,11 +35,11 @@ class TrainingProgress(ProgressBar):
         self._latest: deque[tuple[float, int, int]] = deque(maxlen=_STEPS_OF_SPEED + 1)
 
     def disable(self) -> None:
-        """Lightning silences all processes but the first."""
+        """Disable the output; Lightning calls this in all processes except the first."""
         self._console.quiet = True
 
     def enable(self) -> None:
-        """Speak again."""
+        """Enable the output again."""
         self._console.quiet = False
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -44,7 +47,7 @@ class TrainingProgress(ProgressBar):
         self._console.print(*args, **kwargs)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what is trained on what, and show how much is done."""
+        """Print the number of parameters, rows and steps, and start the progress bar."""
         trained, total = count_parameters(pl_module)
         self._steps, self._step = int(trainer.estimated_stepping_batches), trainer.global_step
         rows = trainer.datamodule.record["rows"]["train"]  # type: ignore[attr-defined]
@@ -67,7 +70,7 @@ class TrainingProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        """Go on by a step, when its last batch is done."""
+        """Update the progress after the last batch of an optimizer step."""
         self._tokens += len(batch.input_ids) * trainer.world_size  # the other processes' packs are about as long
         if trainer.global_step == self._step:
             return
@@ -80,21 +83,21 @@ class TrainingProgress(ProgressBar):
             self._say(f"step {self._step:,} of {self._steps:,}: {self._figures(trainer)}")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say why the steps stand still."""
+        """Show that validation is running."""
         if self._bar is not None:
             self._bar.update(self._task, description="validating")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Back to the steps."""
+        """Show that training continues."""
         if self._bar is not None:
             self._bar.update(self._task, description="training")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the bar as it is."""
+        """Stop the progress bar in its final state."""
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the bar as it is, so that what went wrong is said below it."""
+        """Stop the progress bar in its current state, so that the error is printed below it."""
         self._stop()
 
     def _stop(self) -> None:

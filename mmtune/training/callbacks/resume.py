@@ -1,4 +1,4 @@
-"""What happens around the steps: exact resuming, and saving the model at the end."""
+"""Callbacks for exact resuming, and for saving the model at the end."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mmtune.training.sharding import gather_trained
 
 
 class RandomStates(pl.Callback):
-    """Keeps the random number generators and the place in the data, so that all goes on as if nothing had happened.
+    """Save and restore the random states and the position in the data, so that a run resumes exactly.
 
-    Lightning restores a loader's state only if it makes the loader after it has read the checkpoint, and it makes it
-    before where the schedule asks for the number of steps, as ours does.
+    Lightning restores the state of a data loader only if it creates the loader after it has read the checkpoint. It
+    creates the loader before if the learning rate schedule needs the number of steps, as it does here.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class RandomStates(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note the place in the data, and the step's metrics, which are logged after the checkpoint is saved."""
+        """Save the position in the data, and the step's metrics, which are logged after the checkpoint is saved."""
         checkpoint["place_in_data"] = trainer.train_dataloader.state_dict()
         metrics = trainer.callback_metrics
         logged = {n: float(value) for n, value in metrics.items() if n.startswith(STEP_METRICS)}
@@ -42,24 +42,24 @@ class RandomStates(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Hold the place until there is a loader."""
+        """Read the saved position in the data, and keep it until the data loader exists."""
         self._place = checkpoint.get("place_in_data")
         for log in trainer.loggers:
             if isinstance(log, MetricsCsv):
                 log.saved = checkpoint.get("last_metrics")
         for callback in trainer.checkpoint_callbacks:
-            # it forgets what it saved, and would save the same step again after the first batch, between two
-            # batches whose gradients belong together
+            # it does not restore the step that it saved last, and would save this step again after the first batch,
+            # between two batches whose gradients are accumulated
             callback._last_global_step_saved = checkpoint["global_step"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go to the place, before the first batch is asked for."""
+        """Restore the position in the data, before the first batch is loaded."""
         if self._place is not None:
             trainer.train_dataloader.load_state_dict(self._place)
             self._place = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators' states in every process, for each has drawn as many numbers as its own packs asked for."""
+        """Return the random states of every process; they differ, because each process computes its own packs."""
         python, (name, keys, position, has_gauss, gauss) = random.getstate(), np.random.get_state()
         own = {
             "python": [python[0], list(python[1]), python[2]],
@@ -70,14 +70,14 @@ class RandomStates(pl.Callback):
         return {"processes": of_every_process(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Hold the states until the first step: what happens before it draws numbers too."""
+        """Keep the random states until the first step, because code before it draws random numbers, too."""
         states = state_dict["processes"]
         self._restored = states[process_number() % len(states)]
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Put the states back before the first step after a resume."""
+        """Restore the random states before the first step of a resumed run."""
         if self._restored is None:
             return
         state, self._restored = self._restored, None
@@ -91,18 +91,18 @@ class RandomStates(pl.Callback):
 
 
 class SaveModel(pl.Callback):
-    """Writes `RUN/model/` and `RUN/data.json` when training ends."""
+    """Write `RUN/data.json` when training starts, and `RUN/model/` when it ends."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write down what is trained on."""
+        """Write the record of the training data to `RUN/data.json`."""
         if trainer.is_global_zero:
             write_json(self.run / "data.json", trainer.datamodule.record)  # type: ignore[attr-defined]
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what was trained, after the last checkpoint, to which the parts of a divided model belong."""
+        """Save the trained weights after the last checkpoint, which needs the parts of a sharded model."""
         assert isinstance(pl_module, InstructionTuning)
         assert pl_module.model is not None
         if trainer.interrupted or trainer.fast_dev_run:

@@ -1,4 +1,4 @@
-"""What ends a run before its time: a loss that is no number, SIGTERM, and Ctrl-C."""
+"""Early end of a run: a loss that is not finite, SIGTERM, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _LISTED = 4
 
 
 class SoundLoss(pl.Callback):
-    """Stops the run before an optimizer step whose loss or gradients are no finite numbers.
+    """Stop the run before an optimizer step whose loss or gradients are not finite.
 
-    It is asked once a step, when the gradients of all its packs and processes are together, so that no process stops
-    while another waits for it, and no GPU waits for the answer in between.
+    The check runs once per step, when the gradients of all packs and processes are complete. So no process stops while
+    another waits for it, and no GPU waits for the result between the packs.
     """
 
     def __init__(self) -> None:
@@ -37,17 +37,17 @@ class SoundLoss(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: PackedBatch, batch_idx: int
     ) -> None:
-        """Note whose loss comes next."""
+        """Store the rows of the batch whose loss is computed next."""
         self._rows = batch.where
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        """Keep the loss, without waiting for it."""
+        """Store the loss, without waiting for its value."""
         self._packs.append((loss.detach(), self._rows))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Look at the step's losses and gradients.
+        """Check that the step's losses and gradients are finite.
 
         Raises:
             UserError: one of them is infinite or not a number.
@@ -57,11 +57,11 @@ class SoundLoss(pl.Callback):
         fault = ""
         if bad:
             fault = f"the loss is {float(bad[0][0])} in a pack of {_listed([row for _, rows in bad for row in rows])}"
-        elif trainer.precision != "16-mixed" and not _finite_gradients(pl_module):  # there, the scaler sees to it
+        elif trainer.precision != "16-mixed" and not _finite_gradients(pl_module):  # there, the scaler handles it
             fault = f"the gradients are not finite in a step of {_listed([row for _, rows in packs for row in rows])}"
         if trainer.strategy.reduce_boolean_decision(not fault):
             return
-        # gradients are summed over processes; where a loss is to blame, it says more
+        # gradients are summed over processes; if a loss is the cause, its message is more specific
         fault = min(filter(None, of_every_process(fault)), key=lambda text: text.startswith("the gradients"))
         _all_leave(
             trainer,
@@ -74,11 +74,11 @@ class SoundLoss(pl.Callback):
 
 
 class Stopped(SIGTERMException):
-    """A signal ended the run, and its last checkpoint is saved.
+    """Exception after a signal ended the run and its last checkpoint was saved.
 
     Attributes:
-        number: of the signal: SIGTERM, also in place of SLURM's own, or SIGINT.
-        step: how many optimizer steps were taken.
+        number: number of the signal: SIGTERM, also in place of SLURM's own signal, or SIGINT.
+        step: number of optimizer steps taken.
     """
 
     def __init__(self, number: int, step: int) -> None:
@@ -87,15 +87,15 @@ class Stopped(SIGTERMException):
 
 
 class StopOnSignal(pl.Callback):
-    """On SIGTERM and Ctrl-C, finishes the optimizer step, saves last.ckpt and leaves; a second Ctrl-C leaves at once.
+    """Finish the optimizer step, save last.ckpt and stop on SIGTERM or Ctrl-C; a second Ctrl-C stops at once.
 
-    Lightning's own handler stops after a batch, be it between two batches of a step, saves nothing, and speaks to the
-    other processes in the middle of whatever they do. So its place is taken while training goes on, and the processes
-    ask each other once a step, for a signal may reach only one of them, or each at another step. Where SLURM is to
-    start the job again after a signal of its own (Lightning's automatic requeueing), that one is treated the same.
+    Lightning's own handler stops after any batch, also between two batches of a step, saves nothing, and communicates
+    with the other processes at any point of their work. So it is replaced during training. The processes exchange the
+    state once per step, because a signal may reach only one of them, or each at a different step. If SLURM restarts the
+    job after a signal of its own (Lightning's automatic requeueing), that signal is handled in the same way.
 
     Attributes:
-        received: the signal that came, or None.
+        received: the signal that was received, or None.
     """
 
     def __init__(self, run: Path) -> None:
@@ -106,10 +106,10 @@ class StopOnSignal(pl.Callback):
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over; Lightning puts back what there was before it when the trainer is done."""
+        """Install the signal handlers; Lightning restores the previous ones at the end of training."""
         self._step, self._speaks = trainer.global_step, trainer.is_global_zero
         signal.signal(signal.SIGTERM, self._note)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the shell, say, has it ignored
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise it may be ignored, by the shell
             signal.signal(signal.SIGINT, self._interrupt)
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
@@ -121,23 +121,24 @@ class StopOnSignal(pl.Callback):
             self.received = number
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        """
+        """Store the first Ctrl-C, and print a message.
+
         Raises:
             KeyboardInterrupt: it is not the first.
         """
         if self.received == number:
             raise KeyboardInterrupt
         self._note(number, frame)
-        if self._speaks:  # past the buffers, which a signal may meet half filled
+        if self._speaks:  # without buffers, which may be half filled when the signal arrives
             os.write(2, b"\nmmtune: the step is finished and saved; Ctrl-C again stops at once\n")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        """After the last batch of an optimizer step, leave if any process was told to.
+        """Save a checkpoint and stop after an optimizer step, if any process has received a signal.
 
         Raises:
-            Stopped: the checkpoint is saved.
+            Stopped: after the checkpoint was saved.
         """
         if trainer.global_step == self._step:
             return
@@ -152,15 +153,15 @@ class StopOnSignal(pl.Callback):
 
 
 def received_signal(trainer: pl.Trainer) -> int | None:
-    """SIGTERM or SIGINT, if it came in a run that ended well: when no step was left."""
+    """Return SIGTERM or SIGINT if a signal was received when no step was left, in a run that completed; else None."""
     received = next(c.received for c in trainer.callbacks if isinstance(c, StopOnSignal))  # type: ignore[attr-defined]
     return received if received in (None, signal.SIGINT) else signal.SIGTERM
 
 
 def _all_leave(trainer: pl.Trainer, reason: BaseException) -> NoReturn:
-    """Raise in the first process, and let the others end without a word.
+    """Raise an exception in the first process, and end the others silently.
 
-    They must not end with an error, at which Lightning kills the first process wherever it is.
+    The others must not end with an error, because Lightning would then kill the first process at any point.
     """
     raise reason if trainer.is_global_zero else SystemExit(0)
 

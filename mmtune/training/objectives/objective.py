@@ -1,4 +1,4 @@
-"""What a training objective says of itself."""
+"""Interface of training objectives."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ from mmtune.models.head import Head
 
 
 class Objective(Protocol):
-    """A loss over packs of documents.
+    """Training objective: a loss over packs of documents.
 
-    The loss of an optimizer step is the mean of its packs' losses by their weights, however the documents are spread
-    over packs, accumulation and processes.
+    The loss of an optimizer step is the weighted mean of its packs' losses. It does not depend on how the documents are
+    distributed over packs, accumulation and processes.
 
     Attributes:
-        name: what tells it from other objectives and other settings of it; a resumed run must have the same.
+        name: unique name of the objective with its settings; a resumed run must have the same name.
         value_columns: columns of the training rows that hold a number for each document: an advantage, the
-            log-probability under a reference model, the id of a pair. `PackedBatch.document_values` has them, in
-            float32: ids are exact up to 2^24.
+            log-probability under a reference model, the id of a pair. `PackedBatch.document_values` holds them,
+            in float32: ids are exact up to 2^24.
     """
 
     @property
     def name(self) -> str:
-        """See above."""
+        """Name of the objective; see the class attributes."""
         ...
 
     @property
     def value_columns(self) -> tuple[str, ...]:
-        """See above."""
+        """Columns that the objective reads; see the class attributes."""
         ...
 
     def weight(self, example: Example) -> float:
-        """The weight of a document in the mean loss of its step, above 0; that of a pack is their sum."""
+        """Return the weight of a document in the mean loss of its step, above 0; a pack's weight is their sum."""
         ...
 
     def loss(self, hidden: torch.Tensor, batch: PackedBatch, head: Head) -> torch.Tensor:
-        """The mean loss over a pack's weight, a finite scalar; in a repeated pack no target is left.
+        """Compute the mean loss over a pack's weight, a finite scalar; a repeated pack has no targets.
 
         Args:
             hidden: the last hidden states of the pack, [tokens, hidden].
-            batch: the pack; its `document_ids` say which document a token belongs to.
-            head: gives the logits [rows, vocabulary] of hidden states [rows, hidden].
+            batch: the pack; its `document_ids` map each token to its document.
+            head: computes the logits [rows, vocabulary] of hidden states [rows, hidden].
         """
         ...
 
     def loss_at(self, states: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
-        """A loss over the supervised positions alone, [positions, hidden] and int64 [positions].
+        """Compute a loss over only the supervised positions, [positions, hidden] and int64 [positions].
 
-        What a step's memory is counted with, on tensors without values.
+        It is used to estimate the memory of a step, on tensors without values.
         """
         ...
 
     def computes_logits_twice(self, supervised: int) -> bool:
-        """Whether the logits of so many supervised tokens are computed again in the backward pass."""
+        """Return whether the logits of this many supervised tokens are computed again in the backward pass."""
         ...

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross entropy at the answers' tokens."""
+"""Supervised fine-tuning: cross entropy of the answer tokens."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class SupervisedObjective:
     value_columns: tuple[str, ...] = ()
 
     def weight(self, example: Example) -> float:
-        """The supervised tokens of a document."""
+        """Return the number of supervised tokens of a document."""
         return count_supervised(example)
 
     def loss(self, hidden: torch.Tensor, batch: PackedBatch, head: Head) -> torch.Tensor:
-        """See `Objective.loss`."""
+        """Compute the loss of a pack; see `Objective.loss`."""
         return supervised_loss(hidden, batch.targets, head)
 
     def loss_at(self, states: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
-        """See `Objective.loss_at`."""
+        """Compute the loss at supervised positions; see `Objective.loss_at`."""
         return chunked_loss(states, targets, head)
 
     def computes_logits_twice(self, supervised: int) -> bool:
-        """See `Objective.computes_logits_twice`; the logits of several chunks are not kept."""
+        """Return whether there are several chunks, whose logits are not kept; see `Objective.computes_logits_twice`."""
         return supervised > CHUNK

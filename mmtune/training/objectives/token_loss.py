@@ -1,4 +1,4 @@
-"""Cross entropy at the supervised positions only."""
+"""Cross entropy and log-probabilities at the supervised positions only."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ CHUNK = 1024  # positions whose logits exist at once: 1024 x 32,000 floats are 1
 def supervised_loss(
     hidden: torch.Tensor, targets: torch.Tensor, output_layer: OutputLayer, *, chunk: int = CHUNK
 ) -> torch.Tensor:
-    """Mean cross entropy over the tokens that are learnt.
+    """Compute the mean cross entropy over the supervised tokens.
 
-    The vocabulary projection, the largest product of a small model, is computed at those positions alone, in chunks
-    whose logits are computed again in the backward pass rather than kept.
+    The vocabulary projection, the largest matrix product of a small model, is computed only at those positions, in
+    chunks. The logits of several chunks are computed again in the backward pass, to save memory.
 
     Args:
         hidden: [tokens, hidden].
-        targets: int64 [tokens], IGNORED where nothing is learnt.
+        targets: int64 [tokens], IGNORED at positions that are not supervised.
         output_layer: hidden states to logits.
         chunk: positions computed at once.
 
     Returns:
-        A scalar in float32; 0 where nothing is learnt.
+        A scalar in float32; 0 if there are no supervised tokens.
     """
     learnt = targets != IGNORED
     return chunked_loss(hidden[learnt], targets[learnt], output_layer, chunk=chunk)
@@ -38,16 +38,16 @@ def supervised_loss(
 def token_log_probs(
     hidden: torch.Tensor, targets: torch.Tensor, output_layer: OutputLayer, *, chunk: int = CHUNK
 ) -> torch.Tensor:
-    """Log-probability of each token that is learnt, for objectives that weigh tokens or documents themselves.
+    """Compute the log-probability of each supervised token, for objectives with their own weights.
 
     Args:
         hidden: [tokens, hidden].
-        targets: int64 [tokens], IGNORED where nothing is learnt.
+        targets: int64 [tokens], IGNORED at positions that are not supervised.
         output_layer: hidden states to logits.
         chunk: positions computed at once; the logits of several chunks are computed again in the backward pass.
 
     Returns:
-        float32 [tokens], with a gradient; 0 where nothing is learnt.
+        float32 [tokens], with a gradient; 0 at positions that are not supervised.
     """
     learnt = targets != IGNORED
 
@@ -61,7 +61,14 @@ def token_log_probs(
 def chunked_loss(
     states: torch.Tensor, wanted: torch.Tensor, output_layer: OutputLayer, *, chunk: int = CHUNK
 ) -> torch.Tensor:
-    """The same where all positions are learnt: `states` [positions, hidden], `wanted` [positions]."""
+    """Compute the mean cross entropy where all positions are supervised.
+
+    Args:
+        states: hidden states, [positions, hidden].
+        wanted: target tokens, [positions].
+        output_layer: hidden states to logits.
+        chunk: positions computed at once.
+    """
 
     def summed(some_states: torch.Tensor, some_wanted: torch.Tensor) -> torch.Tensor:
         return cross_entropy(output_layer(some_states).float(), some_wanted, reduction="sum")
@@ -77,7 +84,7 @@ def _in_chunks(
     wanted: torch.Tensor,
     chunk: int,
 ) -> list[torch.Tensor]:
-    """What is computed of each chunk; of several, no logits are kept for the backward pass."""
+    """Apply `compute` to each chunk; with several chunks, no logits are kept for the backward pass."""
     parts = list(zip(states.split(chunk), wanted.split(chunk), strict=True))
     if len(parts) == 1:
         return [compute(*parts[0])]
