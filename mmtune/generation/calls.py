@@ -1,4 +1,4 @@
-"""What a caller gives as prompts, photos and choices, as the lists that the model works with."""
+"""Conversion of a caller's prompts, images and choices to the lists that the model takes."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _ONE = (
     memoryview,
     np.ndarray,
     Mapping,
-)  # photos, and what is no list of them
+)  # types of one image, and types that are no list of images
 _CHAT = "a conversation goes into mmtune.Prompt, as its turns"
 
 
 def one_text(value: Any, name: str) -> str:
-    """The text itself.
+    """Check that a value is a string, and return it.
 
     Args:
-        value: what was given.
-        name: what it is, for messages.
+        value: value from the caller.
+        name: name of the value, for messages.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is no string.
     """
     if isinstance(value, str):
-        return str(value)  # of its subclasses, numpy's too, the text
+        return str(value)  # converts subclasses, such as numpy's, to plain strings
     if isinstance(value, Mapping):
         raise UserError(f"{name} is a {_kind(value)}, with {_keys(value)}; give its text as a string; {_CHAT}")
     if isinstance(value, Iterable) and not isinstance(value, bytes):
@@ -53,12 +53,12 @@ def one_text(value: Any, name: str) -> str:
 
 
 def many_texts(value: Any, name: str, one: str) -> list[str]:
-    """Several texts.
+    """Check that a value is a list of strings, and return it.
 
     Args:
-        value: what was given.
-        name: what they are, for messages: `stop`.
-        one: what one of them is: `stop string`.
+        value: value from the caller.
+        name: name of the list, for messages: `stop`.
+        one: name of one element, for messages: `stop string`.
 
     Raises:
         UserError: it is no list of strings.
@@ -69,23 +69,23 @@ def many_texts(value: Any, name: str, one: str) -> list[str]:
 
 
 def stop_strings(stop: Any) -> list[str]:
-    """One stop string or several, as a list.
+    """Return one stop string or several as a list.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither a string nor a list of strings.
     """
     return [stop] if isinstance(stop, str) else many_texts(stop, "stop", "stop string")
 
 
 class Prompts:
-    """The prompts of one call, with their images opened.
+    """Prompts of one call, with their images opened.
 
     An image that several prompts name by the same path, or give as the same object, is opened once and stays the same
-    object, which the model computes once.
+    object, which the model encodes once.
 
     Attributes:
-        prompts: of all.
-        single: whether one was given in place of a list: the caller wants one result.
+        prompts: list of all prompts.
+        single: whether the call has one prompt in place of a list, and so returns one result.
     """
 
     def __init__(
@@ -93,16 +93,17 @@ class Prompts:
     ) -> None:
         """
         Args:
-            prompts: what the user says, one string or a list of them; or one `Prompt`, or a list.
-            images: to one string an image, a list of images or None; to a list, for each prompt one of these.
+            prompts: text of the user, one string or a list of them; or one `Prompt`, or a list.
+            images: for one string, an image, a list of images or None; for a list, one of these for each prompt.
             system: a system prompt in place of the template's own, for strings.
-            response_prefix: how the answers begin, for strings.
+            response_prefix: beginning of the answers, for strings.
 
         Raises:
-            UserError: they are something else, differ in number, or an image cannot be read.
+            UserError: a value has another type, the turns of a prompt have another order, prompts and images differ
+                in number, or an image cannot be read.
         """
         self._opened: dict[Any, Image.Image] = {}
-        self._given: list[Any] = []  # keeps alive what `_opened` knows by its id
+        self._given: list[Any] = []  # keeps the objects alive whose ids are keys of `_opened`
         self.single = isinstance(prompts, str | Prompt)
         given = [prompts] if isinstance(prompts, Prompt) else prompts
         if isinstance(given, list | tuple) and given and all(isinstance(one, Prompt) for one in given):
@@ -121,11 +122,11 @@ class Prompts:
         ]
 
     def returned(self, results: list[T]) -> Any:
-        """What the caller gets: a list, or of one prompt the one result."""
+        """Return the results in the caller's form: a list, or the one result of a single prompt."""
         return results[0] if self.single else results
 
     def _checked(self, prompt: Prompt, where: str) -> Prompt:
-        """A prompt whose turns are what they should be, with its images opened."""
+        """Check the turns of a prompt, and return it with its images opened."""
         roles = [turn.role for turn in prompt.turns]
         dialogue = roles[1:] if roles[:1] == ["system"] else roles
         if dialogue != [("user", "assistant")[place % 2] for place in range(len(dialogue))] or len(dialogue) % 2 == 0:
@@ -170,23 +171,23 @@ class Prompts:
 
 
 def images_of_turn(given: Any) -> list[Image.Image]:
-    """The photos of one turn: of one, of several or of None.
+    """Open the images of one turn, given as one image, several or None.
 
     Raises:
-        UserError: one is something else, or cannot be read.
+        UserError: an image has another type, or cannot be read.
     """
     return list(Prompts("", given).prompts[0].images)
 
 
 def choices_of_each(choices: Any, asked: Prompts) -> list[list[str]]:
-    """What may be answered to each prompt.
+    """Return the choices of each prompt.
 
     Args:
-        choices: to one string a list of strings; to a list of prompts, a list of lists.
+        choices: for one prompt, a list of strings; for a list of prompts, a list of lists.
         asked: the prompts.
 
     Raises:
-        UserError: it is something else, or they differ in number.
+        UserError: a value has another type, or prompts and choices differ in number.
     """
     if asked.single:
         return [many_texts(choices, "choices", "choice")]
@@ -199,7 +200,7 @@ def choices_of_each(choices: Any, asked: Prompts) -> list[list[str]]:
 
 
 def _opened(given: Any, name: str, where: str) -> Image.Image:
-    """A photo that is given otherwise than as Pillow's."""
+    """Open an image that is not given as a Pillow image."""
     if isinstance(given, np.ndarray):
         shape = given.shape
         if given.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))) or 0 in shape:

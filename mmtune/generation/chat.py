@@ -1,4 +1,4 @@
-"""A conversation with a model: it answers while it thinks, and what was said is not computed again."""
+"""Conversation with a model: answers are streamed, and earlier turns are not computed again."""
 
 from __future__ import annotations
 
@@ -26,29 +26,31 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """A conversation of several turns, about photos or not.
+    """Conversation of several turns, with or without images.
 
-    Each turn is rendered with all before it, as in training. Keys and values of the tokens that the text before began
-    with too are kept, so that a turn costs its own tokens; where the template writes earlier turns otherwise than they
-    were said, or the tokenizer cuts an answer otherwise than the model said it, what follows that place is computed
-    anew, as is all of it by a model that is computed one by one. A photo goes through the tower once.
+    Each turn is rendered with all turns before it, as in training. The keys and values of the tokens that the new text
+    and the previous text begin with are kept, so that a turn costs only its own tokens. Where the template renders an
+    earlier turn in another form, or the tokenizer splits an answer into other tokens than the model generated, all that
+    follows is computed again. A model that computes sequences one by one computes all tokens again. An image goes
+    through the tower once.
 
     Attributes:
-        model: answers.
-        turns: what was said, without the system prompt.
-        images: those of all turns, in order.
-        forgotten: how many of the turns, from the first on, the model is no longer shown.
-        finish_reason: why the last answer ended: `stop`, `length` or `window`; None before there is one.
+        model: model that answers.
+        turns: turns so far, without the system prompt.
+        images: images of all turns, in order.
+        forgotten: number of turns, from the first on, that the model no longer receives.
+        finish_reason: reason why the last answer ended: `stop`, `length`, `window`, or `thinking` where the thought
+            used up its budget; None before there is an answer.
     """
 
     def __init__(self, model: VisionLanguageModel, *, system: str | None = None) -> None:
         """
         Args:
-            model: answers.
+            model: model that answers.
             system: a system prompt in place of the template's own.
 
         Raises:
-            UserError: the system prompt has a photo's mark, or is no Unicode.
+            UserError: the system prompt contains `<image>`, or is not valid Unicode.
         """
         if system is not None and IMAGE_PLACEHOLDER in one_text(system, "the system prompt"):
             raise UserError(f"the system prompt holds {IMAGE_PLACEHOLDER}; photos belong to what the user says")
@@ -57,7 +59,7 @@ class Chat:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all that was said and seen."""
+        """Remove all turns and images."""
         self.turns: list[Turn] = []
         self.images: list[Image.Image] = []
         self.forgotten = 0
@@ -75,22 +77,23 @@ class Chat:
         *,
         sampling: SamplingParams | None = None,
     ) -> Generator[str, None, None]:
-        """Say something, and hear the answer piece by piece.
+        """Send a turn of the user, and yield the answer piece by piece.
 
-        An answer that is not heard to its end counts as far as it was heard; if that is nothing, the turn was not said.
-        With `sampling.thinking_budget` the thought comes first.
+        If the caller stops reading early, the answer is recorded as far as it was read; if nothing was read, the turn
+        is not recorded. With `sampling.thinking_budget` the thought comes first.
 
         Args:
-            text: what the user says, `<image>` where a photo goes; without such marks the photos go first.
-            images: the photos of this turn, one or several; see `mmtune.generation.calls.ImageInput`.
-            sampling: how the answer is chosen; greedily by default.
+            text: text of the user, with `<image>` in place of each image; without such marks the images come first.
+            images: the images of this turn, one or several; see `mmtune.generation.calls.ImageInput`.
+            sampling: sampling options of the answer; greedy by default.
 
         Yields:
             The pieces of the answer; together they are what `generate` gives for the same prompt.
 
         Raises:
-            UserError: nothing is said, photos and marks differ in number, the model cannot see, or the conversation
-                is longer than the model can read, or its template knows no thoughts. The turn was then not said.
+            UserError: the turn is empty, images and marks differ in number, the model has no vision tower, the
+                conversation is longer than the model can read, its template has no thoughts, or `sampling.n` is not 1.
+                The turn is then not recorded.
         """
         sampling = sampling or SamplingParams()
         if sampling.n != 1:
@@ -108,12 +111,12 @@ class Chat:
             over = True
         finally:
             if answer or over:
-                # a mark that the model wrote is no place for a photo
+                # an `<image>` that the model wrote is text, not an image
                 self.turns += [turn, Turn("assistant", answer.replace(IMAGE_PLACEHOLDER, "image"))]
                 self.images = all_images
 
     def _marked(self, text: str, images: int) -> str:
-        """The text with a mark for each photo."""
+        """Return the text with an `<image>` mark for each image."""
         text = _checked(text)
         marks = text.count(IMAGE_PLACEHOLDER)
         if not marks:
@@ -129,7 +132,7 @@ class Chat:
     def _prompt(
         self, turn: Turn, images: Sequence[Image.Image], sampling: SamplingParams
     ) -> tuple[str, Sequence[Image.Image]]:
-        """The conversation as the model is shown it, with its photos; without the oldest turns if that is the rule."""
+        """Render the conversation and select its images; with the rule `shorten`, the oldest turns may be dropped."""
         window, room = self.model.window, sampling.max_tokens + sampling.thinking_budget
         forgotten = self.forgotten
         while True:
@@ -151,7 +154,7 @@ class Chat:
         return prompt, seen
 
     def _answer(self, prompt: str, images: Sequence[Image.Image], sampling: SamplingParams) -> Iterator[str]:
-        """The pieces of the thought, if there is to be one, and of the answer."""
+        """Yield the pieces of the thought, if there is a thinking budget, and of the answer."""
         sampler, numbers = Sampler(sampling), random_numbers(sampling.seed, f"turn {len(self.turns)}", 0)
         if sampling.thinking_budget:
             thought = ""
@@ -177,7 +180,7 @@ class Chat:
         sampler: Sampler,
         numbers: Numbers,
     ) -> Iterator[str]:
-        """What follows a text, at most so many tokens, each piece once it can no longer change."""
+        """Yield the continuation of a text, at most `most` tokens, each piece once it can no longer change."""
         ids = self._encoder.token_ids(prompt, images)
         limit = room_left(len(ids), most, self.model.window)
         if limit < 1:  # a thought has taken all the room
@@ -200,10 +203,10 @@ class Chat:
 
 
 def check_thinking(model: VisionLanguageModel, sampling: SamplingParams) -> None:
-    """Make sure that a model can answer so.
+    """Check that the model's template has thoughts, if there is a thinking budget.
 
     Raises:
-        UserError: it is to think, and its template knows no thoughts.
+        UserError: there is a thinking budget, but the template has no thoughts.
     """
     if sampling.thinking_budget and model.thinking == "never":
         raise UserError(

@@ -1,4 +1,4 @@
-"""Choices as tokens that continue a prompt: the border between the two is kept, and no character is lost."""
+"""Tokenization of choices that continue a prompt: the border between the two is kept, and no character is lost."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def split_spaces(prompt: str) -> tuple[str, str]:
 
 
 class ChoiceTokenizer:
-    """Tokenises what may follow one prompt.
+    """Tokenizer of the choices that may follow one prompt.
 
-    The tokens of a choice are those after the prompt's in the tokens of both together. Where these do not begin with
-    the prompt's own tokens (the tokenizer joins characters of both sides in one token), or say something else, they are
-    the tokens of the choice by itself, without the space that sentencepiece puts before a text.
+    Prompt and choice are tokenized together, and the tokens after those of the prompt are the choice's. If the tokens
+    of both together do not begin with the prompt's own (the tokenizer joins characters of both sides in one token), or
+    decode to another text, the choice is tokenized alone, without the space that sentencepiece puts before a text.
     """
 
     def __init__(self, tokenizer: Any, prompt: str) -> None:
         """
         Args:
             tokenizer: a fast tokenizer of transformers.
-            prompt: the rendered prompt, `<image>` where a photo goes; what follows the last photo is looked at.
+            prompt: the rendered prompt, `<image>` in place of each image; only the text after the last one is used.
         """
         self._tokenizer = tokenizer
-        last = prompt.rpartition(IMAGE_PLACEHOLDER)[2]  # texts between photos are tokenised apart
+        last = prompt.rpartition(IMAGE_PLACEHOLDER)[2]  # texts between images are tokenized separately
         self._text = last.replace(MARK_AS_TEXT, IMAGE_PLACEHOLDER)
         self._ids = self._tokenise(self._text)
 
     def ids(self, choice: str) -> list[int]:
-        """The token ids of a choice; `<image>` in it is text. Empty if the tokenizer keeps nothing of it."""
+        """Return the token ids of a choice; `<image>` in it is text. Empty if the tokenizer drops all of it."""
         text, before, ids = self._text, self._ids, list[int]()
         for part in self._parts(choice):
             ids += self._continuing(text, [*before, *ids], part)
@@ -50,7 +50,7 @@ class ChoiceTokenizer:
         return ids
 
     def _parts(self, choice: str) -> list[str]:
-        """The choice, cut where the tokenizer would take its text for the token of a photo."""
+        """Split the choice where the tokenizer would read `<image>` in its text as the image token."""
         if IMAGE_PLACEHOLDER not in choice or IMAGE_PLACEHOLDER not in self._tokenizer.get_added_vocab():
             return [choice]
         first, *others = choice.split(IMAGE_PLACEHOLDER)
@@ -59,7 +59,7 @@ class ChoiceTokenizer:
         return [*parts[:-1], parts[-1].removesuffix(begin)]
 
     def _continuing(self, text: str, before: Sequence[int], choice: str) -> list[int]:
-        """The tokens of a choice after a text with the tokens `before`."""
+        """Return the tokens of a choice after a text with the tokens `before`."""
         candidates = []
         for context, known in ((text, before), ("", ()), (_ANCHOR, self._tokenise(_ANCHOR))):
             ids = self._tokenise(context + choice)
@@ -67,10 +67,10 @@ class ChoiceTokenizer:
                 candidates.append(ids[len(known) :])
                 if self._says(before, candidates[-1], choice):
                     return candidates[-1]
-        return candidates[0]  # a tokenizer that writes another form of the text, say lower case
+        return candidates[0]  # the tokenizer changes the text, for example to lower case
 
     def _says(self, before: Sequence[int], ids: Sequence[int], choice: str) -> bool:
-        """Whether tokens after those before them say the choice, up to Unicode's forms of a character."""
+        """Return whether the tokens `ids` after `before` decode to the choice, up to Unicode normalization (NFKC)."""
         context = before[-_CONTEXT:]
         said, wanted = self._decode([*context, *ids]), self._decode(context) + choice
         return said == wanted or unicodedata.normalize("NFKC", said) == unicodedata.normalize("NFKC", wanted)

@@ -1,4 +1,4 @@
-"""The prompts of a call, written so that they and what follows them fit into the model's window."""
+"""Rendering of a call's prompts so that each fits into the model's window with the tokens that follow it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mmtune.models.window import answer_room, checked_past_window, fitted, surel
 
 
 class PromptWriter:
-    """Writes the prompts of a call in the model's template, those that are too long shortened if that is the rule.
+    """Renderer of a call's prompts in the model's template; with the rule `shorten`, long prompts are shortened.
 
     Attributes:
-        prompts: those of the call; of a conversation that was shortened, what is left of it.
+        prompts: prompts of the call; of a conversation that was shortened, the remaining turns.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class PromptWriter:
     ) -> None:
         """
         Args:
-            model: is asked.
-            encoder: of the call.
-            prompts: with their images.
+            model: model that receives the prompts.
+            encoder: encoder of the call.
+            prompts: prompts with their images.
             thinking: whether a thought comes first.
 
         Raises:
-            UserError: see `prompt_text`, or there is no such rule.
+            UserError: see `prompt_text`; or `model.past_window` is no known rule.
         """
         self.prompts = list(prompts)
         self._model, self._encoder, self._thinking = model, encoder, thinking
@@ -43,7 +43,9 @@ class PromptWriter:
         self._texts = [prompt_text(model, one, number, thinking=thinking) for number, one in enumerate(prompts)]
 
     def with_room(self, number: int, tokens: int) -> str:
-        """A prompt behind which there is room for an answer of so many tokens; where longer ones are refused, for one.
+        """Return a prompt that leaves room for an answer of `tokens` tokens, or for one token with the rule `refuse`.
+
+        With the rule `shorten`, at most half of the window is kept free.
 
         Raises:
             UserError: the prompt is too long.
@@ -51,7 +53,7 @@ class PromptWriter:
         return self._fitted(number, 1 if self._past_window == "refuse" else answer_room(self._model.window, tokens))
 
     def with_choices(self, number: int, choices: Sequence[str]) -> tuple[str, list[list[int]]]:
-        """A prompt without the spaces at its end, and the tokens of what may follow it.
+        """Return a prompt without the spaces at its end, and the tokens of the choices that may follow it.
 
         Raises:
             UserError: the prompt is too long for the longest choice, or the embedding lacks a token of a choice.
@@ -64,7 +66,7 @@ class PromptWriter:
         return split_spaces(self._fitted(number, max(map(len, said), default=0), spaced=False))[0], said
 
     def _fitted(self, number: int, room: int, *, spaced: bool = True) -> str:
-        """A prompt behind which so many tokens fit; unless `spaced`, spaces at its end are not counted."""
+        """Return a prompt that leaves `room` tokens free; unless `spaced`, spaces at its end are not counted."""
         model, window = self._model, self._model.window
 
         def length(text: str) -> int:
@@ -97,7 +99,7 @@ class PromptWriter:
 
 
 def without_oldest(prompt: Prompt) -> Prompt | None:
-    """A conversation without its oldest question, answer and images; None where there is only one question."""
+    """Return a conversation without its oldest question, answer and images; None if there is only one question."""
     system = tuple(turn for turn in prompt.turns if turn.role == "system")
     dialogue = prompt.turns[len(system) :]
     if len(dialogue) < 3:
@@ -113,16 +115,16 @@ def too_long(
     choices: Sequence[Sequence[str]] | None = None,
     params: SamplingParams | None = None,
 ) -> dict[int, int]:
-    """Which prompts have no room for what follows them in the window, with their tokens.
+    """Return the numbers of the prompts that do not fit into the window with the tokens that follow, and their lengths.
 
-    What must follow is the longest choice; of a completion its first token, or where prompts are shortened all that it
-    may have, at most half of the window.
+    The tokens that follow are those of the longest choice, which the length includes. For completions, they are one
+    token; with the rule `shorten`, they are all tokens of the completion, at most half of the window.
 
     Args:
-        model: is asked.
+        model: model that receives the prompts.
         prompts: their images are only counted.
-        choices: of each prompt, where they are scored.
-        params: where completions are asked for.
+        choices: choices of each prompt, if they are scored.
+        params: sampling options, if completions are generated.
     """
     window, found = model.window, dict[int, int]()
     if window is None:

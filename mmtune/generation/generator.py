@@ -22,11 +22,11 @@ _OPTIONS = [field.name for field in dataclasses.fields(SamplingParams)]
 
 
 class VisionLanguageModel(TunableModel):
-    """Vision-language model that is loaded, saved and asked; see `ComposedModel` for what it is made of."""
+    """Vision-language model with loading, saving and answers; see `ComposedModel` for its parts."""
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What it can do beyond one greedy answer to a text."""
+        """Capabilities beyond one greedy answer to a text."""
         found: set[Capability] = {"loglikelihood", "sampling", "window", "batching"}
         if self.tower is not None:
             found.add("images")
@@ -38,22 +38,22 @@ class VisionLanguageModel(TunableModel):
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[list[Completion]]:
-        """Complete prompts.
+        """Generate completions of prompts.
 
-        What several prompts begin with, the prompt of several completions, and an image that several show (the same
-        object), is computed once; by a model that is computed one by one (docs/models.md), the image alone is.
+        A common prefix of several prompts, the prompt of several completions, and an image of several prompts (the same
+        object) are computed once. A model that computes sequences one by one (docs/models.md) shares the image only.
 
         Args:
             prompts: conversations; their images are Pillow's, paths, bytes or arrays
                 (`mmtune.generation.calls.ImageInput`).
-            params: how completions are chosen; one greedy completion each by default.
+            params: sampling options; one greedy completion of each prompt by default.
 
         Returns:
             The `params.n` completions of each prompt.
 
         Raises:
-            UserError: images and `<image>` marks of a prompt differ in number, the template knows no thoughts, a prompt
-                is longer than the model reads, or something given is of another kind.
+            UserError: images and `<image>` marks of a prompt differ in number, the template has no thoughts, a prompt
+                is longer than the model reads, or a value has another type.
         """
         if isinstance(prompts, str | Prompt) or not all(isinstance(one, Prompt) for one in prompts):
             raise UserError("generate takes a list of mmtune.Prompt; answer takes strings")
@@ -78,14 +78,14 @@ class VisionLanguageModel(TunableModel):
         stop: str | Sequence[str] = (),
         **options: Any,
     ) -> str | list[str]:
-        """Answer what a user says: `generate` for strings, one completion each.
+        """Answer texts of a user: `generate` for strings, one completion each.
 
         Args:
-            prompts: what the user says, `<image>` where a photo goes: one string, or a list of them.
-            images: the photos of the one prompt, or of each: one, a list or None; see
+            prompts: text of the user, with `<image>` in place of each image: one string, or a list of them.
+            images: the images of the one prompt, or of each: one, a list or None; see
                 `mmtune.generation.calls.ImageInput`.
             system: a system prompt in place of the template's own.
-            response_prefix: how the assistant's turn begins; not part of the answer.
+            response_prefix: beginning of the assistant's turn; not part of the answer.
             stop: string or strings that end an answer; the answer includes the first.
             **options: the other fields of `SamplingParams`, and `batch_tokens` or `past_window` for this call.
 
@@ -132,23 +132,24 @@ class VisionLanguageModel(TunableModel):
         response_prefix: str = "",
         **options: Any,
     ) -> list[float] | list[list[float]]:
-        """How likely each choice is as the beginning of the answer.
+        """Compute the log-probability of each choice as the beginning of the answer.
 
         Args:
-            prompts: one prompt or a list of them; or what the user says, one string or a list, with the following.
-            choices: what the assistant may say after the response prefix, for the one prompt or for each.
-            images: the photos of the one string, or of each; as `answer` takes them.
+            prompts: one `Prompt` or a list of them; or text of the user, one string or a list. `images`, `system` and
+                `response_prefix` are for strings.
+            choices: texts that may follow the response prefix, for the one prompt or for each.
+            images: the images of the one string, or of each; as `answer` takes them.
             system: a system prompt in place of the template's own.
-            response_prefix: how the assistant's turn begins.
+            response_prefix: beginning of the assistant's turn.
             **options: `batch_tokens` or `past_window` for this call.
 
         Returns:
             For the one prompt, or in a list for each, the natural logarithm of each choice's probability: the sum over
             its tokens, as `ChoiceTokenizer` gives them. Spaces at the end of the prompt are scored with the choice. NaN
-            for a choice of which the tokenizer keeps nothing.
+            for a choice that the tokenizer drops completely.
 
         Raises:
-            UserError: photos and `<image>` marks of a prompt differ in number, a choice is empty, or a prompt is longer
+            UserError: images and `<image>` marks of a prompt differ in number, a choice is empty, or a prompt is longer
                 than the model reads.
         """
         asked = Prompts(prompts, images, system=system, response_prefix=response_prefix)
@@ -162,12 +163,12 @@ class VisionLanguageModel(TunableModel):
         choices: Sequence[Sequence[str]] | None = None,
         params: SamplingParams | None = None,
     ) -> dict[int, int]:
-        """Which prompts have no room for what follows them in the window; see `mmtune.generation.fitting.too_long`."""
+        """Return the prompts that do not fit into the window; see `mmtune.generation.fitting.too_long`."""
         return too_long(self, prompts, choices=choices, params=params)
 
 
 def _set(model: VisionLanguageModel, settings: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Have a model's settings be these for one call."""
+    """Change settings of a model for one call."""
     for name in settings:
         if name not in _SETTINGS:
             raise UserError(f"{name}: there is no such option; {did_you_mean(name, _SETTINGS)}")

@@ -1,6 +1,6 @@
-"""Prompts as text, as keys and as embeddings.
+"""Prompts as text, as token ids and as embeddings.
 
-TokenIds say which tokens and photos are the same, embeddings what they are to the language model.
+TokenIds show which tokens and images are the same; embeddings are the input of the language model.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ _IMAGES_AT_ONCE = 16  # through the tower
 
 
 def prompt_text(model: ComposedModel, prompt: Prompt, number: int, *, thinking: bool = False) -> str:
-    """A prompt in the model's template, up to where the answer begins, or the thought before it.
+    """Render a prompt in the model's template, up to the beginning of the answer, or of the thought before it.
 
-    An `<image>` that no user wrote is text. A response prefix does not begin a thought.
+    An `<image>` outside the user's turns is text. If a thought comes first, the response prefix is left out.
 
     Args:
-        model: is asked.
-        prompt: images are only counted.
-        number: of the prompt in the call, from 0, for messages.
+        model: model that receives the prompt.
+        prompt: its images are only counted.
+        number: number of the prompt in the call, from 0, for messages.
         thinking: whether a thought comes first.
 
     Raises:
-        UserError: images and `<image>` marks differ in number, the model cannot see, or not think.
+        UserError: images and `<image>` marks differ in number, the model has no vision tower for the images, or its
+            template has no thoughts.
     """
     marks = sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in prompt.turns if turn.role == "user")
     if marks != len(prompt.images):
@@ -52,15 +53,15 @@ def prompt_text(model: ComposedModel, prompt: Prompt, number: int, *, thinking: 
 
 
 def as_text(text: str) -> str:
-    """A text in which `<image>` is no place for an image."""
+    """Return a text in which `<image>` does not stand for an image."""
     return text.replace(IMAGE_PLACEHOLDER, MARK_AS_TEXT)
 
 
 class PromptEncoder:
-    """Token ids and embeddings of one call's prompts. A photo that several show (the same object) is encoded once.
+    """Encoder of one call's prompts. An image of several prompts (the same object) is encoded once.
 
     Attributes:
-        tokens_per_image: how many tokens a photo is.
+        tokens_per_image: number of tokens of an image.
     """
 
     def __init__(self, model: ComposedModel) -> None:
@@ -71,10 +72,10 @@ class PromptEncoder:
         self._features: dict[int, torch.Tensor] = {}
 
     def token_ids(self, text: str, images: Sequence[Image.Image] = ()) -> TokenIds:
-        """A rendered prompt with its photos as token ids, and places of photos below 0.
+        """Convert a rendered prompt with its images to token ids; the ids of image positions are below 0.
 
         Raises:
-            UserError: the model's embedding lacks a token of it.
+            UserError: the model's embedding has no row for a token of it.
         """
         tokenizer = self._model.tokenizer
         ids, _ = encode_text(Rendered(text, ()), tokenizer, tokens_per_image=self.tokens_per_image)
@@ -87,17 +88,17 @@ class PromptEncoder:
         return found
 
     def check(self, ids: np.ndarray, text: str) -> None:
-        """Make sure that the embedding has a row for each token of a text.
+        """Check that the embedding has a row for each token of a text.
 
         Raises:
-            UserError: it has not.
+            UserError: a token has no row.
         """
         rows = len(self._model.base_language.get_input_embeddings().weight)
         if fault := missing_row(ids, rows, self._model.tokenizer):
             raise UserError(f"{brief(text)!r}: {fault}")
 
     def embed(self, token_ids: TokenIds) -> torch.Tensor:
-        """The embeddings [tokens, hidden]; the tower runs for photos that were not asked for before."""
+        """Compute the embeddings [tokens, hidden]; the tower runs only for images that were not encoded before."""
         words = self._model.base_language.get_input_embeddings()
         embeddings: torch.Tensor = words(torch.from_numpy(token_ids.clip(0)).to(self._model.device))
         shown = np.flatnonzero(token_ids < 0)
@@ -115,7 +116,7 @@ class PromptEncoder:
         return self._numbers[id(image)]
 
     def _see(self, numbers: Sequence[int] | dict[int, None]) -> None:
-        """Compute the features of photos that have none yet."""
+        """Compute the features of images that have none yet."""
         tower, projector = self._model.tower, self._model.projector
         assert tower is not None
         assert projector is not None

@@ -25,14 +25,14 @@ from mmtune.models.window import room_left
 
 @dataclass
 class _Pending:
-    """A completion of a prompt.
+    """Unfinished completion of a prompt.
 
     Attributes:
-        number: the prompt's.
-        text: what its next part follows.
-        numbers: its random numbers.
+        number: number of the prompt.
+        text: text that the next part of the completion follows.
+        numbers: random numbers of the completion.
         thought: the thought, once it is written.
-        draft: its newest part; None where the window had no room.
+        draft: newest part of the completion; None if there is none, or if the window had no room for it.
     """
 
     number: int
@@ -43,23 +43,23 @@ class _Pending:
 
 
 class Request:
-    """The prompts of one call to a model. What several begin with, and an image that several show, is computed once."""
+    """Prompts of one call to a model. Common prefixes, and an image of several prompts, are computed once."""
 
     def __init__(self, model: ComposedModel, prompts: Sequence[Prompt]) -> None:
         """
         Args:
-            model: answers.
-            prompts: with their images opened.
+            model: model that answers.
+            prompts: prompts with their images opened.
         """
         self._model, self._prompts = model, list(prompts)
         self._encoder = PromptEncoder(model)
         self._engine = engine_of(model, self._encoder)
 
     def complete(self, params: SamplingParams) -> list[list[Completion]]:
-        """The completions of each prompt.
+        """Generate the completions of each prompt.
 
         Raises:
-            UserError: a prompt is longer than the model reads, or the template knows no thoughts.
+            UserError: a prompt is longer than the model reads, or the template has no thoughts.
         """
         sampler, thinking = Sampler(params), params.thinking_budget > 0
         writer = PromptWriter(self._model, self._encoder, self._prompts, thinking=thinking)
@@ -83,7 +83,7 @@ class Request:
         return [found[start : start + params.n] for start in range(0, len(found), params.n)]
 
     def loglikelihood(self, choices_of: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The summed natural-log probability of each prompt's choices; NaN where the tokenizer keeps nothing of one.
+        """Compute the summed natural log-probability of each prompt's choices; NaN for a choice without tokens.
 
         Raises:
             UserError: a choice is empty, or a prompt is longer than the model reads.
@@ -109,7 +109,7 @@ class Request:
         return str(number) if name is None else name
 
     def _write(self, pending: Sequence[_Pending], limit: int, stop: Sequence[str], sampler: Sampler) -> None:
-        """Write what follows each text, at most `limit` tokens, and no more than the window has room for."""
+        """Generate the continuation of each text: at most `limit` tokens, and no more than fit into the window."""
         merges = sampler.greedy and self._model.share_prefixes
         conditions = stop_conditions(self._model, limit, stop)
         drafts: list[Draft] = []
@@ -128,7 +128,7 @@ class Request:
         self._engine.complete(drafts, sampler)
 
     def _thought(self, one: _Pending, overrun: str) -> bool:
-        """Put a thought before the answer; False if none is to follow."""
+        """Insert the thought before the answer; return False if no answer is to follow."""
         one.thought, one.draft = one.draft, None
         if one.thought is None:
             return False
@@ -137,31 +137,31 @@ class Request:
             if overrun == "unparsed" or one.thought.finish_reason == "stop":
                 return False
             thought = closed(thought)
-        # a mark that the model wrote is no place for an image
+        # an `<image>` that the model wrote is text, not an image
         text = one.text + f"{thought}\n\n".replace(IMAGE_PLACEHOLDER, "image")
         one.text = join_response_prefix(text, as_text(self._prompts[one.number].response_prefix))
         return True
 
 
 def engine_of(model: ComposedModel, encoder: PromptEncoder) -> PrefixSharing | OneByOne:
-    """What computes the sequences of a call: together, or one by one where the model cannot otherwise."""
+    """Return the engine that computes the sequences of a call: together, or one by one if the model requires it."""
     if not model.fitness.packed:
         return OneByOne(model.base_language, encoder.embed, alone=model.alone, head=model.output_layer)
     return PrefixSharing(passes_of(model, encoder), batch_tokens=model.batch_tokens, share=model.share_prefixes)
 
 
 def passes_of(model: ComposedModel, encoder: PromptEncoder) -> Passes:
-    """The model as the engine computes it."""
+    """Return the parts of the model that the engine calls."""
     return Passes(model.base_language, model.body, model.output_layer, encoder.embed)
 
 
 def stop_conditions(model: ComposedModel, limit: int, stop: Sequence[str]) -> StopConditions:
-    """What ends a completion of a model: a number of tokens, stop strings, its own markers of an end."""
+    """Return the stop conditions of a completion: token limit, stop strings, and the model's end tokens and texts."""
     return StopConditions(limit, stop, model.end_ids(), model.end_texts())
 
 
 def closed(thought: str) -> str:
-    """A thought that is broken off, with the mark that ends it."""
+    """Return an unfinished thought with the mark that ends it."""
     return f"{thought}\n{THOUGHT_END}"
 
 

@@ -1,4 +1,4 @@
-"""The model: vision tower, projector, language model. Knows nothing of training or tasks."""
+"""Vision-language model: vision tower, projector and language model. Independent of training and tasks."""
 
 import os
 

@@ -14,11 +14,11 @@ from transformers.pytorch_utils import Conv1D
 from mmtune.common.errors import UserError
 from mmtune.models.spec import LoraOptions, Quantisation
 
-_READ = re.compile(r"\bself\.(\w+)\.weight\b(?![.\[])")  # a part of it, or its type, is no product
+_READ = re.compile(r"\bself\.(\w+)\.weight\b(?![.\[])")  # a slice of the weight, or its dtype, is no product
 
 
 def add_adapters(language: Any, options: LoraOptions) -> Any:
-    """Put trainable low-rank adapters on a language model (peft).
+    """Add trainable low-rank adapters to a language model (peft).
 
     Raises:
         UserError: a target matches no linear layer, or a value is out of range.
@@ -43,7 +43,7 @@ def add_adapters(language: Any, options: LoraOptions) -> Any:
 
 
 def adapted_layers(language: Any, options: LoraOptions) -> list[str]:
-    """Names of the layers that get an adapter.
+    """Return the names of the layers that get an adapter.
 
     Raises:
         UserError: a target matches no linear layer, one that is never called, or one that peft takes for the experts.
@@ -70,14 +70,15 @@ def adapted_layers(language: Any, options: LoraOptions) -> list[str]:
 
 
 def linear_layers(language: Any) -> set[str]:
-    """Names of the linear layers inside the blocks, the output layer left out: what an adapter can sit on."""
+    """Return the names of all linear layers except the output layer: the layers that can get an adapter."""
     return set(_short_names(language).values())
 
 
 def _short_names(language: Any) -> dict[str, str]:
-    """Of each linear layer but the output layer, by its whole name, the shortest end of it that names no other module.
+    """Map the full name of each linear layer, except the output layer, to its shortest suffix that peft can use.
 
-    For peft, `0` would be each first layer of a list, a block among them.
+    Such a suffix matches no module of another kind: peft would match `0` with the first layer of every list, and so
+    with a block.
     """
     head, modules = language.get_output_embeddings(), dict(language.named_modules())
     others = {end for name, module in modules.items() if not is_linear(module) for end in _ends(name)}
@@ -89,16 +90,16 @@ def _short_names(language: Any) -> dict[str, str]:
 
 
 def _ends(name: str) -> list[str]:
-    """The ends of a dotted name, the shortest first."""
+    """Return the suffixes of a dotted name, the shortest first."""
     parts = name.split(".")
     return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
 
 
 def uncalled_layers(language: Any) -> set[str]:
-    """Names of the linear layers whose weights the model's code takes by themselves, as Mamba's kernels are given them.
+    """Return the names of linear layers whose weights the model's code reads without a call, as for Mamba's kernels.
 
-    Neither an adapter nor quantised weights would be computed as they should be. What is read depends on the kernels
-    that are installed, so the source of the layer's owner is asked: `self.out_proj.weight`.
+    Neither an adapter nor quantized weights would be computed correctly there. Which weights are read depends on the
+    installed kernels, so the source code of the layer's owner is searched for `self.out_proj.weight` and the like.
     """
     owners: dict[type, set[str]] = {}
     for module in language.modules():
@@ -109,15 +110,15 @@ def uncalled_layers(language: Any) -> set[str]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it is a product with a matrix and nothing else; routers that inherit from a linear layer do more."""
+    """Return whether a module is a linear layer and nothing more; routers that inherit from one compute more."""
     return isinstance(module, nn.Linear | Conv1D) and "Router" not in type(module).__name__
 
 
 def adapted_experts(language: Any, options: LoraOptions) -> list[str] | None:
-    """Names of the experts' weights that get an adapter, or None.
+    """Return the names of the experts' weights that get an adapter; None if experts get none.
 
     Raises:
-        UserError: the model has none.
+        UserError: the model has no experts.
     """
     if not options.experts:
         return None
@@ -130,12 +131,12 @@ def adapted_experts(language: Any, options: LoraOptions) -> list[str] | None:
 
 
 def weights_without_adapter(language: Any, options: LoraOptions, quantise: Quantisation | None) -> str | None:
-    """Which weights of the blocks get no adapter, as one line; None where each matrix gets one.
+    """Describe in one line the weights of the blocks without an adapter or quantization; None if there are none.
 
     Args:
-        language: without adapters yet; it may be on the meta device.
-        options: of the adapters.
-        quantise: how linear layers are quantised, if they are.
+        language: language model without adapters yet; it may be on the meta device.
+        options: options of the adapters.
+        quantise: quantization of the linear layers, if any.
 
     Raises:
         UserError: see `adapted_layers`.
@@ -181,7 +182,7 @@ def _of_experts(language: Any, options: LoraOptions, quantise: Quantisation | No
 
 
 def _expert_weights(language: Any) -> Iterator[tuple[str, nn.Parameter]]:
-    """The weights of all experts of a block as one tensor [experts, …, …], with the last two parts of their names."""
+    """Yield the last two parts of the name, and the tensor [experts, …, …], of each weight of a block's experts."""
     for name, module in language.named_modules():
         if "Experts" in type(module).__name__:
             for own, parameter in module.named_parameters(recurse=False):
@@ -190,7 +191,10 @@ def _expert_weights(language: Any) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _names_of_experts(language: Any, names: set[str]) -> set[str]:
-    """Those that peft takes for experts: where they were linear layers before transformers 5, also in other layers."""
+    """Return the names that peft converts to experts, also where they name other layers.
+
+    This happens in models whose experts were linear layers before transformers 5.
+    """
     from peft import LoraConfig
 
     try:

@@ -1,4 +1,4 @@
-"""Vision tower, projector and language model put together: what the model is and what it computes."""
+"""Composed model of vision tower, projector and language model: its parts and its forward pass."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ BATCH_TOKENS = 16384  # 0.8 GB of keys and values for 135M parameters, 8 GB for 
 
 
 class ComposedModel(nn.Module):
-    """A language model that sees photos through a frozen tower and a projector.
+    """Language model that takes images through a frozen vision tower and a projector.
 
     Attributes:
-        spec: what it is made of.
+        spec: parts of the model.
         language: the causal language model, inside peft's wrapper where there are adapters.
         tower: the vision tower, or None in a text-only model.
-        projector: features to word embeddings, or None.
-        name: what it is called in tables.
-        share_prefixes: compute what several prompts of a call begin with once.
-        batch_tokens: tokens whose keys and values are in memory at once in generation; halved when it runs out.
-        past_window: what becomes of a prompt that is too long, `refuse` or `shorten`; see `mmtune.models.window`.
+        projector: maps features to word embeddings; None in a text-only model.
+        name: name of the model in tables.
+        share_prefixes: whether the common prefix of several prompts of a call is computed only once.
+        batch_tokens: tokens whose keys and values are in memory at once in generation; halved when memory runs out.
+        past_window: rule for a prompt that is too long, `refuse` or `shorten`; see `mmtune.models.window`.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class ComposedModel(nn.Module):
         meta: bool = False,
         tokenizer: Any = None,
     ) -> Self:
-        """Put a model together from its parts, the projector and the adapters with first weights.
+        """Build a model from its parts, with initial weights in the projector and the adapters.
 
-        The weights that are trained stay float32; with `meta` there are none, to count and to plan.
+        The weights that are trained stay float32. With `meta` there are no weights, for counting and planning.
 
         Raises:
-            UserError: a part is unknown or its weights are not there.
+            UserError: a part is unknown or its weights are missing.
         """
         tokenizer = tokenizer or load_tokenizer(spec.language)
-        # the cheap parts first, so that a mistake in them shows before gigabytes are read
+        # the cheap parts first, so that an error in them shows before gigabytes are read
         fitness_of(load_config(spec.language), spec.language, sees=spec.vision is not None)
         tower = build_tower(spec.vision, meta=meta) if spec.vision else None
         language = empty_language(spec.language, dtype=dtype) if meta else None
@@ -100,7 +100,7 @@ class ComposedModel(nn.Module):
         return model
 
     def add_adapters(self) -> None:
-        """Put the spec's adapters on the language model, with first weights from the spec's seed."""
+        """Add the spec's adapters to the language model, with initial weights from the spec's seed."""
         assert self.spec.lora is not None
         with torch.random.fork_rng():
             torch.manual_seed(self.spec.seed)
@@ -109,49 +109,49 @@ class ComposedModel(nn.Module):
     # ---------------------------------------------------------------- what it is
 
     def inputs(self) -> ModelInputs:
-        """What the data must know to prepare batches for this model."""
+        """Return the model information that the data needs to prepare batches."""
         return model_inputs(self.spec, self.tokenizer)
 
     @property
     def base_language(self) -> Any:
-        """The transformers model, out of peft's wrapper (its layers keep their adapters)."""
+        """The transformers model, without peft's wrapper (its layers keep their adapters)."""
         return self.language.get_base_model() if self.spec.lora else self.language
 
     @property
     def body(self) -> nn.Module:
-        """Of the language model, what gives hidden states."""
+        """Module of the language model that computes the hidden states."""
         body: nn.Module = self.base_language.get_submodule(self.fitness.body)
         return body
 
     @property
     def output_layer(self) -> Head:
-        """Hidden states [rows, hidden] to logits [rows, vocabulary]."""
+        """Last step of the language model: hidden states [rows, hidden] to logits [rows, vocabulary]."""
         return Head(self.base_language, self.fitness.body, plain=self.fitness.plain_head)
 
     @property
     def alone(self) -> Alone:
-        """Gives the hidden states of one sequence at a time."""
+        """Forward pass that computes the hidden states of one sequence at a time."""
         return Alone(self.base_language, self.fitness.body, by_embeddings=self.fitness.by_embeddings)
 
     def fix_date(self, date: str) -> None:
-        """Have its template write this date, where it would ask the clock or was told another."""
+        """Set the date that the template writes, in place of the current date or of an earlier setting."""
         self.spec.template_date = date
         self.template = get_template(self.spec.template, self.tokenizer, date)
 
     @property
     def thinking(self) -> Thinking:
-        """Whether its template lets it think before it answers, or always does."""
+        """Thinking mode of the template: `never`, `optional` or `always`."""
         return self.template.thinking
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         device: torch.device = self.base_language.get_input_embeddings().weight.device
         return device
 
     @property
     def window(self) -> int | None:
-        """The most tokens that it reads at once, its answer included; None where there is no limit."""
+        """Maximum number of tokens that the model reads at once, its answer included; None if there is no limit."""
         return window_of(self.base_language.config)
 
     @property
@@ -162,10 +162,12 @@ class ComposedModel(nn.Module):
     # ---------------------------------------------------------------- computing
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
-        """The last hidden states [tokens, hidden] of a pack. The tower runs only if the pack has photos to encode.
+        """Compute the last hidden states [tokens, hidden] of a pack.
+
+        The tower runs only if the pack has images to encode.
 
         Raises:
-            ValueError: photos and placeholders differ in number.
+            ValueError: images and placeholders differ in number.
         """
         embeddings, lengths = self.embed(batch), batch.document_lengths
         if self.fitness.packed:
@@ -173,10 +175,10 @@ class ComposedModel(nn.Module):
         return self.alone.documents(batch.input_ids, embeddings, lengths)
 
     def embed(self, batch: PackedBatch) -> torch.Tensor:
-        """Word embeddings [tokens, hidden], what the projector makes of photos in the places marked IMAGE_TOKEN.
+        """Return word embeddings [tokens, hidden], with projected image features at the positions of IMAGE_TOKEN.
 
         Raises:
-            ValueError: photos and placeholders differ in number.
+            ValueError: images and placeholders differ in number.
         """
         image_positions = batch.input_ids == IMAGE_TOKEN
         words: torch.Tensor = self.base_language.get_input_embeddings()(batch.input_ids.masked_fill(image_positions, 0))
@@ -187,7 +189,7 @@ class ComposedModel(nn.Module):
         return words if seen is None else words.masked_scatter(image_positions[:, None], seen.to(words.dtype))
 
     def _seen(self, batch: PackedBatch) -> torch.Tensor | None:
-        """The photos of a pack as the language model takes them: [positions, hidden]."""
+        """Return the projected image features [positions, hidden] of a pack; None if it has no images."""
         if batch.pixels is None and batch.features is None:
             return None
         if self.tower is None or self.projector is None:
@@ -197,15 +199,15 @@ class ComposedModel(nn.Module):
         return projected.flatten(0, 1)
 
     def count(self, counts: Counts) -> None:
-        """Add what a call computed to `usage`."""
+        """Add the token counts of a call to `usage`."""
         self._counts["prompt_tokens"] += counts.computed
         self._counts["reused_tokens"] += counts.reused
         self._counts["generated_tokens"] += counts.generated
 
     def end_ids(self) -> list[int]:
-        """The tokens that end an answer: see `mmtune.models.decoding.turn_ends`."""
+        """Return the ids of the tokens that end an answer: see `mmtune.models.decoding.turn_ends`."""
         return end_ids(self.template, self.tokenizer, self.base_language)
 
     def end_texts(self) -> tuple[str, ...]:
-        """The markers that end a turn and are text to the tokenizer, not one token."""
+        """Return the end-of-turn markers that the tokenizer encodes as text, not as one token."""
         return end_texts(self.template, self.tokenizer)

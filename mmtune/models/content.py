@@ -1,4 +1,4 @@
-"""A hash of weights by all of their bits, which is cheap where they are: on a GPU no byte leaves it."""
+"""Hash of weights by all of their bits, computed cheaply on their device: on a GPU the weights do not leave it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ _MASK = 2**64 - 1
 
 
 def hash_weights(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """A hash that changes with any bit of any tensor, with its name, shape and dtype, and not with its device.
+    """Return a hash that changes with any bit, name, shape or dtype of a tensor, but not with its device.
 
-    Every word of 8 bytes is multiplied by an odd number of its place and all are added up, modulo 2^64: one word that
-    changes always changes the sum, and several do but for 1 in 2^60 or so. That tells weights apart which were trained
-    apart; it is no proof against somebody who looks for two that agree.
+    Every word of 8 bytes is multiplied by an odd number that depends on its position, and all products are added,
+    modulo 2^64. A change of one word always changes the sum; a change of several words leaves it the same with a
+    probability of about 1 in 2^60. This distinguishes weights of separate training runs; it does not protect against
+    somebody who searches for two sets of weights with the same hash.
 
     Args:
-        tensors: names and tensors; those on the meta device count by shape alone.
+        tensors: names and tensors; tensors on the meta device count by name, shape and dtype alone.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
@@ -40,6 +41,6 @@ def _sum(tensor: torch.Tensor) -> int:
     for start in range(0, len(words), _WORDS):
         some = words[start : start + _WORDS]
         places = torch.arange(start, start + len(some), device=some.device)
-        places = places * 0x1F83D9ABFB41BD6B  # spreads neighbouring places over all bits
+        places = places * 0x1F83D9ABFB41BD6B  # spreads neighboring positions over all bits
         total += int((some * ((places ^ (places >> 29)) | 1)).sum())
     return total & _MASK

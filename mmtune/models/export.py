@@ -1,4 +1,4 @@
-"""Write a model for other tools: as transformers' LLaVA, as an adapter of peft's, or merged in our own layout."""
+"""Export of a model to other tools: transformers' LLaVA, a peft adapter, or our own layout with merged adapters."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def load_for_export(
     template: str | None = None,
     template_date: str | None = None,
 ) -> TunableModel:
-    """A model to export, in float32, so that merging adapters rounds once and no more.
+    """Load a model for export in float32, so that merging adapters rounds only once.
 
-    Adapters that were trained on weights of 4 or 8 bits are merged with the weights as they were before.
+    Adapters that were trained on weights of 4 or 8 bits are merged with the weights before quantization.
 
     Args:
         reference: the model.
-        to: the format that it is exported to.
+        to: export format.
         language: see `VisionLanguageModel.from_pretrained`.
         template: see `VisionLanguageModel.from_pretrained`.
         template_date: see `VisionLanguageModel.from_pretrained`.
@@ -68,19 +68,21 @@ def export(
     max_shard_size: str = "5GB",
     card: str | None = None,
 ) -> None:
-    """Write a model to a folder, whole or not at all. Its adapters are merged in the model itself, but for `peft`.
+    """Write a model to a folder, completely or not at all.
+
+    Except for `peft`, the adapters are merged into the weights of `model` itself.
 
     Args:
-        model: what to write.
+        model: model to write.
         to: `llava-hf`: LlavaForConditionalGeneration with its processor, for transformers and what builds on it.
-            `peft`: the adapter as peft has it, and the projector. `merged`: our own layout, adapters merged.
-        folder: is replaced.
-        dtype: of the written language model, and in `llava-hf` of all; `auto`: that of the base's files.
-        max_shard_size: the most that a file of weights may hold, as 5GB.
-        card: the model card, README.md.
+            `peft`: the adapter in peft's layout, and the projector. `merged`: our own layout, adapters merged.
+        folder: output folder, which is replaced.
+        dtype: dtype of the written language model, and in `llava-hf` of all weights; `auto`: that of the base's files.
+        max_shard_size: maximum size of a file of weights, such as 5GB.
+        card: text of the model card, README.md.
 
     Raises:
-        UserError: the format cannot hold the model; the message offers those that can.
+        UserError: the format cannot hold the model; the message names the formats that can.
     """
     writers: dict[Format, Callable[[TunableModel, Path, torch.dtype, str], None]] = {
         "llava-hf": _write_llava_hf,
@@ -97,10 +99,10 @@ def export(
 
 
 def check(model: TunableModel, to: Format) -> None:
-    """Make sure that a format can hold a model.
+    """Check that a format can hold a model.
 
     Raises:
-        UserError: it cannot; the message says why, and offers the formats that can.
+        UserError: it cannot; the message gives the reason and the formats that can.
     """
     if to == "peft" and model.spec.lora is None:
         raise UserError("--to peft: the model has no adapters; use --to llava-hf or --to merged")
@@ -124,7 +126,7 @@ def check(model: TunableModel, to: Format) -> None:
 
 
 def stored_dtype(model: TunableModel) -> torch.dtype:
-    """What the language model is stored in, by its config."""
+    """Return the dtype in which the language model is stored, by its config; float32 if the config has none."""
     dtype = load_config(model.spec.language).dtype or torch.float32
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
@@ -145,7 +147,7 @@ def _write_llava_hf(model: TunableModel, folder: Path, dtype: torch.dtype, max_s
 
     text = _text_config(model, dtype)
     text.vocab_size = len(language["model.embed_tokens.weight"])
-    # open_clip gives blocks from the first to the last, in whatever order they are asked for
+    # open_clip returns blocks from the first to the last, in whatever order they are requested
     blocks = sorted(set(model.tower.options.blocks), key=lambda block: block % vision.num_hidden_layers)
     layers = [clip.layer_of_block(block) for block in blocks]
     strategy = "full" if model.tower.options.class_token else "default"
@@ -168,7 +170,7 @@ def _write_llava_hf(model: TunableModel, folder: Path, dtype: torch.dtype, max_s
 
 
 def _write_processor(model: TunableModel, tokenizer: Any, folder: Path, patch_size: int, strategy: str) -> None:
-    """The files that transformers' AutoProcessor reads, of version 4 too."""
+    """Write the files that transformers' AutoProcessor reads, in version 4 too."""
     assert model.tower is not None
     tower, shape = model.tower, model.tower.shape
     tokenizer.chat_template = None
@@ -202,7 +204,10 @@ def _write_merged(model: TunableModel, folder: Path, dtype: torch.dtype, max_sha
 
 
 def _write_peft(model: TunableModel, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
-    """What a saved model is, its adapter where peft looks for it; what was trained is small and keeps its dtype."""
+    """Write the files of a saved model, with the adapter where peft looks for it.
+
+    The trained weights are small and keep their dtype.
+    """
     saving.write_parts(model, folder)
     saving.write_adapter(model, folder)
     _write_generation(model, model.tokenizer, folder)
@@ -210,14 +215,14 @@ def _write_peft(model: TunableModel, folder: Path, dtype: torch.dtype, max_shard
 
 
 def _speaking(model: TunableModel) -> Any:
-    """The tokenizer with the chat template of the model, which may be another than that of its base."""
+    """Return the tokenizer with the chat template of the model, which may differ from that of its base."""
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.chat_template = jinja_template(model.spec.template, model.tokenizer, model.spec.template_date)
     return tokenizer
 
 
 def _language_state(model: TunableModel, image_token: int = -1) -> State:
-    """The language model's tensors by name; tied ones once, the vocabulary with room for the image token."""
+    """Return the language model's tensors by name: tied ones once, the vocabulary with a row for the image token."""
     state: State = dict(model.language.state_dict())
     if model.language.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
@@ -228,7 +233,10 @@ def _language_state(model: TunableModel, image_token: int = -1) -> State:
 
 
 def _projector_state(model: TunableModel) -> State:
-    """transformers' projector has two layers; after a linear one, the second changes nothing."""
+    """Return the projector's tensors under transformers' names.
+
+    transformers' projector has two layers; for a linear projector, the second layer is the identity.
+    """
     assert model.projector is not None
     state = model.projector.state_dict()
     if model.spec.projector == "linear":
@@ -238,7 +246,7 @@ def _projector_state(model: TunableModel) -> State:
 
 
 def _text_config(model: TunableModel, dtype: torch.dtype) -> Any:
-    """The language model's config without what belongs to this process."""
+    """Return a copy of the language model's config with the given dtype and without the local path."""
     config = copy.deepcopy(model.language.config)
     config.dtype = dtype
     config._name_or_path = ""
@@ -247,15 +255,16 @@ def _text_config(model: TunableModel, dtype: torch.dtype) -> Any:
 
 
 def _write_weights(state: State, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
-    # each in memory of its own: a slice of a matrix would bring all of the matrix
+    # a copy of each tensor: a slice of a matrix would keep the memory of the whole matrix
     own = {name: tensor.detach().to(dtype).clone().contiguous() for name, tensor in state.items()}
     save_torch_state_dict(own, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
 
 
 def _write_generation(model: TunableModel, tokenizer: Any, folder: Path) -> None:
-    """Greedy answers that end where ours do, whatever the base asks for.
+    """Write a generation config for greedy answers with our end tokens, whatever the base's config sets.
 
-    An end that is text to the tokenizer becomes a stop string, for which `generate` wants to be given the tokenizer.
+    An end-of-turn marker that is text to the tokenizer becomes a stop string, for which `generate` needs the tokenizer
+    as an argument.
     """
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -1,10 +1,10 @@
-"""What a frozen tower says of each photo, stored once and read from a memory-mapped file.
+"""Image features of a frozen vision tower, stored once and read from a memory-mapped file.
 
-FOLDER/features.bin   a row for each photo: [num_tokens, width] in the tower's dtype, as the tower gave it
-FOLDER/photos.bin     the photos' digests, in the same order
+FOLDER/features.bin   a row for each image: [num_tokens, width] in the tower's dtype, as the tower computed it
+FOLDER/photos.bin     the images' digests, in the same order
 
-A row counts once its digest is there, and the digest is written last: what a kill cuts off is written over by the next
-writer. Several processes may write at once.
+A row is valid once its digest is there. The digest is written last, so that the next writer overwrites a row that a
+killed process left incomplete. Several processes may write at the same time.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ _DIGEST_BYTES = 32
 
 
 class FeatureStore:
-    """The stored features of one tower; see the module for the files.
+    """Stored features of one vision tower; see the module docstring for the files.
 
     Attributes:
         row_shape: num_tokens and width.
-        row_bytes: of a photo's features on the disk.
+        row_bytes: size of one image's features on the disk, in bytes.
     """
 
     def __init__(self, tower: VisionTower) -> None:
-        """The store of a tower: towers that differ in weights, blocks, grid, dtype or kind of device share none."""
+        """Open the store of a tower: towers that differ in weights, blocks, grid, dtype or device type share none."""
         weight = next(tower.trunk.parameters())
         self.folder = cache_dir() / "features" / _tower_key(tower)
         self.row_shape, self.dtype = (tower.shape.num_tokens, tower.shape.width), weight.dtype
         self.row_bytes = tower.shape.num_tokens * tower.shape.width * self.dtype.itemsize
         self._features, self._images = self.folder / "features.bin", self.folder / "photos.bin"
-        self._index: dict[bytes, int] = {}  # what `rows` has read so far
-        self._file: int | None = None  # the inode of the file it is of
+        self._index: dict[bytes, int] = {}  # the rows that were read so far
+        self._file: int | None = None  # inode of the file that `_index` was read from
 
     def rows(self) -> dict[bytes, int]:
-        """The row of each stored photo, by its digest."""
+        """Return the row of each stored image, by its digest."""
         if not self._images.is_file() or not self._features.is_file():
             return {}
         with self._images.open("rb") as stream:
@@ -64,12 +64,12 @@ class FeatureStore:
             digests = stream.read((count - known) * _DIGEST_BYTES)
         for i in range(len(digests) // _DIGEST_BYTES):
             self._index[digests[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]] = known + i
-        if len(self._index) < count:  # no photo is stored twice: the file is damaged
+        if len(self._index) < count:  # no image is stored twice: the file is damaged
             self._index = {}
         return self._index
 
     def add(self, features: Mapping[bytes, torch.Tensor]) -> None:
-        """Store photos' features [num_tokens, width] by digest; those that are there already are left as they are.
+        """Store image features [num_tokens, width] by digest; features that are already stored stay unchanged.
 
         Raises:
             OSError: the folder cannot be written to, or the disk is full.
@@ -81,14 +81,14 @@ class FeatureStore:
             _append(self._images, len(stored) * _DIGEST_BYTES, b"".join(new))
 
     def reader(self, digests: Mapping[ImageSource, bytes]) -> StoredFeatures:
-        """The features of these photos, all of them stored."""
+        """Return a reader for the features of these images, all of which must be stored."""
         stored = self.rows()
         rows = {image: stored[digest] for image, digest in digests.items()}
         return StoredFeatures(self._features, self.row_shape, self.dtype, rows)
 
 
 class StoredFeatures:
-    """Looks up photos' features in a store; loader processes open the file for themselves."""
+    """Reader of image features in a store; each data loader process opens the file for itself."""
 
     def __init__(
         self, file: Path, row_shape: tuple[int, int], dtype: torch.dtype, rows: dict[ImageSource, int]
@@ -96,7 +96,7 @@ class StoredFeatures:
         self._file, self._row_shape, self._dtype, self._rows = file, row_shape, dtype, rows
 
     def __call__(self, image: ImageSource) -> torch.Tensor:
-        """The features [num_tokens, width] of a photo, as the tower gave them."""
+        """Return the features [num_tokens, width] of an image, as the tower computed them."""
         return self._mapped[self._rows[image]]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,20 +109,20 @@ class StoredFeatures:
 
 
 def image_digest(image: ImageSource) -> bytes:
-    """The SHA-256 of a photo's bytes.
+    """Return the SHA-256 of an image's bytes.
 
     Raises:
-        OSError: its file cannot be read.
+        OSError: the image file cannot be read.
     """
     return hashlib.sha256(image).digest() if isinstance(image, bytes) else bytes.fromhex(sha256_file(image))
 
 
 def _tower_key(tower: VisionTower) -> str:
-    """Changes with all that a tower's features depend on, standardisation left out, which is applied to them later."""
+    """Return a key that changes with everything the features depend on, except standardization, which comes later."""
     options = asdict(tower.options) | {"standardise": None, "weights": None}
     device = next(tower.trunk.parameters()).device.type
     digest = hashlib.sha256(json.dumps([options, asdict(tower.shape), device], sort_keys=True).encode())
-    for module in (images, image_modes):  # how a photo's file becomes pixels
+    for module in (images, image_modes):  # these decode an image file into pixels
         digest.update(inspect.getsource(module).encode())
     for library in ("pillow", "torch", "timm", "open_clip_torch"):
         digest.update(f"{library} {importlib.metadata.version(library)}".encode())
@@ -137,7 +137,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _append(file: Path, at: int, content: bytes) -> None:
-    """Write at a place, cut off what stood behind it, and have it on the disk before anything is written elsewhere."""
+    """Cut off a file at an offset, write content there, and sync it to the disk before other files are written."""
     with file.open("r+b" if file.exists() else "wb") as stream:
         stream.truncate(at)
         stream.seek(at)

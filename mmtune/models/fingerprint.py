@@ -1,4 +1,4 @@
-"""What decides a model's answers, by content: no name of a file or folder, and no time, is part of it."""
+"""Fingerprint of all that determines a model's answers, by content: without file names, folder names or times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmtune.models import saving
 from mmtune.models.composed import ComposedModel
 from mmtune.models.content import hash_weights
 
-# of a language model's config: what says nothing of how it computes, or is part of the weights
+# keys of a language model's config that do not affect how it computes, or that the weights already cover
 _NO_MATTER = {
     "architectures",
     "dtype",
@@ -29,7 +29,7 @@ _NO_MATTER = {
 
 
 def fingerprint(model: ComposedModel) -> str:
-    """A hash of all that can change an answer of a model: weights, configs, tokenizer, template, ends and photos."""
+    """Hash all that can change an answer: weights, configs, tokenizer, template, end tokens and image processing."""
     trained = saving.trained_state(model)
     digest = hashlib.sha256(json.dumps(_ingredients(model, set(trained)), sort_keys=True).encode())
     for name, tensor in sorted(trained.items()):

@@ -1,6 +1,6 @@
-"""The header of a GGUF file, walked within the bounds of the file before a library reads it.
+"""Check of a GGUF file's header within the bounds of the file, before a library reads it.
 
-The library makes an object of every element of an array, as many as the file says, whether they are there or not.
+The library creates an object for every array element that the header declares, whether the element exists or not.
 Layout: github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3.
 """
 
@@ -13,18 +13,18 @@ from pathlib import Path
 from mmtune.common.errors import UserError
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
-_WHOLE = {4: "<I", 5: "<i", 10: "<Q", 11: "<q"}  # types of whole numbers that counts have
+_WHOLE = {4: "<I", 5: "<i", 10: "<Q", 11: "<q"}  # integer types of counts
 _STRING, _ARRAY = 8, 9
 _MOST_ELEMENTS = 4_000_000  # in all arrays together: vocabularies have three or four of some 250,000
-_MOST_BLOCKS = 2_000  # of a model, each of which is made before its weights are looked for
+_MOST_BLOCKS = 2_000  # of a model, each of which is created before its weights are looked up
 _MOST_DIMENSIONS = 8
 
 
 def check_gguf(file: Path) -> None:
-    """Look whether what a GGUF file says of itself can be.
+    """Check that the header of a GGUF file is plausible.
 
     Raises:
-        UserError: it is no GGUF file, or it says that it holds more than it does, or than any model has.
+        UserError: it is no GGUF file, or its header declares more than the file holds, or more than any model has.
     """
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,4 +1,4 @@
-"""From hidden states to logits by the language model's own code: scales, soft caps and what else stands there."""
+"""Logits from hidden states by the language model's own code: with scales, soft caps and any other steps."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-LOGIT_ROWS = 256  # of vocabulary size, in float32, at once
+LOGIT_ROWS = 256  # rows of logits, in float32, that are computed at once
 
 
 class Head:
-    """The last step of a language model, from hidden states to logits.
+    """Last step of a language model, from hidden states to logits.
 
     Attributes:
-        plain: the output layer is all of it, so that it is called by itself.
+        plain: whether this step is the output layer alone, which is then called directly.
     """
 
     def __init__(self, language: Any, body: str, *, plain: bool) -> None:
         """
         Args:
             language: a causal language model of transformers.
-            body: the name of the module in it that gives the hidden states.
-            plain: whether the output layer is all that follows it.
+            body: name of its module that computes the hidden states.
+            plain: whether the output layer alone follows the body.
         """
         self._language, self._body, self.plain = language, body, plain
         self._by_embeddings = "inputs_embeds" in inspect.signature(language.forward).parameters
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits [rows, vocabulary] for hidden states [rows, hidden], which may come from anywhere in any text."""
+        """Compute logits [rows, vocabulary] of hidden states [rows, hidden], from any positions of any texts."""
         if self.plain:
             logits: torch.Tensor = self._language.get_output_embeddings()(hidden)
             return logits
@@ -46,7 +46,7 @@ class Head:
 
 
 class _Output(BaseModelOutputWithPast):  # type: ignore[misc]  # transformers is untyped here
-    """Hidden states and nothing else; what else is asked for is None."""
+    """Model output with hidden states only; every other attribute is None."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -54,7 +54,7 @@ class _Output(BaseModelOutputWithPast):  # type: ignore[misc]  # transformers is
 
 
 class _Given(nn.Module):
-    """Stands where a module was, and gives the same hidden states whatever it is asked."""
+    """Substitute for a module that returns the given hidden states for any input."""
 
     def __init__(self, module: nn.Module, hidden: torch.Tensor) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Given(nn.Module):
 
 @contextlib.contextmanager
 def _given(language: Any, body: str, hidden: torch.Tensor) -> Iterator[None]:
-    """Let a language model's body be replaced by its result for a while."""
+    """Replace a language model's body by its known result within the context."""
     above, _, name = body.rpartition(".")
     holder = language.get_submodule(above)
     module = holder._modules[name]

@@ -1,4 +1,4 @@
-"""What the data must know of a model to prepare batches for it."""
+"""Model information that the data needs to prepare batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmtune.models.vision import preprocessing, tower_shape
 
 
 def model_inputs(spec: ModelSpec, tokenizer: Any) -> ModelInputs:
-    """What the data must know of a model, without its weights."""
+    """Return the model information that the data needs, without loading weights."""
     template, rows = get_template(spec.template, tokenizer, spec.template_date), embedding_rows(spec.language)
     if spec.vision is None:
         return ModelInputs(tokenizer, template, embedding_rows=rows)

@@ -1,4 +1,4 @@
-"""Language models: from the hub, a folder or a GGUF file, with adapters or without."""
+"""Language models: loading from the hub, a folder or a GGUF file, with adapters or without."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _IN_BLOCK = re.compile(r"\blayers\.\d+\.")
 
 
 def load_config(reference: str) -> Any:
-    """The transformers config of a language model.
+    """Read the transformers config of a language model.
 
     Raises:
         UserError: it cannot be found, or its architecture is not known.
@@ -49,16 +49,16 @@ def load_config(reference: str) -> Any:
 
 
 def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantise: Quantisation | None = None) -> Any:
-    """A causal language model with its weights.
+    """Load a causal language model with its weights.
 
     Args:
         reference: hub id, folder, `.gguf` file or `package:NAME/file`; of another tool's LLaVA, its language model.
-        dtype: of the weights; of what is computed with quantised ones.
-        quantise: keep the linear layers of the blocks in 4 or 8 bits. NF4 with double quantisation is that of QLoRA
+        dtype: dtype of the weights; with quantized weights, dtype of the computation.
+        quantise: keep the linear layers of the blocks in 4 or 8 bits. NF4 with double quantization is that of QLoRA
             (arXiv 2305.14314, section 3), 8 bits that of LLM.int8() (arXiv 2208.07339).
 
     Raises:
-        UserError: the weights are not there, or bitsandbytes is not.
+        UserError: the weights or bitsandbytes are missing, or the model cannot use quantized weights.
     """
     options: dict[str, Any] = {}
     if quantise is not None:
@@ -80,9 +80,9 @@ def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantis
 
 
 def _keep_layout(language: Any) -> None:
-    """Have 4-bit weights stay as they are when a CPU with AVX-512 for bfloat16 answers.
+    """Keep the layout of 4-bit weights when a CPU with AVX-512 for bfloat16 computes the model.
 
-    bitsandbytes would put them in another order for it, through which no gradient flows afterwards.
+    bitsandbytes would reorder the weights for it, and afterwards no gradient flows through them.
     """
     for module in language.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -90,7 +90,10 @@ def _keep_layout(language: Any) -> None:
 
 
 def _check_complete(found: dict[str, Any]) -> None:
-    """Raise a ValueError where transformers would go on with random weights, or without a part of the blocks."""
+    """Raise a ValueError if weights are missing, or if tensors of the blocks are left over.
+
+    transformers would continue, with random weights or without a part of the blocks.
+    """
     left_over = [name for name in found["unexpected_keys"] if _IN_BLOCK.search(name) and not name.endswith("inv_freq")]
     for names, problem in ((found["missing_keys"], "the weights lack"), (left_over, "the config has no place for")):
         if names:
@@ -98,13 +101,13 @@ def _check_complete(found: dict[str, Any]) -> None:
 
 
 def empty_language(reference: str, *, dtype: torch.dtype = torch.float32) -> Any:
-    """The same architecture without weights, on the meta device: for counting and planning."""
+    """Build a language model without weights, on the meta device, for counting and planning."""
     with explaining(partial(_not_loadable, reference)), torch.device("meta"):
         return pretrained.build_causal_model(load_config(reference), dtype=dtype)
 
 
 def check_language(reference: str, lora: LoraOptions | None) -> None:
-    """Make sure, before anything long begins, that the weights are there and that the adapters have layers to sit on.
+    """Check, before any long computation, that the weights exist and that the adapters match layers of the model.
 
     Raises:
         UserError: there are no weights, or a target matches no linear layer.
@@ -121,10 +124,10 @@ def check_language(reference: str, lora: LoraOptions | None) -> None:
 
 
 def check_context(reference: str, max_length: int) -> None:
-    """Make sure that rows of `max_length` tokens are no longer than what the model was made to read.
+    """Check that rows of `max_length` tokens fit into the window of the model.
 
     Raises:
-        UserError: they are.
+        UserError: they are longer.
     """
     most = window_of(load_config(reference))
     if most is not None and max_length > most:
@@ -132,25 +135,25 @@ def check_context(reference: str, max_length: int) -> None:
 
 
 def load_tokenizer(reference: str) -> Any:
-    """The fast tokenizer of a language model.
+    """Load the fast tokenizer of a language model.
 
-    A `tokenizer.json` is taken as it stands. (transformers' LlamaTokenizer class would rebuild its pipeline, and then
-    gives other ids for runs of spaces.) Where there is only a sentencepiece `tokenizer.model`, see
+    A `tokenizer.json` is used unchanged. (transformers' LlamaTokenizer class would rebuild its pipeline, and would then
+    give other ids for runs of spaces.) If there is only a sentencepiece `tokenizer.model`, see
     `mmtune.data.rendering.sentencepiece`.
 
     Raises:
-        UserError: there is none.
-        VocabularyError: it gives ids that the model's embedding has no row for.
+        UserError: there is no tokenizer that can be read.
+        VocabularyError: it gives ids for which the model's embedding has no row.
     """
     with explaining(partial(_not_loadable, reference)):
         tokenizer = _read_tokenizer(reference)
-        tokenizer("a")  # what is wrong with its settings shows only in use
+        tokenizer("a")  # errors in its settings show only in use
         check_tokenizer(tokenizer, embedding_rows(reference), reference)
         return tokenizer
 
 
 def embedding_rows(reference: str) -> int | None:
-    """Rows of the word embedding; None where there is a tokenizer and no model, as `mmtune data` takes."""
+    """Return the number of rows of the word embedding; None if unknown, as without a model (`mmtune data`)."""
     try:
         return vocabulary_size(load_config(reference))
     except UserError:
@@ -167,7 +170,7 @@ def _read_tokenizer(reference: str) -> Any:
     if model := pretrained.find_file(name, "tokenizer.model"):
         config = pretrained.find_file(name, "tokenizer_config.json")
         settings = json.loads(Path(config).read_text()) if config else {}
-        # a config that does not say is from before the flag existed
+        # a config without the flag is older than the flag
         tokenizer = build_tokenizer(Path(model), legacy=settings.get("legacy", True) is not False, name=reference)
         added = pretrained.find_file(name, "added_tokens.json")
         check_settings(tokenizer, settings, json.loads(Path(added).read_text()) if added else {}, reference)
@@ -177,7 +180,10 @@ def _read_tokenizer(reference: str) -> Any:
 
 
 def _kept_whole(reference: str) -> list[str] | None:
-    """Layers that are not quantised: those that are read without being called, and transformers' own choice."""
+    """Return the layers to leave unquantized; None leaves the choice to transformers.
+
+    They are the layers whose weights are read without a call, and those that transformers itself leaves out.
+    """
     language = empty_language(reference)
     uncalled = uncalled_layers(language)
     return sorted({*uncalled, *get_keys_to_not_convert(language)}) if uncalled else None
@@ -186,7 +192,7 @@ def _kept_whole(reference: str) -> list[str] | None:
 def _quantisation(kind: Quantisation, dtype: torch.dtype, kept: list[str] | None) -> BitsAndBytesConfig:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"--model.quantise {kind}: needs bitsandbytes; pip install bitsandbytes")
-    # says at every layer and step that inputs are rounded to float16, which is how these 8 bits work
+    # it warns at every layer and step that inputs are rounded to float16, which is how LLM.int8() works
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
@@ -200,27 +206,27 @@ def _quantisation(kind: Quantisation, dtype: torch.dtype, kept: list[str] | None
 
 
 def decoder(language: Any) -> Any:
-    """A causal language model without its output layer."""
+    """Return a causal language model without its output layer."""
     inside = language.base_model
     return language.model if inside is language else inside  # Llama 4's code gives another prefix
 
 
 def decoder_blocks(language: Any) -> nn.ModuleList:
-    """The blocks of a causal language model, whatever its code calls them."""
+    """Return the blocks of a causal language model, under any name that its code gives them."""
     lists = [m for m in decoder(language).modules() if isinstance(m, nn.ModuleList)]
     count = language.config.get_text_config(decoder=True).num_hidden_layers
     return next(blocks for blocks in lists if len(blocks) == count)
 
 
 def recompute_activations(language: Any) -> None:
-    """Have the activations of a language model's blocks computed again in the backward pass, rather than kept."""
+    """Enable gradient checkpointing: the backward pass recomputes the activations of a language model's blocks."""
     new = "activation_checkpointing_enable"  # gradient_checkpointing_enable is its name in older transformers
     enable = getattr(language, new if hasattr(language, new) else "gradient_checkpointing_enable")
     enable({"use_reentrant": False})
 
 
 def _transformers_name(reference: str) -> str:
-    """What transformers can load: a folder, or a hub id. A GGUF file is converted once and cached."""
+    """Return a name that transformers can load: a folder or a hub id. A GGUF file is converted once and cached."""
     path = locate(reference)
     if path.is_file():
         if path.suffix != ".gguf":
@@ -240,12 +246,12 @@ def _transformers_name(reference: str) -> str:
 
 
 def _converted(gguf: Path) -> Path:
-    """The folder a GGUF file was converted to: float32 safetensors, which load in a second instead of a minute."""
+    """Return the folder of a converted GGUF file: float32 safetensors, which load in a second instead of a minute."""
     folder = cache_dir() / "gguf" / sha256_file(gguf)[:16]
     if (folder / "config.json").is_file():
         return folder
     try:
-        # a random state of its own: whether it had to be converted must not change the numbers that training draws
+        # a separate random state: a conversion must not change the random numbers that training draws
         with locked(folder.with_name(f"{folder.name}.lock")), torch.random.fork_rng(devices=[]):
             if not (folder / "config.json").is_file():  # another process has done it meanwhile
                 _convert(gguf, folder)

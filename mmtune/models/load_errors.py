@@ -1,4 +1,4 @@
-"""What libraries raise over files that others wrote, as messages about these files."""
+"""Conversion of library exceptions about invalid model files into error messages that name these files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mmtune.models.decoding.batches import is_out_of_memory
 
 @contextmanager
 def explaining(message: Callable[[Exception], UserError]) -> Iterator[None]:
-    """Within, whatever a library raises becomes the message; messages of our own and lack of memory stay.
+    """Convert exceptions of libraries into a UserError; UserErrors and out-of-memory errors pass unchanged.
 
-    transformers, tokenizers, peft and torch raise exceptions of nearly any kind over a value that they do not expect in
-    a JSON file, a pickle or a GGUF file.
+    transformers, tokenizers, peft and torch raise exceptions of nearly any type for an unexpected value in a JSON file,
+    a pickle or a GGUF file.
     """
     try:
         yield

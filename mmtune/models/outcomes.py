@@ -1,4 +1,4 @@
-"""What is found out about a language model once, kept in the cache under its config and the code that found it."""
+"""Cache of results about a language model, with keys made from its config and the code that computed them."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _NO_MATTER = ("_name_or_path", "architectures", "dtype", "quantization_config", 
 
 
 def settings_of(config: Any) -> list[Any]:
-    """What a config of transformers says of how its model computes."""
+    """Return the settings of a transformers config that affect how its model computes."""
     return [type(config).__name__, {k: value for k, value in config.to_dict().items() if k not in _NO_MATTER}]
 
 
 def outcome_key(settings: Any, code: Sequence[str], libraries: Sequence[str] = ("torch", "transformers")) -> str:
-    """A key that changes with settings, with code and with libraries.
+    """Return a cache key that changes with settings, code and library versions.
 
     Args:
-        settings: anything that JSON takes, or that has a `repr` of its content.
-        code: patterns of files of `mmtune/models/`.
-        libraries: whose versions matter.
+        settings: a JSON value, which may contain objects whose `repr` shows their content.
+        code: glob patterns of files in `mmtune/models/`.
+        libraries: names of the libraries.
     """
     text = json.dumps([settings, *_code(tuple(code), tuple(libraries))], sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def read_outcome(folder: str, key: str, kind: type[T]) -> T | None:
-    """What was found before, a dataclass of JSON's types; None where nothing is kept or it cannot be read."""
+    """Read a cached result, a dataclass with fields of JSON types; None if it is missing or cannot be read."""
     try:
         return kind(**json.loads((cache_dir() / folder / f"{key}.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -43,7 +43,7 @@ def read_outcome(folder: str, key: str, kind: type[T]) -> T | None:
 
 
 def keep_outcome(folder: str, key: str, outcome: Any) -> None:
-    """Keep what was found; where the cache cannot be written to, it is found again the next time."""
+    """Write a result to the cache; if the cache is not writable, the result is computed again the next time."""
     try:
         with atomic_path(cache_dir() / folder / f"{key}.json") as temporary:
             temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""transformers' loaders, called in the one way that reads the files of a model and runs none of its code.
+"""Safe calls of transformers' loaders, which read the files of a model and run none of its code.
 
-A model folder can name code in many places: `auto_map`, a class of tokenizers, an attention kernel of the hub, a
-quantiser, an adapter. Every loader of transformers is called here, with `trust_remote_code=False`, and what a config
-says about the code that is to compute it is left out or refused.
+A model folder can name code in many places: `auto_map`, a tokenizer class, an attention kernel of the hub, a quantizer,
+an adapter. Every loader of transformers is called here, with `trust_remote_code=False`, and config entries that name
+code are removed or refused.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from transformers.utils import cached_file
 
 from mmtune.common.errors import UserError, brief
 
-# A loader inside transformers that is not told whether to trust the code of a model asks on the terminal, in words of
-# the model's. With no time to answer it refuses instead.
+# A loader inside transformers that is called without `trust_remote_code` asks on the terminal whether to run a model's
+# code, with text that the model controls. With no time to answer, it refuses instead.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 _ADAPTER = "adapter_config.json"
 _NAMES_CODE = ("auto_map", "_auto_class", "fusion_config")
 _QUANTISER = "bitsandbytes"
-_COUNTED = ("layer", "block", "expert", "head")  # what is made one by one, before any weights are looked for
+_COUNTED = ("layer", "block", "expert", "head")  # parts that are created one by one, before any weights are looked up
 _MOST = 10_000  # of each; the largest models have some hundreds
 
 
 def load_config(name: str) -> Any:
-    """Read the config of a model, without what it says about the code that is to compute it.
+    """Read the config of a model, without the entries that name code.
 
     Args:
         name: folder or hub id.
 
     Raises:
-        UserError: it needs code of its own, or a quantiser other than bitsandbytes.
+        UserError: the model needs code of its own, or a quantizer other than bitsandbytes; see `harmless`.
     """
     settings = _settings(name, "config.json")
     if "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING:
@@ -71,7 +71,7 @@ def load_causal_model(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
         The model; and the names of tensors that are missing, or left over.
 
     Raises:
-        UserError: it needs code of its own, or has an adapter beside it.
+        UserError: the model needs code of its own, or its folder also holds an adapter.
     """
     config = load_config(name)
     if find_file(name, _ADAPTER):
@@ -91,16 +91,16 @@ def load_causal_model(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def build_causal_model(config: Any, **options: Any) -> Any:
-    """Build the causal language model of a config, its weights as they are initialised."""
+    """Build the causal language model of a config, with initial weights."""
     return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 def model_of_state(kind: Any, config: Any, state: dict[str, torch.Tensor], **options: Any) -> Any:
-    """Build a model of transformers from tensors by name.
+    """Build a transformers model from tensors by name.
 
     Args:
         kind: the class of the model.
-        config: its config, from which `harmless` took what names code.
+        config: its config, from which `harmless` has removed the entries that name code.
         state: the tensors.
         options: of transformers' `from_pretrained`.
     """
@@ -110,7 +110,7 @@ def model_of_state(kind: Any, config: Any, state: dict[str, torch.Tensor], **opt
 def load_gguf(file: Path) -> tuple[Any, Any]:
     """Read a GGUF file: the tokenizer, and the causal language model in float32.
 
-    What lies beside the file is not looked at: transformers would take an adapter or a tokenizer's settings from there.
+    Other files in its folder are ignored: transformers would read an adapter or a tokenizer's settings from there.
     """
     with tempfile.TemporaryDirectory() as alone:
         (Path(alone) / file.name).symlink_to(file.resolve())
@@ -130,7 +130,7 @@ def load_any_tokenizer(name: str) -> Any:
     """Load the tokenizer of a folder or hub id by the class that its settings name.
 
     Raises:
-        UserError: they name something other than a tokenizer of transformers.
+        UserError: the settings name something other than a tokenizer of transformers.
     """
     for file in ("tokenizer_config.json", "config.json"):
         settings = _settings(name, file)
@@ -144,14 +144,15 @@ def load_any_tokenizer(name: str) -> Any:
 
 
 def harmless(config: Any, name: str) -> Any:
-    """Take out of a config what it says about the code that is to compute it.
+    """Remove the entries of a config that name code, and check the others.
 
     Args:
-        config: of transformers; it is changed.
-        name: of the model, for the message.
+        config: transformers config, which is changed.
+        name: name of the model, for the message.
 
     Raises:
-        UserError: the weights are quantised in a way that needs code of other packages, or the dtype is none.
+        UserError: the weights are quantized in a way that needs code of other packages, the dtype is invalid, or
+            `check_counts` refuses a number.
     """
     for part in _parts(config):
         # kernels of the hub are code, and a config may name one for attention or for experts
@@ -173,10 +174,10 @@ def harmless(config: Any, name: str) -> Any:
 
 
 def check_counts(settings: dict[str, Any], where: str) -> None:
-    """Look whether a config asks for as many layers, experts or the like as no model has, which would take all memory.
+    """Check that a config's numbers of layers, experts and the like are plausible, since huge ones fill the memory.
 
     Raises:
-        UserError: it does; the message begins with `where`.
+        UserError: a number is too large; the message begins with `where`.
     """
     for key, value in settings.items():
         counts = key.startswith(("n_", "num_")) or key.endswith(("layers", "heads", "blocks", "experts"))
@@ -185,7 +186,7 @@ def check_counts(settings: dict[str, Any], where: str) -> None:
 
 
 def find_file(name: str, file: str) -> str | None:
-    """The path of a file of a folder or hub id, which is downloaded if need be; None where there is none."""
+    """Return the path of a file of a folder or hub id, downloaded if necessary; None if there is no such file."""
     path: str | None = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
     return path
 
@@ -204,9 +205,9 @@ def _settings(name: str, file: str) -> dict[str, Any]:
 
 
 def special_tokens(name: str) -> GenerationConfig:
-    """The special tokens of a model's generation config alone.
+    """Read the special tokens of a model's generation config, and nothing else.
 
-    The rest says how transformers' `generate` answers: by beams, by code of the hub, compiled. Here the caller says it.
+    The other entries control transformers' `generate`: beams, code of the hub, compilation. Here the caller does.
     """
     settings = _settings(name, "generation_config.json")
     ids = {key: settings.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -1,4 +1,4 @@
-"""The bridge from vision features to word embeddings."""
+"""Projector from vision features to word embeddings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from mmtune.models.spec import ProjectorKind
 
 
 def build_projector(kind: ProjectorKind, width: int, hidden: int, *, scale: float, seed: int) -> nn.Sequential:
-    """A projector from features of `width` to embeddings of `hidden`.
+    """Build a projector from features of `width` to embeddings of `hidden`.
 
     `linear` is LLaVA's, `mlp2x_gelu` LLaVA 1.5's (arXiv 2310.03744, section 3.2). Layer names are LLaVA's
-    `mm_projector` ones (0, 2). The first weights come from the seed alone, and for features of deviation 1 the
-    output begins with deviation about `scale`, that of the word embeddings, so photos do not drown the words.
+    `mm_projector` ones (0, 2). The initial weights depend on the seed alone. For features of standard deviation 1, the
+    initial output has a standard deviation of about `scale`, that of the word embeddings, so that images do not
+    dominate the words.
     """
     layers = [nn.Linear(width, hidden)]
     if kind == "mlp2x_gelu":
@@ -36,7 +37,7 @@ def _stack(layers: list[nn.Linear]) -> nn.Sequential:
 
 @torch.no_grad()
 def spread_of_words(embedding: nn.Module) -> float:
-    """The deviation of what a model takes beside photos: some embeddings (Gemma 3's) scale their rows."""
+    """Compute the standard deviation of the word embeddings as returned: some layers (Gemma 3's) scale their rows."""
     weight = embedding.weight
     assert isinstance(weight, torch.Tensor)
     return float(embedding(torch.arange(len(weight), device=weight.device)).float().std())

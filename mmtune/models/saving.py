@@ -1,7 +1,7 @@
-"""Saved models: what was trained, and how to find the rest.
+"""Saved models: the trained weights, and references to the other parts.
 
 MODEL/mmtune.json             the parts (ModelSpec) and the format's version
-MODEL/projector.safetensors   the projector, and the features' standardisation
+MODEL/projector.safetensors   the projector, and the standardization of the features
 MODEL/adapter/                the adapters, in peft's format, if there are any
 MODEL/language/               the language model, in transformers' format, if it was finetuned in full
 """
@@ -43,7 +43,7 @@ SPEC_FILE, PROJECTOR_FILE, ADAPTER_FOLDER, LANGUAGE_FOLDER = (
 
 
 def model_folder(reference: str) -> Path | None:
-    """The folder of a saved model: the reference itself, or its `model/` where it is a run; None if neither."""
+    """Return the folder of a saved model: the reference itself, or its `model/` if it is a run; None if neither."""
     path = locate(reference)
     return next((p for p in (path, path / "model") if (p / SPEC_FILE).is_file()), None)
 
@@ -51,16 +51,16 @@ def model_folder(reference: str) -> Path | None:
 def read_spec(
     reference: str, *, language: str | None = None, template: str | None = None, template_date: str | None = None
 ) -> ModelSpec:
-    """What a saved model is made of, ours or another tool's; a plain language model is one without a tower.
+    """Read the spec of a saved model, ours or another tool's; a plain language model is a spec without a tower.
 
     Args:
         reference: a run, a saved model, a LLaVA of another tool, or a language model.
         language: the language model that adapters or a projector belong to, in place of the one that they name.
-        template: in place of the one that is recorded.
-        template_date: in place of the one that is recorded.
+        template: template in place of the recorded one.
+        template_date: date in place of the recorded one.
 
     Raises:
-        UserError: there is no model there, or it has a language model of its own.
+        UserError: there is no model there, or `language` is given for a model that has its own.
     """
     spec = _read_spec(reference, language)
     if template is not None:
@@ -108,7 +108,7 @@ def _read_spec(reference: str, language: str | None) -> ModelSpec:
 
 
 def _tell_of_hub(reference: str, spec: ModelSpec) -> None:
-    """Say which hub repositories a model names as its parts, before they are fetched."""
+    """Print which hub repositories a model names as its parts, before they are downloaded."""
     named = [spec.language]
     if spec.vision and spec.vision.tower.startswith("clip:"):
         named += [spec.vision.tower.removeprefix("clip:"), spec.vision.weights]
@@ -117,11 +117,11 @@ def _tell_of_hub(reference: str, spec: ModelSpec) -> None:
             _tell_of_repository(reference, repository)
 
 
-@functools.cache  # once, however often a command looks at the model
+@functools.cache  # print once, even if a command reads the spec several times
 def _tell_of_repository(reference: str, repository: str) -> None:
     if locate(repository).exists():
         return
-    with suppress(HFValidationError):  # of a name that the hub has not
+    with suppress(HFValidationError):  # for a name that is no valid hub id
         if not isinstance(try_to_load_from_cache(repository, "config.json"), str):
             print(f"mmtune: note: {reference} names {repository}, which is fetched from the hub", file=sys.stderr)
 
@@ -140,7 +140,7 @@ def load(
     template: str | None = None,
     template_date: str | None = None,
 ) -> Model:
-    """See `VisionLanguageModel.from_pretrained`."""
+    """Load a model; see `VisionLanguageModel.from_pretrained`."""
     spec = read_spec(reference, language=language, template=template, template_date=template_date)
     model = cls.assemble(spec, dtype=dtype)
     load_trained(model, reference)
@@ -148,9 +148,9 @@ def load(
 
 
 def load_trained(model: ComposedModel, reference: str) -> None:
-    """Load the projector, standardisation and adapters that a reference has into a model of the same parts.
+    """Load the projector, standardization and adapters of a reference into a model of the same parts.
 
-    A model that was aligned has no adapters yet; those of a model to tune keep their first weights.
+    A model that was only aligned has no adapters yet; the adapters of a model to tune keep their initial weights.
 
     Raises:
         UserError: a file is missing, damaged, or of another shape.
@@ -169,7 +169,7 @@ def load_trained(model: ComposedModel, reference: str) -> None:
 
 
 def _load_source(model: ComposedModel, source: Source) -> None:
-    """What another tool's LLaVA has beside its language model and its tower."""
+    """Load the projector and the adapter of another tool's LLaVA, after a check of its vocabulary."""
     if model.spec.language == source.reference:
         check_vocabulary(source, model.tokenizer, len(model.base_language.get_input_embeddings().weight))
     state = {f"projector.{name}": tensor for name, tensor in source.projector_state().items()}
@@ -191,7 +191,7 @@ def _load_adapter(model: ComposedModel, state: dict[str, torch.Tensor], where: s
 
 
 def save(model: ComposedModel, folder: Path) -> None:
-    """See `VisionLanguageModel.save_pretrained`."""
+    """Save a model; see `VisionLanguageModel.save_pretrained`."""
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         write_parts(model, temporary)
@@ -204,7 +204,7 @@ def save(model: ComposedModel, folder: Path) -> None:
 
 
 def write_parts(model: ComposedModel, folder: Path) -> None:
-    """Write what every saved model has: its parts' names, and the projector where there is one."""
+    """Write the files that every saved model has: the names of its parts, and the projector if there is one."""
     spec = model.spec.to_dict()
     spec["language"] = _from_anywhere(model.spec.language)
     if model.spec.vision is not None:
@@ -223,7 +223,7 @@ def write_adapter(model: ComposedModel, folder: Path) -> None:
 
 
 def trained_state(model: ComposedModel) -> dict[str, torch.Tensor]:
-    """Every tensor that training may have changed, by its name in the model."""
+    """Return every tensor that training may have changed, by its name in the model."""
     state = projector_state(model)
     for name, parameter in model.language.named_parameters():
         if "lora_" in name or (model.spec.lora is None and model.spec.language_trained):
@@ -232,7 +232,7 @@ def trained_state(model: ComposedModel) -> dict[str, torch.Tensor]:
 
 
 def projector_state(model: ComposedModel) -> dict[str, torch.Tensor]:
-    """The projector's tensors and the features' standardisation, as they are saved."""
+    """Return the tensors of the projector and of the feature standardization, under the names in the saved file."""
     if model.projector is None or model.tower is None:
         return {}
     state = {f"projector.{name}": tensor for name, tensor in model.projector.state_dict().items()}
@@ -244,7 +244,7 @@ def projector_state(model: ComposedModel) -> dict[str, torch.Tensor]:
 
 
 def _load_into(model: ComposedModel, state: dict[str, torch.Tensor], where: str) -> None:
-    """Load a projector; another tool's comes without the features' standardisation."""
+    """Load a projector; one of another tool has no standardization of the features."""
     own = projector_state(model)
     own = {name: tensor for name, tensor in own.items() if name in state or name.startswith("projector.")}
     expected, found = ({name: list(t.shape) for name, t in tensors.items()} for tensors in (own, state))
@@ -273,13 +273,13 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _from_anywhere(reference: str) -> str:
-    """A local path as it is found from every working directory; any other reference as it is."""
+    """Return a local path as an absolute path, and any other reference unchanged."""
     path = locate(reference)
     return str(path.absolute()) if not reference.startswith(SCHEMES) and path.exists() else reference
 
 
 def _settle_adapter_config(adapter: Path, language: str) -> None:
-    """Make peft's settings the same for the same adapter, wherever and however often it is trained."""
+    """Make peft's settings identical for the same adapter, in any folder and any process that trains it."""
     file = adapter / "adapter_config.json"
     config: dict[str, Any] = read_json(file)
     config["base_model_name_or_path"] = (

@@ -1,4 +1,4 @@
-"""What a model is made of, as typed options; their docstrings are the help of the command line."""
+"""Options that describe the parts of a model; their docstrings are the help text of the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmtune.common.schema import validate
 ProjectorKind = Literal["linear", "mlp2x_gelu"]
 ImageFit = Literal["pad", "crop", "squash"]
 Quantisation = Literal["nf4", "int8"]
-_MOST = 2**20  # of a rank or an alpha: no layer is as wide
+_MOST = 2**20  # maximum rank and alpha: no layer is as wide
 
 
 @dataclass
@@ -69,10 +69,10 @@ class LoraOptions:
             self.alpha = 2 * self.r
 
     def check(self) -> None:
-        """Refuse what no adapter can have.
+        """Check the values of the options.
 
         Raises:
-            UserError: a value out of range.
+            UserError: a value is out of range.
         """
         if self.r < 1:
             raise UserError(f"--model.lora.r {self.r}: must be at least 1")
@@ -91,7 +91,7 @@ class LoraOptions:
 
 @dataclass
 class ModelSpec:
-    """Everything needed to put a model together again; `mmtune.json` in a saved model.
+    """All settings needed to build a model again; `mmtune.json` in a saved model.
 
     Attributes:
         language: hub id, folder, GGUF file or `package:NAME/file` of the language model.
@@ -101,8 +101,8 @@ class ModelSpec:
         lora: adapters on the language model; None for none.
         quantise: keep the language model's linear layers in 4 bits (NF4, doubly quantised) or 8 (bitsandbytes).
         language_trained: the language model was finetuned in full, so its weights are saved too.
-        seed: of the projector's and the adapters' first weights.
-        template_date: what the template writes for the day's date; None leaves it to ask the clock, if it does.
+        seed: seed of the projector's and the adapters' initial weights.
+        template_date: date that the template writes as today's; None takes the current date where it writes one.
     """
 
     language: str
@@ -116,24 +116,24 @@ class ModelSpec:
     template_date: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the spec as a dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, value: dict[str, Any], where: str) -> ModelSpec:
-        """From JSON.
+        """Build a spec from a dictionary of JSON values.
 
         Raises:
-            UserError: a key is missing or unknown, or a value of another type; the message begins with `where`.
+            UserError: a key is missing or unknown, or a value has another type; the message begins with `where`.
         """
         spec = validate(cls, value, where, remedy="save or copy the model again, with this version of mmtune")
         check_seed(spec.seed, f"{where}: seed")
         return spec
 
     def check(self, where: str) -> None:
-        """Refuse what another tool's files gave and is of another type.
+        """Check the types of values that come from another tool's files.
 
         Raises:
-            UserError: a value is; the message begins with `where`.
+            UserError: a value has another type; the message begins with `where`.
         """
         self.from_dict(self.to_dict(), where)

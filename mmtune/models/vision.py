@@ -28,14 +28,14 @@ from mmtune.models.spec import ImageFit, VisionOptions
 
 @dataclass(frozen=True)
 class TowerShape:
-    """What a tower takes and gives, known without its weights.
+    """Shapes of a tower's input and output, known without its weights.
 
     Attributes:
-        num_tokens: features per photo.
-        width: channels of a feature.
-        size: height and width of the input, pixels.
-        mean: of the input's channels, in 0..1.
-        std: of the input's channels.
+        num_tokens: number of features per image.
+        width: number of channels of a feature.
+        size: height and width of the input, in pixels.
+        mean: mean of each input channel, in 0..1.
+        std: standard deviation of each input channel.
     """
 
     num_tokens: int
@@ -46,10 +46,10 @@ class TowerShape:
 
 
 class VisionTower(nn.Module):
-    """Photos to features: [photos, 3, size, size] to [photos, num_tokens, width]. Never trained.
+    """Frozen vision tower: images [images, 3, size, size] to features [images, num_tokens, width].
 
     Attributes:
-        images_encoded: how many photos went through, ever. It stays 0 in a text-only run, and the ledger shows it.
+        images_encoded: number of images encoded so far. It stays 0 in a text-only run, and the ledger shows it.
     """
 
     feature_mean: torch.Tensor
@@ -67,17 +67,17 @@ class VisionTower(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> VisionTower:
-        """Stay in evaluation mode: a frozen tower's normalisation layers and dropout never change."""
+        """Stay in evaluation mode: a frozen tower's normalization layers and dropout never change."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode photos, and standardise."""
+        """Encode images, and standardize their features."""
         return self.standardised(self.encode(pixels))
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the trunk says of photos, not standardised."""
+        """Compute the features [images, num_tokens, width] of images, not standardized."""
         self.images_encoded += len(pixels)
         dtype = next(self.trunk.parameters()).dtype
         pixels = pixels.to(dtype, memory_format=torch.channels_last)
@@ -85,19 +85,19 @@ class VisionTower(nn.Module):
         return _tokens(*_intermediates(self.trunk, pixels, options.blocks, options.class_token), options.grid)
 
     def standardised(self, features: torch.Tensor) -> torch.Tensor:
-        """Features [photos, num_tokens, width] as the projector takes them."""
+        """Standardize features [images, num_tokens, width] for the projector."""
         # contiguous: else torch multiplies trained and frozen projectors in different orders, which rounds differently
         return ((features - self.feature_mean) / self.feature_std).contiguous()
 
     @torch.no_grad()
     def measure_standardisation(self, features: torch.Tensor) -> None:
-        """Set the mean and deviation to standardise with, from features [photos, num_tokens, width] of `encode`."""
+        """Set the mean and deviation for standardization, from features [images, num_tokens, width] of `encode`."""
         channels = features.flatten(0, 1).float()
         self.feature_mean.copy_(channels.mean(dim=0))
         self.feature_std.copy_(channels.std(dim=0).clamp_min(1e-3))
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """A decoded photo as float32 [3, size, size], made square and normalised."""
+        """Convert a decoded image to float32 [3, size, size], made square and normalized."""
         shape = self.shape
         square = _make_square(image, self.options.fit, shape.mean, shape.size)
         values = torch.from_numpy(np.asarray(square, dtype=np.float32)) / 255
@@ -105,7 +105,7 @@ class VisionTower(nn.Module):
 
 
 def tower_shape(options: VisionOptions) -> TowerShape:
-    """The shape of a tower, from its architecture alone.
+    """Return the shape of a tower, from its architecture alone.
 
     Raises:
         UserError: no such tower or block, or blocks of several resolutions without a grid.
@@ -114,13 +114,13 @@ def tower_shape(options: VisionOptions) -> TowerShape:
         raise UserError(f"--model.vision.grid {options.grid}: must be at least 1")
     if not options.blocks:
         raise UserError("--model.vision.blocks: names no block; -2 is the last but one")
-    # the folder of a CLIP may be changed in its place; the other towers are code
+    # the files of a CLIP folder may change, so their shape is not cached; the other towers are code
     find = _tower_shape.__wrapped__ if options.tower.startswith("clip:") else _tower_shape
     return find(options.tower, tuple(options.blocks), options.grid, options.class_token)
 
 
 def preprocessing(options: VisionOptions, shape: TowerShape) -> Callable[[Image.Image], torch.Tensor]:
-    """A tower's `preprocess`, without the weights that it does not need: it goes to other processes."""
+    """Return a tower's `preprocess` without its weights, which it does not need, to send it to other processes."""
     return VisionTower(nn.Identity(), options, shape).preprocess
 
 
@@ -144,10 +144,10 @@ def _tower_shape(tower: str, blocks: tuple[int, ...], grid: int | None, class_to
 
 
 def build_tower(options: VisionOptions, *, meta: bool = False) -> VisionTower:
-    """A tower with its weights, or without them on the meta device.
+    """Build a tower with its weights, or without them on the meta device.
 
     Raises:
-        UserError: unknown tower, or weights that are not there.
+        UserError: the tower is unknown, or its weights are missing.
     """
     shape = tower_shape(options)
     with torch.device("meta" if meta else "cpu"):
@@ -246,7 +246,7 @@ def _weights_file(weights: str) -> str | None:
 
 
 def _load_trunk(trunk: nn.Module, file: str) -> None:
-    """Load a file of weights by name; if its names are another port's, in order, where every shape agrees."""
+    """Load a file of weights by name, or in order if its names are those of another port and every shape agrees."""
     import safetensors.torch
 
     try:
@@ -272,10 +272,10 @@ def _load_trunk(trunk: nn.Module, file: str) -> None:
 def _intermediates(
     trunk: Any, pixels: torch.Tensor, blocks: Sequence[int], class_token: bool
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Of the given blocks, feature maps [photos, channels, height, width], and class tokens [photos, 1, channels].
+    """Return feature maps [images, channels, height, width] and class tokens [images, 1, channels] of the given blocks.
 
     Raises:
-        ValueError: there are no class tokens, and they are wanted.
+        ValueError: class tokens are requested, but the tower has none.
     """
     wanted = {"output_extra_tokens": True} if class_token and hasattr(trunk, "class_embedding") else {}
     maps = trunk.forward_intermediates(pixels, indices=list(blocks), intermediates_only=True, stop_early=True, **wanted)
@@ -287,7 +287,10 @@ def _intermediates(
 
 
 def _tokens(maps: Sequence[torch.Tensor], classes: Sequence[torch.Tensor], grid: int | None) -> torch.Tensor:
-    """[photos, tokens, channels], class tokens first, then row by row; several maps side by side."""
+    """Return tokens [images, tokens, channels]: class tokens first, then patches row by row.
+
+    The channels of several maps are concatenated.
+    """
     pooled = [m if grid is None else _pool(m, grid) for m in maps]
     patches = torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
     return torch.cat([torch.cat(list(classes), dim=2), patches], dim=1) if classes else patches
@@ -300,7 +303,7 @@ def _pool(feature_map: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def _make_square(image: Image.Image, fit: ImageFit, mean: Sequence[float], size: int) -> Image.Image:
-    """The photo with `size` pixels a side."""
+    """Return the image as a square of `size` pixels a side."""
     width, height = image.size
     if fit == "crop" and width != height:
         # the short side first, then the centre, as CLIP's own preprocessing goes
@@ -314,7 +317,7 @@ def _make_square(image: Image.Image, fit: ImageFit, mean: Sequence[float], size:
         return resized.crop((left, top, left + size, top + size))
     if fit == "pad" and width != height:
         side = max(width, height)
-        if side * side > MOST_PIXELS:  # the square would be a hundred times the photo
+        if side * side > MOST_PIXELS:  # the square would be a hundred times as large as the image
             width, height = (max(1, size * length // side) for length in (width, height))
             image, side = image.resize((width, height), Image.Resampling.BICUBIC), size
         red, green, blue = (int(255 * channel) for channel in mean)
@@ -334,7 +337,7 @@ def _no_weights(tower: str, weights: str, hub_id: str, error: Exception) -> User
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip speaks through the root logger, of random weights also where they are meant."""
+    """Silence open_clip, which warns through the root logger about random weights even if they are intended."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -31,8 +31,8 @@ class TunableModel(ComposedModel):
     ) -> Self:
         """Load a run, a saved or exported model, a LLaVA of transformers or of the released code, or a language model.
 
-        `language` replaces the one that adapters or a projector name, `template` the one that is recorded, and
-        `template_date` (2026-01-31) the date that is recorded or that the template would ask the clock for.
+        `language` replaces the language model that adapters or a projector name, `template` the recorded template, and
+        `template_date` (2026-01-31) the recorded date, or the current date that the template would write.
 
         Raises:
             UserError: there is no model there, or a part of it is missing.
@@ -44,11 +44,11 @@ class TunableModel(ComposedModel):
         return model.to(device).eval()
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Save what was trained and how to find the rest; nothing half-written is left behind."""
+        """Save the trained weights and references to the other parts, completely or not at all."""
         saving.save(self, Path(path))
 
     def set_stage(self, stage: Stage) -> None:
-        """Say what is trained: `align` the projector; `tune` the language model (its adapters, if any) and projector.
+        """Set what is trained: `align` the projector; `tune` the language model (its adapters, if any) and projector.
 
         Raises:
             UserError: the stage has nothing to train.
@@ -65,10 +65,10 @@ class TunableModel(ComposedModel):
             self.spec.language_trained = self.spec.lora is None
 
     def merge_adapters(self) -> None:
-        """Fold the adapters into the language model's weights, in place; the answers stay the same.
+        """Merge the adapters into the language model's weights, in place; the answers stay the same.
 
         Raises:
-            UserError: the weights are quantised, and the adapters would be rounded away.
+            UserError: the weights are quantized, and rounding would remove the adapters.
         """
         if self.spec.lora is not None:
             if self.spec.quantise is not None:
@@ -81,5 +81,5 @@ class TunableModel(ComposedModel):
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that can change an answer; see `mmtune.models.fingerprint`."""
+        """Hash of everything that can change an answer; see `mmtune.models.fingerprint`."""
         return fingerprint(self)

@@ -1,4 +1,4 @@
-"""Which token ids the word embedding has a row for."""
+"""Vocabulary size of the word embedding, and a check of the tokenizer against it."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from typing import Any
 
 from mmtune.common.errors import UserError
 
-# named by many tokenizers beyond the embedding's last row; only a text that spells them has them
+# tokens that many tokenizers have beyond the embedding's last row; they occur only in a text that spells them
 _SELDOM_WRITTEN = ("pad_token", "image_token", "boi_token", "eoi_token", "audio_token", "video_token")
 
 
 class VocabularyError(UserError):
-    """A tokenizer that gives ids which the embedding has no row for."""
+    """Tokenizer with ids for which the embedding has no row."""
 
 
 def vocabulary_size(config: Any) -> int | None:
-    """Rows of the word embedding by a config of transformers; None where it does not say."""
+    """Return the number of rows of the word embedding from a transformers config; None if it does not name it."""
     rows = getattr(config.get_text_config(decoder=True), "vocab_size", None)
     return rows if isinstance(rows, int) else None
 
 
 def check_tokenizer(tokenizer: Any, rows: int | None, reference: str) -> None:
-    """Make sure that the embedding has a row for every token that text is made of.
+    """Check that the embedding has a row for every token of ordinary text.
 
-    It may have more: vocabularies are padded. A token for padding or for a photo's place may lie beyond; a row or a
-    prompt that spells one is refused where it occurs.
+    The embedding may have more rows: vocabularies are padded. The id of a padding token or of an image token may lie
+    beyond the last row; a data row or a prompt that spells such a token is refused where it occurs.
 
     Args:
-        tokenizer: the language model's.
-        rows: of its word embedding; None where that is not known.
+        tokenizer: tokenizer of the language model.
+        rows: number of rows of its word embedding; None if unknown.
         reference: the language model, for the message.
 
     Raises:

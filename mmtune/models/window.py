@@ -1,4 +1,4 @@
-"""How many tokens a model can read at once, and what becomes of prompts that are longer."""
+"""Window of a model: the maximum number of tokens that it reads at once, and the handling of longer prompts."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from mmtune.data.conversation import IMAGE_PLACEHOLDER
 PastWindow = Literal["refuse", "shorten"]
 PAST_WINDOW: tuple[str, ...] = get_args(PastWindow)
 
-_STRETCHED = ("linear", "dynamic", "yarn")  # kinds of RoPE whose factor multiplies what the model was trained on
+_STRETCHED = ("linear", "dynamic", "yarn")  # kinds of RoPE whose factor multiplies the length trained on
 _TOKENS_PER_BYTE = 11  # of UTF-8, at the very most: normal form KC makes 33 bytes of the 3 of U+FDFA
 
 
 def window_of(config: Any) -> int | None:
-    """The most tokens that a language model reads at once, its answer included.
+    """Return the maximum number of tokens that a language model reads at once, its answer included.
 
-    It is the config's `max_position_embeddings`, times the factor of a scaled RoPE where that config counts from the
-    length trained on, as vLLM takes it. A sliding window is no limit, nor is the tokenizer's `model_max_length`.
+    It is the config's `max_position_embeddings`, times the factor of a scaled RoPE if that config counts from the
+    length trained on, as in vLLM. A sliding window is no limit, nor is the tokenizer's `model_max_length`.
 
     Args:
-        config: of transformers; of a model with several parts, that of its text is looked at.
+        config: transformers config; of a model with several parts, the text part is used.
 
     Returns:
-        The tokens; None where there is no limit (ALiBi, recurrent layers alone).
+        The number of tokens; None if there is no limit (ALiBi, recurrent layers alone).
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     attention = getattr(text, "attn_config", None)  # MPT's
@@ -42,10 +42,10 @@ def window_of(config: Any) -> int | None:
 
 
 def checked_past_window(value: str, name: str = "past_window") -> PastWindow:
-    """The rule of this name.
+    """Check the name of a rule for long prompts, and return it.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no rule of that name.
     """
     if value in PAST_WINDOW:
         return cast(PastWindow, value)
@@ -53,12 +53,12 @@ def checked_past_window(value: str, name: str = "past_window") -> PastWindow:
 
 
 def answer_room(window: int | None, tokens: int) -> int:
-    """How many tokens `shorten` keeps free behind a prompt for an answer of so many: at most half of the window."""
+    """Return how many tokens `shorten` keeps free for an answer of `tokens` tokens: at most half of the window."""
     return tokens if window is None else min(tokens, window // 2)
 
 
 def surely_fits(text: str, image_tokens: int, room: int, window: int | None) -> bool:
-    """Whether a text is so short that its tokens need not be counted."""
+    """Return whether a text is so short that it fits without counting its tokens."""
     return window is None or _TOKENS_PER_BYTE * (len(text.encode()) + 1) + image_tokens + room <= window
 
 
@@ -73,23 +73,23 @@ def fitted(
     tokenizer: Any,
     where: str,
 ) -> str:
-    """A rendered prompt that leaves room for what follows it.
+    """Render a prompt so that it leaves room for the tokens that follow it.
 
-    One that does not is refused, or loses tokens at the beginning of what the user says: the photos, the system prompt,
-    the template and the end of the text stay.
+    A longer prompt is refused, or loses tokens at the beginning of the user's text: the images, the system prompt, the
+    template and the end of the text stay.
 
     Args:
-        prompt: what the user says.
-        render: writes it in the model's template.
+        prompt: text of the user.
+        render: renders it in the model's template.
         length: counts the tokens of a rendered prompt.
-        room: tokens that must be free behind it.
+        room: number of tokens that must stay free after it.
         window: see `window_of`.
-        past_window: what becomes of a longer one.
-        tokenizer: the model's.
+        past_window: rule for a longer prompt.
+        tokenizer: tokenizer of the model.
         where: the prompt and the model, for messages.
 
     Raises:
-        UserError: it is refused, or too long even without a word of the user's.
+        UserError: the prompt is refused, or too long even without the user's text.
     """
     text = render(prompt)
     tokens = length(text)
@@ -107,12 +107,12 @@ def fitted(
 
 
 def room_left(tokens: int, limit: int, window: int | None) -> int:
-    """How many tokens may follow so many: `limit`, or fewer where the window ends before; 0 or less for none."""
+    """Return how many tokens may follow `tokens` tokens: `limit`, or fewer if the window ends; 0 or less for none."""
     return limit if window is None else min(limit, window - tokens)
 
 
 def _without_first(prompt: str, tokens: int, tokenizer: Any) -> str:
-    """The prompt without its first so many tokens of text, marks of photos kept."""
+    """Return the prompt without its first `tokens` tokens of text; the image placeholders are kept."""
     pieces: Sequence[str] = prompt.split(IMAGE_PLACEHOLDER)
     kept = list(pieces)
     for number, piece in enumerate(pieces):

@@ -1,4 +1,4 @@
-"""Conversation templates as jinja, for transformers; and which of ours a model's own jinja template is."""
+"""Chat templates in Jinja: export of ours for transformers, and recognition of ours in a model's own template."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from mmtune.data.rendering.templates import (
 from mmtune.interfaces import Turn
 from mmtune.models.interop.weights import find_file, read_settings
 
-# Every message's content as one string, a single photo on a line of its own at the start, as LLaVA writes it. Content
-# may be a string or a list of parts; the template that follows sees strings alone.
+# Converts every message's content to one string, with a single image on a line of its own at the start, as in LLaVA.
+# Content may be a string or a list of parts; the template that follows receives strings only.
 _FLATTEN = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -70,24 +70,24 @@ _PROBES = (
 
 
 def jinja_template(name: str, tokenizer: Any, date: str | None = None) -> str:
-    """A template of ours as jinja, whose messages may be strings or lists of parts.
+    """Return one of our templates as Jinja; the content of messages may be strings or lists of parts.
 
     Args:
         name: as in `--model.template`.
-        tokenizer: whose own template `tokenizer` stands for.
-        date: that its own template is told to write; None leaves it as it is.
+        tokenizer: tokenizer of the model; the name `tokenizer` selects its own template.
+        date: date that its own template writes; None leaves it unchanged.
     """
     if name != TOKENIZER_TEMPLATE:
         return _FLATTEN + _body(LAYOUTS[name])
     prelude, own = split_date(tokenizer.chat_template)
     at_once = _AT_ONCE if tokenizer_template(tokenizer).thinking == "optional" else ""
     before = at_once + ("" if takes_parts(tokenizer) else _FLATTEN)
-    text = own if own.startswith(before) else before + own  # exported once before, it begins so
+    text = own if own.startswith(before) else before + own  # a template that was exported before begins so
     return prelude + text if date is None else dated(text, date)
 
 
 def _body(layout: Layout) -> str:
-    """A layout as jinja; messages have strings for their content."""
+    """Convert a layout to Jinja; the content of messages must be strings."""
     system, nothing = "''", "''"
     if layout.system is not None:
         system = f"({_quoted(layout.system[0])} + about.system + {_quoted(layout.system[1])}"
@@ -105,12 +105,12 @@ def _body(layout: Layout) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text as jinja writes it."""
+    """Return a text as a Jinja string literal."""
     return json.dumps(text)
 
 
 def chat_template_of(reference: str) -> str | None:
-    """The chat template of a folder or hub repository, wherever it is kept; the processor's before others."""
+    """Read the chat template of a folder or hub repository from any of its files, the processor's first, or None."""
     if (file := find_file(reference, "chat_template.jinja")) is not None:
         return file.read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
@@ -121,10 +121,10 @@ def chat_template_of(reference: str) -> str | None:
 
 
 def template_of(reference: str) -> str:
-    """Which of our templates a LLaVA speaks: the one that writes what its chat template writes.
+    """Return the name of our template that renders the same text as a LLaVA's chat template.
 
-    `tokenizer` for a chat template that is none of ours, and `vicuna_v1`, LLaVA 1.5's, where there is none: nothing in
-    the released layout says which conversation a model was trained with.
+    It is `tokenizer` for a chat template that matches none of ours, and `vicuna_v1`, LLaVA 1.5's, if there is no chat
+    template: the released layout does not record which template a model was trained with.
     """
     source = chat_template_of(reference)
     if source is None:
@@ -134,20 +134,20 @@ def template_of(reference: str) -> str:
         try:
             if written == [template.prompt(turns) for turns in _PROBES]:
                 return name
-        except UserError:  # ours have no place for it
+        except UserError:  # this one cannot render the turns
             continue
     return TOKENIZER_TEMPLATE
 
 
 def _render(source: str, turns: list[Turn], reference: str) -> str | None:
-    """A jinja template's text for turns, messages as lists of parts and then as strings, whichever it takes."""
+    """Render turns with a Jinja template, which may take lists of parts or strings; None if it takes neither."""
     for as_parts in (True, False):
         messages = [{"role": t.role, "content": content_parts(t.text) if as_parts else t.text} for t in turns]
         try:
             rendered = render_source(source, messages, reference, prompt=True, enable_thinking=False)
         except UserError:
             raise
-        except Exception:  # a template raises as it likes at what it does not know
+        except Exception:  # a template may raise any exception for unknown input
             continue
         if turns[-1].text.rpartition("\n")[2] in rendered:
             return rendered

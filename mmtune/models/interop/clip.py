@@ -1,9 +1,9 @@
-"""CLIP's vision tower between open_clip and transformers: architecture, weights, and which layer is which block.
+"""Conversion of CLIP's vision tower between open_clip and transformers: architecture, weights and block numbers.
 
-The same network under two sets of names. open_clip keeps query, key and value in one matrix; transformers' features
+The same network has two sets of names. open_clip keeps query, key and value in one matrix; transformers' features
 need no projection into the space shared with text, so that is dropped. The class embedding, the layer norms before and
 after the blocks and the position embeddings are kept. OpenAI's weights were trained with the approximation
-`x * sigmoid(1.702 x)` (quick-gelu) and LAION's with the true GELU; which of them a tower computes goes along.
+`x * sigmoid(1.702 x)` (quick-gelu) and LAION's with the true GELU; the activation of a tower is converted too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 def read_vision_config(reference: str) -> CLIPVisionConfig:
-    """The vision part of a CLIP or LLaVA folder's config.
+    """Read the vision part of a CLIP or LLaVA folder's config.
 
     Args:
         reference: folder or hub id, of `openai/clip-vit-large-patch14-336` for example, or of a `llava-hf` model.
@@ -77,7 +77,7 @@ def read_vision_config(reference: str) -> CLIPVisionConfig:
 
 
 def build_trunk(config: CLIPVisionConfig) -> nn.Module:
-    """open_clip's tower of this architecture, with weights of its own (on the meta device, with none)."""
+    """Build open_clip's tower of this architecture, with initial weights (on the meta device, without)."""
     from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
 
     trunk = VisionTransformer(
@@ -96,10 +96,10 @@ def build_trunk(config: CLIPVisionConfig) -> nn.Module:
 
 
 def load_trunk(trunk: nn.Module, weights: str) -> None:
-    """Give a trunk the weights of a CLIP or LLaVA folder or hub repository.
+    """Load the weights of a CLIP or LLaVA folder or hub repository into a trunk.
 
     Raises:
-        UserError: there are none, or they are those of another architecture.
+        UserError: there are no weights, or they are those of another architecture.
     """
     held = Weights.of(weights)
     state = None if held is None else tower_state(held)
@@ -111,7 +111,7 @@ def load_trunk(trunk: nn.Module, weights: str) -> None:
 
 
 def tower_state(weights: Weights) -> State | None:
-    """The tower's tensors under the names of CLIPVisionModel, out of a CLIP or LLaVA model's; None if it has none."""
+    """Read the tower's tensors of a CLIP or LLaVA model, under CLIPVisionModel's names; None if it has no tower."""
     renamed = {}
     for name in weights.files:
         inner = name.rpartition("vision_tower.")[2].removeprefix("vision_model.")
@@ -124,7 +124,7 @@ def tower_state(weights: Weights) -> State | None:
 
 
 def to_open_clip(state: State) -> State:
-    """open_clip's names for a tower of CLIPVisionModel's."""
+    """Convert the tensors of a tower from CLIPVisionModel's names to open_clip's."""
     result: State = {}
     for name, tensor in state.items():
         match = _TRANSFORMERS_BLOCK.fullmatch(name)
@@ -139,7 +139,7 @@ def to_open_clip(state: State) -> State:
 
 
 def to_transformers(state: State) -> State:
-    """CLIPVisionModel's names for a tower of open_clip's, projection dropped.
+    """Convert the tensors of a tower from open_clip's names to CLIPVisionModel's, without the projection.
 
     Raises:
         KeyError: a tensor has no counterpart.
@@ -160,7 +160,7 @@ def to_transformers(state: State) -> State:
 
 
 def describe_trunk(trunk: Any) -> CLIPVisionConfig:
-    """transformers' config of an open_clip tower.
+    """Return transformers' config of an open_clip tower.
 
     Raises:
         UserError: transformers' CLIPVisionModel cannot compute what the tower computes.
@@ -196,7 +196,7 @@ def describe_trunk(trunk: Any) -> CLIPVisionConfig:
 
 
 def block_of_layer(layer: int, layers: int, where: str) -> int:
-    """The block whose output is one of transformers' `hidden_states`, which begin with the embeddings.
+    """Return the block whose output is `layer` of transformers' `hidden_states`, which begin with the embeddings.
 
     Raises:
         UserError: there is no such layer, or it is the embeddings; the message begins with `where`.
@@ -207,7 +207,7 @@ def block_of_layer(layer: int, layers: int, where: str) -> int:
 
 
 def layer_of_block(block: int) -> int:
-    """The place of a block's output in transformers' `hidden_states`."""
+    """Return the index of a block's output in transformers' `hidden_states`."""
     return block if block < 0 else block + 1
 
 

@@ -1,4 +1,4 @@
-"""The settings of transformers' image processors: what makes a photo a tower's input."""
+"""Settings of transformers' image processors, which convert an image to a tower's input."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from mmtune.models.spec import ImageFit
 
 _FILE = "preprocessor_config.json"
 _BICUBIC = 3
-# of CLIPImageProcessor, for the settings that a file leaves out
+# defaults of CLIPImageProcessor, for the settings that a file leaves out
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _MUST = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": _BICUBIC}
 
 
 def read_processor(reference: str, image_size: int) -> tuple[ImageFit, dict[str, Any]]:
-    """How a folder's image processor makes a photo square, and the tower's settings.
+    """Read how a folder's image processor makes an image square, and the settings of the tower's input.
 
     Args:
         reference: folder or hub id.
-        image_size: of the tower, which the processor must give.
+        image_size: input size of the tower, which the processor must produce.
 
     Returns:
         The fit; and `size`, `mean` and `std` of the tower's input.
 
     Raises:
-        UserError: it does something that is not done here.
+        UserError: the processor has a setting that is not supported here.
     """
     settings = read_settings(reference, _FILE)
     if settings is None:  # transformers 5 keeps it in the processor's own file
@@ -58,7 +58,7 @@ def read_processor(reference: str, image_size: int) -> tuple[ImageFit, dict[str,
 def processor_settings(
     fit: ImageFit, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> dict[str, Any]:
-    """The file of the image processor that does the same: CLIP's, or LLaVA's where photos are padded."""
+    """Return the settings of the equivalent image processor: CLIP's, or LLaVA's if images are padded."""
     square = {"height": size, "width": size}
     return {
         "image_processor_type": "LlavaImageProcessor" if fit == "pad" else "CLIPImageProcessor",

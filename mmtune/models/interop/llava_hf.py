@@ -1,4 +1,4 @@
-"""transformers' LLaVA (LlavaForConditionalGeneration), as the `llava-hf` models are published."""
+"""transformers' LLaVA (LlavaForConditionalGeneration), the format of the published `llava-hf` models."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _SELECTED = {"default": False, "full": True}
 
 
 def language_fault(config: Any, names: Iterable[str], reference: str) -> str:
-    """Why transformers' LLaVA gives other figures with a language model than that model by itself; "" if it does not.
+    """Return why transformers' LLaVA computes other logits than its language model alone; "" if they are the same.
 
-    It takes the model's body alone and puts an output layer without bias on it.
+    It uses the body of the model alone, and adds an output layer without bias.
 
     Args:
-        config: of the language model.
-        names: of its weights, as the causal language model has them.
-        reference: what the model is called in a message.
+        config: config of the language model.
+        names: names of its weights in the causal language model.
+        reference: name of the model in a message.
     """
     if not fitness_of(config, reference).plain_head:
         return f"{architecture(config)} changes its logits behind the output layer, which transformers' LLaVA does not"
@@ -46,7 +46,7 @@ def language_fault(config: Any, names: Iterable[str], reference: str) -> str:
 
 
 class TransformersLlava:
-    """A `llava-hf` folder or hub repository; see `sources.Source`."""
+    """LLaVA in a `llava-hf` folder or hub repository; see `sources.Source`."""
 
     def __init__(self, reference: str, settings: dict[str, Any]) -> None:
         self.reference = reference
@@ -101,7 +101,7 @@ class TransformersLlava:
         return {renamed[name]: tensor for name, tensor in self._held().read(renamed).items()}
 
     def projector_state(self) -> State:
-        """See `sources.Source`; a projector without biases is one whose biases are zero."""
+        """See `sources.Source`; a projector without biases gets biases of zero."""
         renamed = {}
         for name in self._held().files:
             if "multi_modal_projector." in name:
@@ -134,7 +134,10 @@ class TransformersLlava:
         return "mlp2x_gelu" if act == "gelu" else "linear"
 
     def _without_identity(self, state: State) -> State:
-        """transformers' projector has two layers; of a linear one, as it is exported, the second changes nothing."""
+        """Remove the second layer of a linear projector, which is the identity.
+
+        transformers' projector has two layers, so a linear projector is exported with the identity as the second.
+        """
         if self._projector_kind() == "mlp2x_gelu" or "2.weight" not in state:
             return state
         second, bias = state.pop("2.weight"), state.pop("2.bias", torch.zeros(1))

@@ -1,4 +1,4 @@
-"""The layout of the released LLaVA code: `liuhaotian/llava-*`, and what was trained with that code.
+"""Layout of the released LLaVA code: `liuhaotian/llava-*`, and models that were trained with that code.
 
 Three kinds of folder share it: a whole model; LoRA adapters with `non_lora_trainables.bin`; and the aligned projector
 alone, `mm_projector.bin`. config.json is the language model's own, with the keys `mm_*` added.
@@ -24,7 +24,7 @@ _LANGUAGES = {
     "LlavaQwenForCausalLM": "qwen2",
     "LlavaQwen2ForCausalLM": "qwen2",
 }
-# what changes the model, and the values that leave it LLaVA 1.5
+# settings that change the model, and the values with which it stays LLaVA 1.5
 _MUST: dict[str, tuple[Any, ...]] = {
     "mm_use_im_start_end": (False, None),
     "mm_patch_merge_type": ("flat", None),
@@ -41,9 +41,9 @@ _NOT_LANGUAGE = (_PROJECTOR_NAME, "vision_tower.")
 
 
 class OriginalLlava:
-    """A folder or hub repository in the released code's layout; see `sources.Source`."""
+    """LLaVA in a folder or hub repository in the released code's layout; see `sources.Source`."""
 
-    image_token: int | None = None  # the released code cuts the text at <image> before it is tokenised
+    image_token: int | None = None  # the released code cuts the text at <image> before it is tokenized
 
     def __init__(self, reference: str, settings: dict[str, Any]) -> None:
         self.reference, self.settings = reference, settings
@@ -137,7 +137,7 @@ class OriginalLlava:
         )
 
     def _tower(self) -> str:
-        """The reference of the tower: a folder inside this one, or as the config says it."""
+        """Return the reference of the tower: a folder inside this one, or the name in the config."""
         named = str(self.settings["mm_vision_tower"])
         inside = locate(self.reference) / named
         tower = str(inside) if inside.is_dir() else named
@@ -148,7 +148,7 @@ class OriginalLlava:
         return tower
 
     def _base(self) -> str:
-        """The language model that an adapter or a projector belongs to, as it is named there."""
+        """Return the recorded name of the language model that an adapter or a projector belongs to."""
         named = (self._adapter_settings or {}).get("base_model_name_or_path") or self.settings.get("_name_or_path")
         if not named or not isinstance(named, str):
             file = (

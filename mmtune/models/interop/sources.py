@@ -1,4 +1,4 @@
-"""What another tool's LLaVA folder is made of, told from its config alone."""
+"""LLaVA models of other tools: recognition by the config alone, and loading of their language models."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ _PADDED_TO = 1024  # the largest multiple that vocabularies are padded to
 
 
 class Source(Protocol):
-    """A LLaVA of another tool: a folder or hub repository.
+    """LLaVA of another tool, in a folder or hub repository.
 
     Attributes:
         reference: the folder or hub id.
-        image_token: the id in its config that stands for a photo; None where text is cut at `<image>` instead.
+        image_token: id of the image token in its config; None if text is cut at `<image>` instead.
     """
 
     reference: str
     image_token: int | None
 
     def spec(self, language: str | None) -> ModelSpec:
-        """What it is made of, by references into it.
+        """Return the spec of the model, with references to its parts.
 
         Args:
             language: the language model that an adapter or a projector belongs to, in place of the one it names.
 
         Raises:
-            UserError: it is made of something that is not read.
+            UserError: a part of it is not supported.
         """
 
     def language_config(self) -> Any:
-        """transformers' config of its language model, with the dtype that it is stored in."""
+        """Return transformers' config of the language model, with the dtype in which it is stored."""
 
     def language_state(self) -> State:
-        """The language model's tensors, under the names of the causal language model."""
+        """Read the language model's tensors, under the names of the causal language model."""
 
     def projector_state(self) -> State:
-        """The projector's tensors, as layers 0 and 2 (0 alone where it is linear)."""
+        """Read the projector's tensors, as layers 0 and 2 (0 alone if it is linear)."""
 
     def adapter_state(self) -> State | None:
-        """The adapter's tensors in peft's names, or None."""
+        """Read the adapter's tensors under peft's names; None if there is no adapter."""
 
 
 def open_source(reference: str) -> Source | None:
-    """The LLaVA of another tool that a reference stands for, or None: it is something else, or not there at all.
+    """Return the LLaVA of another tool at a reference; None if it is something else or does not exist.
 
     Raises:
-        UserError: it is a vision-language model of a kind that is not read.
+        UserError: it is a vision-language model of a kind that is not supported.
     """
     if locate(reference).is_file():
         return None
     try:
         settings = read_settings(reference, "config.json")
     except UserError:
-        return None  # the loader of language models says what is wrong
+        return None  # the loader of language models reports the error
     if settings is None:
         return None
     architectures = settings.get("architectures") or []
@@ -79,7 +79,7 @@ def open_source(reference: str) -> Source | None:
 
 
 def load_source_language(source: Source, *, dtype: Any, **options: Any) -> Any:
-    """The language model out of a LLaVA, as transformers' causal language model.
+    """Load the language model of a LLaVA as transformers' causal language model.
 
     Raises:
         UserError: tensors are missing, or of another shape than the config says.
@@ -104,14 +104,14 @@ def load_source_language(source: Source, *, dtype: Any, **options: Any) -> Any:
 
 
 def check_vocabulary(source: Source, tokenizer: Any, rows: int) -> None:
-    """Make sure that the tokenizer is that of the embedding.
+    """Check that the tokenizer belongs to the embedding.
 
     An embedding may have more rows than tokens: vocabularies are padded, to multiples of up to 1024.
 
     Args:
         source: the LLaVA that both come from.
         tokenizer: its tokenizer.
-        rows: of the word embedding.
+        rows: number of rows of the word embedding.
 
     Raises:
         UserError: the tokenizer is larger or much smaller, or the image token is missing or has another id.

@@ -1,4 +1,4 @@
-"""Room for the image token in an exported model: transformers' LLaVA marks photos by a token, ours by none."""
+"""Image token in the vocabulary of an exported model: transformers' LLaVA needs one, our models have none."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _MULTIPLE = 64  # what llava-hf pads the vocabulary to
 
 
 def with_image_token(tokenizer: Any) -> tuple[Any, int]:
-    """A copy of the tokenizer that knows `<image>`, and its id; text without photos is tokenised as before.
+    """Return a copy of the tokenizer with the token `<image>`, and its id; text without images gives the same tokens.
 
-    Matched before the text is normalised, the token cuts it in pieces that are tokenised apart, as the released code
-    and `mmtune.data.encoding` do.
+    The token is matched before the text is normalized. It cuts the text into pieces that are tokenized separately, as
+    in the released code and in `mmtune.data.encoding`.
     """
     own = copy.deepcopy(tokenizer)
     if IMAGE_PLACEHOLDER not in own.get_vocab():
@@ -30,10 +30,10 @@ def with_image_token(tokenizer: Any) -> tuple[Any, int]:
 
 
 def with_rows(weight: torch.Tensor, token: int) -> torch.Tensor:
-    """An embedding, or an output layer, [vocabulary, hidden], with a row for a token.
+    """Return an embedding or an output layer [vocabulary, hidden] with a row for a token.
 
-    A free row of a padded vocabulary is taken where there is one. New rows are the mean of all: the logit of such a row
-    is the mean of the others, so no new token is ever the likeliest, and greedy answers stay what they were.
+    A free row of a padded vocabulary is used if there is one. New rows are the mean of all rows: the logit of such a
+    row is the mean of the others, so a new token is never the most likely one, and greedy answers stay the same.
     """
     rows = len(weight)
     if token < rows:

@@ -1,4 +1,4 @@
-"""Tensors from safetensors and .bin files, in one file or in many, without ever running code that a file may hold."""
+"""Tensors from safetensors and .bin files, in one file or in several, read without running code in a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STEMS = ("model.safetensors", "pytorch_model.bin")
 
 
 def find_file(reference: str, name: str) -> Path | None:
-    """A file of a folder or of a hub repository, which is downloaded if need be; None where there is none.
+    """Return the path of a file of a folder or hub repository, downloaded if necessary; None if there is no such file.
 
     Raises:
         UserError: the repository cannot be reached and is not on this machine.
@@ -47,10 +47,10 @@ def find_file(reference: str, name: str) -> Path | None:
 
 
 def read_settings(reference: str, name: str) -> dict[str, Any] | None:
-    """A JSON object of a folder or hub repository; None where there is none.
+    """Read a JSON object from a file of a folder or hub repository; None if there is no such file.
 
     Raises:
-        UserError: it is no JSON object.
+        UserError: the file holds no JSON object.
     """
     file = find_file(reference, name)
     if file is None:
@@ -62,11 +62,11 @@ def read_settings(reference: str, name: str) -> dict[str, Any] | None:
 
 
 class Weights:
-    """The tensors of a model, by name; read from the disk when they are asked for.
+    """Tensors of a model by name, read from the disk on demand.
 
     Attributes:
         reference: folder or hub id.
-        files: the file that each tensor is in.
+        files: the file of each tensor, by the tensor's name.
     """
 
     def __init__(self, reference: str, files: dict[str, Path]) -> None:
@@ -74,10 +74,10 @@ class Weights:
 
     @classmethod
     def of(cls, reference: str) -> Weights | None:
-        """The weights of a folder or hub repository: `model.safetensors` or `pytorch_model.bin`, or their parts.
+        """Find the weights of a folder or hub repository: `model.safetensors` or `pytorch_model.bin`, or their parts.
 
         Returns:
-            None where there are none at all.
+            The weights; None if there are none at all.
 
         Raises:
             UserError: some of the files are missing or damaged.
@@ -94,7 +94,7 @@ class Weights:
         return None
 
     def read(self, names: Iterable[str]) -> State:
-        """These tensors; each file is opened once.
+        """Read the named tensors; each file is opened once.
 
         Raises:
             UserError: a file is damaged, or lacks a tensor that the index says it has.
@@ -114,7 +114,7 @@ class Weights:
 
 
 def read_tensors(file: Path) -> State:
-    """The tensors of a safetensors or .bin file; a .bin is a pickle, of which only tensors are read.
+    """Read the tensors of a safetensors or .bin file; a .bin is a pickle, of which only tensors are read.
 
     Raises:
         UserError: it is missing or damaged, or holds something other than tensors.
@@ -141,10 +141,10 @@ def read_tensors(file: Path) -> State:
 
 
 def compare(found: State, expected: dict[str, tuple[int, ...]], where: str) -> None:
-    """Make sure that tensors have the names and shapes that a model expects.
+    """Check that tensors have the names and shapes that a model expects.
 
     Raises:
-        UserError: they have not; the message begins with `where`.
+        UserError: they do not; the message begins with `where`.
     """
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
@@ -168,7 +168,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _parts(reference: str, index: Path) -> dict[str, Path]:
-    """The file of each tensor that an index names."""
+    """Map each tensor that an index names to its file."""
     settings = read_json(index)
     places = settings.get("weight_map") if isinstance(settings, dict) else None
     if not isinstance(places, dict) or not places:
