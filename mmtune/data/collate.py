@@ -1,4 +1,4 @@
-"""Lay examples end to end in one row, with what the model needs to keep them apart."""
+"""Packed batches: examples concatenated into one row, with the ids and positions that keep them apart."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from mmtune.data.images import ImageSource, load_image
 
 @dataclass  # not frozen: Lightning's precision plugins convert a copy in place
 class PackedBatch:
-    """Documents end to end: no padding, and no document sees another.
+    """Packed batch of documents, without padding; no document attends to another.
 
     Attributes:
-        input_ids: int64 [tokens], IMAGE_TOKEN where a photo's features go.
-        targets: int64 [tokens], the token to predict at each position; IGNORED where nothing is learnt.
+        input_ids: int64 [tokens], IMAGE_TOKEN at the positions of image features.
+        targets: int64 [tokens], the token to predict at each position; IGNORED at unsupervised positions.
         position_ids: int64 [tokens], counted from 0 in every document.
         document_ids: int64 [tokens], which document a token belongs to.
-        pixels: float32 [photos, 3, height, width] in the order of their tokens; None in a text-only batch, and where
+        pixels: float32 [images, 3, height, width] in the order of their tokens; None in a text-only batch, and where
             there are features.
-        features: [photos, tokens, width], what the tower said of the photos before; None where there are pixels.
-        image_keys: an int per photo, equal for equal photos.
+        features: [images, tokens, width], precomputed features of the vision tower; None where there are none.
+        image_keys: an int per image, equal for images of the same source.
         where: file and row of each document.
-        document_values: float32 [documents] by column, the numbers of the rows that the objective reads.
-        weight: of the pack in the mean loss of its optimizer step; by default the positions that are learnt.
-        step_weight: of the whole step, all its packs and processes; 0 where there is none.
-        repeated: whether the pack only fills up the last round of an epoch, and nothing is learnt from it.
+        document_values: float32 [documents] by column, the numbers in the rows that the objective reads.
+        weight: weight of the pack in the mean loss of its optimizer step; by default the number of supervised tokens.
+        step_weight: weight of the whole optimizer step, with all its packs and processes; 0 where there is none.
+        repeated: whether the pack only fills up the last round of an epoch, without any supervised token.
     """
 
     input_ids: torch.Tensor
@@ -50,26 +50,26 @@ class PackedBatch:
 
     @property
     def counted_weight(self) -> float:
-        """What the pack counts for in its step: its weight, or 0 where it is repeated."""
+        """Weight of the pack in its optimizer step; 0 for a repeated pack."""
         return 0 if self.repeated else self.weight
 
     @property
     def supervised_tokens(self) -> int:
-        """How many positions are learnt from."""
+        """Number of supervised tokens."""
         return int((self.targets != IGNORED).sum())
 
     @property
     def image_tokens(self) -> int:
-        """How many positions photos take."""
+        """Number of positions that images take."""
         return int((self.input_ids == IMAGE_TOKEN).sum())
 
     @property
     def document_lengths(self) -> list[int]:
-        """Tokens of each document."""
+        """Number of tokens of each document."""
         return [int(n) for n in torch.bincount(self.document_ids)]
 
     def with_images(self, order: Sequence[int]) -> PackedBatch:
-        """The batch with the photo of number `order[i]` in the place of photo i."""
+        """Return the batch with image `order[i]` in the place of image i."""
 
         def reordered(images: torch.Tensor | None) -> torch.Tensor | None:
             return None if images is None else images[list(order)]
@@ -77,11 +77,11 @@ class PackedBatch:
         return replace(self, pixels=reordered(self.pixels), features=reordered(self.features))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """The batch with its tensors on another device."""
+        """Return the batch with its tensors on another device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
-        """The batch in page-locked memory, for faster copies to a GPU."""
+        """Return the batch in page-locked memory, for faster copies to a GPU."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
@@ -91,10 +91,12 @@ class PackedBatch:
 
 
 def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
-    """Lay examples end to end, with what the tower said of their photos, or the photos decoded and preprocessed.
+    """Concatenate examples into a batch, with the features of their images or the preprocessed images.
+
+    Without precomputed features (`inputs.features`), the images are decoded and preprocessed.
 
     Raises:
-        RowError: a photo cannot be decoded.
+        RowError: an image cannot be decoded.
     """
     ids = [torch.from_numpy(example.input_ids.astype(np.int64)) for example in examples]
     images = [(image, example.where) for example in examples for image in example.images]
@@ -121,13 +123,13 @@ def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:
 
 
 def _image_key(image: ImageSource) -> int:
-    """A number for the photo that is the same in every process; Python's own hash() of text is not."""
+    """Return a hash of the image's path or bytes, the same in every process; Python's own hash() is not."""
     name = image if isinstance(image, bytes) else b"path:" + os.fsencode(image)
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)
 
 
 def _targets(example: Example) -> torch.Tensor:
-    """The next token where that token is supervised; the last position of a document predicts nothing."""
+    """Return the next token where it is supervised, else IGNORED; the last position of a document has no target."""
     targets = np.full(len(example), IGNORED, dtype=np.int64)
     targets[:-1] = np.where(example.supervised[1:], example.input_ids[1:], IGNORED)
     return torch.from_numpy(targets)

@@ -1,4 +1,4 @@
-"""The one schema that every data format is read into."""
+"""Conversation schema that every data format is converted to, and its checks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MARK_AS_TEXT = (
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A conversation between a user and an assistant, perhaps about photos.
+    """Conversation between a user and an assistant, with or without images.
 
     Attributes:
         turns: an optional system turn, then user and assistant in alternation, the assistant last. `<image>`
-            in a user's text marks where a photo goes.
-        images: the photos, in the order of their placeholders.
-        source: the file or hub id the row came from.
-        row: its number there, counted from 1 (the line number in JSON Lines).
-        values: numbers of the row that an objective reads, by column.
+            in a user's text marks the place of an image.
+        images: the images, in the order of their placeholders.
+        source: the file or hub id of the row.
+        row: the row number in the source, counted from 1 (the line number in JSON Lines).
+        values: numbers in the row that an objective reads, by column.
     """
 
     turns: tuple[Turn, ...]
@@ -36,17 +36,17 @@ class Conversation:
 
     @property
     def where(self) -> str:
-        """Where a user finds this row, for messages."""
+        """Source and row number, for messages."""
         return f"{self.source}, row {self.row}"
 
     @property
     def system(self) -> str | None:
-        """The conversation's own system prompt, or None where it has none."""
+        """System prompt of the conversation, or None where it has none."""
         return self.turns[0].text if self.turns[0].role == "system" else None
 
     @property
     def dialogue(self) -> tuple[Turn, ...]:
-        """The turns without the system prompt: user, assistant, user, …"""
+        """Turns without the system prompt: user and assistant in alternation."""
         return self.turns[1:] if self.turns[0].role == "system" else self.turns
 
 
@@ -54,8 +54,8 @@ def check(conversation: Conversation) -> Conversation:
     """Return the conversation if it can be trained on.
 
     Raises:
-        RowError: no turns, roles out of turn, an empty question or answer, no answer to learn, text that is not
-            Unicode, or photos and `<image>` marks that differ in number.
+        RowError: no turns, roles that do not alternate, an empty answer, no answer to learn, an `<image>` mark outside
+            the user's turns, text that is not Unicode, or images and `<image>` marks that differ in number.
     """
     where = conversation.where
     for turn in conversation.turns:
@@ -88,7 +88,7 @@ def check(conversation: Conversation) -> Conversation:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text is Unicode; JSON escapes such as \\ud83d alone give text that is not."""
+    """Return whether the text is Unicode; a JSON escape such as \\ud83d alone gives text that is not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -97,16 +97,16 @@ def is_unicode(text: str) -> bool:
 
 
 class ImageCheck:
-    """Decodes each photo once, however many rows show it."""
+    """Check that images decode; each image is decoded once, however many rows show it."""
 
     def __init__(self) -> None:
-        self._faults: dict[ImageSource, str | None] = {}  # to be read after file and row
+        self._faults: dict[ImageSource, str | None] = {}  # messages, to follow file and row
 
     def check(self, conversation: Conversation) -> None:
-        """Make sure that the photos of a row decode.
+        """Check that the images of a row decode.
 
         Raises:
-            RowError: one does not.
+            RowError: an image does not decode.
         """
         for image in conversation.images:
             if image not in self._faults:

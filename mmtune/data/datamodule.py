@@ -1,4 +1,4 @@
-"""The Lightning data module: from files to loaders of packs."""
+"""Lightning data module: reads files, tokenizes and packs their rows, and creates the loaders."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class InstructionData(pl.LightningDataModule):
         check_images: decode every photo before training, so that a damaged one is known at once.
         cache_tokens: keep the tokens of rows on disk (below $MMTUNE_CACHE), so that later runs need not make them.
         num_workers: processes that prepare batches; 0 prepares them in the training process.
-        inputs: what the data must know of the model; the command line fills it in.
+        inputs: tokenizer, template and image settings of the model; the command line fills it in.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class InstructionData(pl.LightningDataModule):
         self.record: dict[str, Any] = {}
         self.remarks = Remarks()
         self._image_check = ImageCheck()
-        self._digests: dict[ImageSource, bytes] = {}  # of photos' files
+        self._digests: dict[ImageSource, bytes] = {}  # SHA-256 of image files
         self._train: PackDataset | None = None
         self._validation: PackDataset | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, tokenise and pack everything once; to validate on files of their own, those files alone.
+        """Read, tokenize and pack all data once; stage `validate` reads only the validation files, if any are given.
 
         Raises:
             UserError: data that cannot be used; see the readers.
@@ -130,11 +130,13 @@ class InstructionData(pl.LightningDataModule):
             self.record = self._describe(composition(map(store.kind, train)), len(validation), seen)
 
     def state_dict(self) -> dict[str, Any]:
-        """What tells these training packs from others, for the checkpoint."""
+        """Return the fingerprint and the counts of the training packs, for the checkpoint."""
         return {"packs": self._fingerprint(), "measures": self._measures()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on in other data than the run began with. What only measures a loss trains on none.
+        """Check that the training packs are those of the checkpoint.
+
+        Without training packs (a run that only measures a loss), nothing is checked.
 
         Raises:
             UserError: the packs are not those of the checkpoint.
@@ -151,10 +153,10 @@ class InstructionData(pl.LightningDataModule):
             )
 
     def train_dataloader(self) -> PackLoader:
-        """The packs in a new order every epoch.
+        """Return the loader of the training packs, in a new order every epoch.
 
         Raises:
-            UserError: the trainer is to validate after more packs than an epoch has.
+            UserError: the validation interval of the trainer is longer than an epoch.
         """
         assert self._train is not None, "setup() runs first"
         loader = self._loader(self._train, shuffle=True)
@@ -168,20 +170,20 @@ class InstructionData(pl.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> PackLoader | list[Any]:
-        """The validation packs in a fixed order; nothing where there is no validation set."""
+        """Return the loader of the validation packs, in a fixed order; an empty list without a validation set."""
         return self._loader(self._validation, shuffle=False) if self._validation else []
 
     def images(self) -> dict[ImageSource, str]:
-        """Every photo with a row that shows it, those of the training set first."""
+        """Return every image with a row that shows it, the images of the training set first."""
         sets = [dataset for dataset in (self._train, self._validation) if dataset is not None]
         return {image: e.where for dataset in sets for e in dataset.examples for image in e.images}
 
     def trained_rows(self) -> frozenset[str]:
-        """Where the rows stand that are trained on: `Conversation.where`."""
+        """Return source and row number (`Conversation.where`) of every row of the training set."""
         return frozenset(example.where for example in self._train.examples) if self._train else frozenset()
 
     def use_features(self, features: Callable[[ImageSource], torch.Tensor]) -> None:
-        """Let batches hold what the tower said of their photos before, in place of the photos."""
+        """Use precomputed features of the vision tower in the batches, in place of the images."""
         for dataset in (self._train, self._validation):
             if dataset is not None:
                 dataset.inputs = replace(dataset.inputs, features=features)
@@ -217,7 +219,10 @@ class InstructionData(pl.LightningDataModule):
         return digest.hexdigest()
 
     def _image_digest(self, image: ImageSource) -> bytes:
-        """What tells a photo from others, wherever its folder is moved to; a file is read once."""
+        """Return the SHA-256 of an image file, or the bytes of an image in a row; the path does not count.
+
+        A file is read once.
+        """
         if isinstance(image, bytes):
             return image
         if image not in self._digests:
@@ -225,14 +230,14 @@ class InstructionData(pl.LightningDataModule):
         return self._digests[image]
 
     def _measures(self) -> dict[str, int]:
-        """The numbers that most often differ where the training packs do."""
+        """Return the counts and the seed, which usually differ where the training packs differ."""
         assert self._train is not None
         examples, packs = self._train.examples, self._train.packs
         tokens = sum(len(example) for example in examples)
         return {"rows": len(examples), "tokens": tokens, "packs": len(packs), "seed": self.mixture.seed}
 
     def _encoded(self, conversation: Conversation, tokens: Callable[[Conversation], Tokens]) -> Example | None:
-        """The conversation as tokens, or None where it cannot be used."""
+        """Return the tokenized conversation, or None if it cannot be used."""
         assert self.inputs is not None
         try:
             example = as_example(
@@ -258,13 +263,13 @@ class InstructionData(pl.LightningDataModule):
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[], None]]:
-        """A bar on a terminal; what it gives is called once a row."""
+        """Show a progress bar on a terminal; yield a function to call once per row."""
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task("checking and tokenising rows", total=self.mixture.total)
             yield lambda: progress.advance(task)
 
     def _say_what_was_found(self, seen: int, validation: int) -> None:
-        """Say before training what the data holds that training does not use, or uses twice."""
+        """Print which columns are not read, and how many validation rows are also in the training set."""
         if self.trainer is not None and not self.trainer.is_global_zero:
             return
         for line in self.bad_rows.not_read():
@@ -274,7 +279,7 @@ class InstructionData(pl.LightningDataModule):
             print(f"--data.validation: {seen} of {validation} rows have {same}", file=sys.stderr)
 
     def _describe(self, sources: dict[str, dict[str, int]], validation: int, seen: int) -> dict[str, Any]:
-        """What is trained on: composition, tokens, fingerprints, and the rows left out."""
+        """Return the record of the training data: composition, tokens, fingerprints, and the rows left out."""
         assert self._train is not None
         examples, packs = self._train.examples, self._train.packs
         markers, left_out = self.remarks.markers, self.remarks.left_out

@@ -1,4 +1,4 @@
-"""From a conversation to token ids and the positions to learn from."""
+"""Tokenization of conversations to token ids and supervised positions."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from mmtune.data.images import ImageSource
 from mmtune.data.rendering.templates import Rendered, Template, adds_bos
 from mmtune.interfaces import Turn
 
-IMAGE_TOKEN = -200  # stands in `input_ids` wherever a photo's feature goes; LLaVA's number
-IGNORED = -100  # a target that is not learnt from; torch's cross entropy skips it
+IMAGE_TOKEN = -200  # id in `input_ids` at every position of an image feature; LLaVA's number
+IGNORED = -100  # target without a label; torch's cross entropy skips it
 Tokens = tuple[np.ndarray, np.ndarray]  # input_ids int32 [length] and supervised bool [length]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A tokenised conversation.
+    """Tokenized conversation.
 
     Attributes:
-        input_ids: int32 [length], IMAGE_TOKEN at every position that a photo takes.
-        supervised: bool [length], the tokens the assistant said.
-        images: the photos, in order.
+        input_ids: int32 [length], IMAGE_TOKEN at every position that an image takes.
+        supervised: bool [length], True for the tokens of learned answers, with their end markers.
+        images: the images, in order.
         where: file and row, for messages.
-        cut: how many tokens were cut off its end.
-        values: numbers of its row that the objective reads, by column.
+        cut: number of tokens cut off its end.
+        values: numbers in its row that the objective reads, by column.
     """
 
     input_ids: np.ndarray
@@ -49,23 +49,23 @@ class Example:
 
 
 def count_supervised(example: Example) -> int:
-    """How many tokens are predicted and learnt; the first of a document is not predicted."""
+    """Count the supervised tokens, without the first token of the document, which is never predicted."""
     return int(example.supervised[1:].sum())
 
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """What the data has to know of the model it is made for, and of the objective.
+    """Settings of the model and of the objective that the data pipeline needs.
 
     Attributes:
         tokenizer: a transformers tokenizer with offset mapping (a fast one).
-        template: how conversations are written down.
-        tokens_per_image: positions one photo takes; 0 for a text-only model.
-        preprocess: turns a decoded photo into the tower's input, float32 [3, height, width].
-        features: what the tower said of a photo before, [tokens_per_photo, width]; None where it is to be asked.
-        embedding_rows: how many token ids the model has a row for; None where there is no model.
-        value_columns: columns of the rows that the objective reads, one number a conversation.
-        weight: of a document in the mean loss of an optimizer step.
+        template: chat template that renders the conversations.
+        tokens_per_image: positions that one image takes; 0 for a text-only model.
+        preprocess: converts a decoded image to the input of the vision tower, float32 [3, height, width].
+        features: returns precomputed features of an image, [tokens_per_image, width]; None to run the vision tower.
+        embedding_rows: number of token ids that have a row in the model's embedding; None where there is no model.
+        value_columns: columns of the rows that the objective reads, one number per conversation.
+        weight: weight of a document in the mean loss of an optimizer step.
     """
 
     tokenizer: Any
@@ -79,11 +79,11 @@ class ModelInputs:
 
 
 def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_image: int = 1) -> Tokens:
-    """Tokenise rendered text; each `<image>` becomes `tokens_per_image` times IMAGE_TOKEN.
+    """Tokenize rendered text; each `<image>` becomes `tokens_per_image` times IMAGE_TOKEN.
 
-    The text is tokenised once. A token is supervised if it covers a character of an answer, so a label never
-    depends on tokenising a part again. The pieces between photos are tokenised apart, as LLaVA does, with the
-    start marker (where the tokenizer has one) before the first only.
+    The text is tokenized once. A token is supervised if it covers a character of an answer, so a label never
+    depends on tokenizing a part again. The pieces between images are tokenized separately, as LLaVA does, with the
+    start token (where the tokenizer adds one) before the first piece only.
 
     Returns:
         input_ids int32 [length] and supervised bool [length].
@@ -111,7 +111,7 @@ def encode_text(rendered: Rendered, tokenizer: Any, *, tokens_per_image: int = 1
 
 
 def _learnt_before(rendered: Rendered) -> np.ndarray:
-    """For each position in the text, how many characters before it belong to an answer."""
+    """Return, for each position in the text, the number of answer characters before it."""
     counts = np.zeros(len(rendered.text) + 1, dtype=np.int64)
     for start, end in rendered.answers:
         counts[start + 1 : end + 1] = 1
@@ -119,7 +119,7 @@ def _learnt_before(rendered: Rendered) -> np.ndarray:
 
 
 def _widened(offsets: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """First and last+1 character of each token, at least one character wide.
+    """Return the first and last+1 character of each token; each span is at least one character wide.
 
     A token has no width where sentencepiece adds a space of its own (it goes with the character that follows)
     and where a byte-level tokenizer trims a token of white space alone (it goes with the characters trimmed).
@@ -135,7 +135,7 @@ def _widened(offsets: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray
 
 
 def encode(conversation: Conversation, inputs: ModelInputs, max_length: int) -> Example:
-    """Tokenise a conversation.
+    """Tokenize a conversation to a training example.
 
     Raises:
         RowError: see `tokenise` and `as_example`.
@@ -144,10 +144,10 @@ def encode(conversation: Conversation, inputs: ModelInputs, max_length: int) -> 
 
 
 def tokenise(conversation: Conversation, inputs: ModelInputs) -> Tokens:
-    """The conversation's tokens, however many: what `token_cache` keeps.
+    """Tokenize a conversation of any length; `token_store` caches the result.
 
     Raises:
-        RowError: it has photos and the model no tower, or the template cannot write it.
+        RowError: it has images and the model has no vision tower, or the template cannot write it.
     """
     if conversation.images and not inputs.tokens_per_image:
         raise RowError(f"{conversation.where}: has a photo, but the model has no vision tower")
@@ -158,17 +158,17 @@ def tokenise(conversation: Conversation, inputs: ModelInputs) -> Tokens:
 def as_example(
     conversation: Conversation, tokens: Tokens, inputs: ModelInputs, max_length: int, *, truncate: bool = False
 ) -> Example:
-    """The conversation and what `tokenise` makes of it as something to learn from.
+    """Build a training example from a conversation and its tokens.
 
     Args:
         conversation: the row.
-        tokens: its tokens.
-        inputs: how many of them a photo takes.
-        max_length: tokens a row may have.
-        truncate: cut the end off a longer row, with the photos there, as LLaVA does.
+        tokens: its tokens, as `tokenise` returns them.
+        inputs: tokens per image, number of embedding rows, and the tokenizer.
+        max_length: maximum number of tokens of a row.
+        truncate: cut the end off a longer row, with the images there, as LLaVA does.
 
     Raises:
-        RowError: it is longer than `max_length` and may not be cut or would be cut inside a photo, no token of an
+        RowError: it is longer than `max_length` and may not be cut or would be cut inside an image, no token of an
             answer is left to learn from, or the model's embedding lacks a token of it.
     """
     (ids, supervised), images, where = tokens, conversation.images, conversation.where
@@ -195,9 +195,9 @@ def as_example(
 
 
 def missing_row(ids: np.ndarray, embedding_rows: int | None, tokenizer: Any) -> str | None:
-    """Which token of a text the model's embedding has no row for, as a message; None if it has all.
+    """Return an error message if a token has no row in the model's embedding; None if all tokens have one.
 
-    Loading refuses tokenizers that are larger than the embedding, but for tokens such as that of padding.
+    Loading refuses tokenizers that are larger than the embedding, except for tokens such as the padding token.
     """
     if embedding_rows is None or not len(ids) or (most := int(ids.max())) < embedding_rows:
         return None
@@ -206,22 +206,22 @@ def missing_row(ids: np.ndarray, embedding_rows: int | None, tokenizer: Any) -> 
 
 
 def tokenizer_content(tokenizer: Any) -> list[Any]:
-    """All that decides the ids which a fast tokenizer gives to a text, as JSON can hold it; no name is part of it."""
+    """Return all settings of a fast tokenizer that decide the ids of a text, as JSON values, without its name."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    settings = {key: value for key, value in backend.items() if key not in ("padding", "truncation")}  # a caller's
+    settings = {key: value for key, value in backend.items() if key not in ("padding", "truncation")}  # set by callers
     return [settings, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
 
 
 @dataclass
 class Remarks:
-    """What is to be known of rows that are used, each with file and row.
+    """Remarks on rows that are used, each with file and row.
 
     Attributes:
-        markers: special tokens of the tokenizer that the row's own text spells. They are tokenised as the tokens they
+        markers: special tokens of the tokenizer that the row's own text spells. They are tokenized as the tokens they
             spell, as LLaVA does: an `</s>` in a text about HTML ends a turn there.
-        left_out: how many answers are not learnt.
-        left_out_because: why they are not, which is a matter of the template.
-        trimmed: rows with answers whose first white space the template does not write: the indentation of code.
+        left_out: rows with answers that are not learned, and how many.
+        left_out_because: why these answers are not learned; the reason lies in the template.
+        trimmed: rows with answers whose leading white space (the indentation of code) the template does not write.
     """
 
     markers: list[str] = field(default_factory=list)
@@ -230,12 +230,12 @@ class Remarks:
     trimmed: list[str] = field(default_factory=list)
 
     def look_at(self, conversation: Conversation, supervised: np.ndarray | None, inputs: ModelInputs) -> None:
-        """Note what there is to be known of a row.
+        """Add the remarks on a row.
 
         Args:
             conversation: the row.
-            supervised: of all its tokens, bool [length]; None where some were cut off.
-            inputs: whose special tokens are looked for, and whose template may leave answers out.
+            supervised: supervised positions among all its tokens, bool [length]; None where some were cut off.
+            inputs: the tokenizer, whose special tokens are searched for, and the template, which may leave answers out.
         """
         pattern = _marker_pattern(inputs.tokenizer)
         if found := sorted({marker for turn in conversation.turns for marker in pattern.findall(turn.text)}):
@@ -253,7 +253,7 @@ def _begins_blank(turn: Turn) -> bool:
 
 
 def _answers_learnt(supervised: np.ndarray) -> int:
-    """How many answers are learnt: the tokens of two never touch."""
+    """Count the learned answers: each is one run of supervised tokens, and two runs never touch."""
     return int((supervised & ~np.concatenate([[False], supervised[:-1]])).sum())
 
 

@@ -1,4 +1,4 @@
-"""Examples by the million: what is kept of each in memory is some tens of bytes."""
+"""Store of millions of examples that keeps only some tens of bytes of each in memory."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _IN_MEMORY = 2**26  # bytes of tokens; more go to a file
 
 
 class ExampleStore:
-    """Examples by number, in the order they were added; all are added before the first is read.
+    """Store of examples, numbered in the order they were added; all are added before the first is read.
 
-    Tokens beyond 64 MiB lie in a file without a name in the system's folder for temporary files ($TMPDIR), which is
-    memory-mapped, and gone when the process is. Photos that rows hold as bytes stay in memory.
+    Tokens beyond 64 MiB are in an unnamed file in the system's folder for temporary files ($TMPDIR). It is
+    memory-mapped, and deleted when the process ends. Images that rows hold as bytes stay in memory.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class ExampleStore:
         self._source_of, self._rows, self._lengths, self._cut = array("i"), array("q"), array("i"), array("i")
         self._texts = array("q")
         self._begins = array("q", [0])  # in words of 4 bytes
-        self._images: dict[ImageSource, int] = {}  # numbered as they are met first
+        self._images: dict[ImageSource, int] = {}  # numbered by first appearance
         self._shown, self._shown_until = array("i"), array("q", [0])
         self._values: dict[str, array[float]] = {}  # the same columns of every example
         self._buffer: bytearray = bytearray()
         self._file: IO[bytes] | None = None
 
     def add(self, example: Example, conversation: Conversation) -> int:
-        """Keep what was made of a conversation; its number.
+        """Store the example of a conversation and return its number.
 
         Raises:
             OSError: the folder for temporary files is full.
@@ -62,16 +62,16 @@ class ExampleStore:
         return number
 
     def kind(self, number: int) -> tuple[str, bool]:
-        """The file or hub id that an example comes from, and whether it shows a photo."""
+        """Return the file or hub id of an example, and whether it shows an image."""
         return self._names[self._source_of[number]], self._shown_until[number] < self._shown_until[number + 1]
 
     def images(self, number: int) -> tuple[ImageSource, ...]:
-        """The photos of an example."""
+        """Return the images of an example."""
         shown = self._shown[self._shown_until[number] : self._shown_until[number + 1]]
         return tuple(self.all_images[image] for image in shown)
 
     def shown(self, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Of every photo that these examples show: the place of the example among them, and its own in `all_images`."""
+        """Return, for every image of these examples, the example's index in `numbers` and its own in `all_images`."""
         until = np.frombuffer(self._shown_until, dtype=np.int64)
         wanted = np.asarray(numbers, dtype=np.int64)
         begins, counts = until[wanted], until[wanted + 1] - until[wanted]
@@ -80,15 +80,15 @@ class ExampleStore:
         return owners, np.frombuffer(self._shown, dtype=np.intc)[places.astype(np.int64)]
 
     def text_keys(self, numbers: Sequence[int]) -> np.ndarray:
-        """What is the same of examples in which the same is said, whatever the system prompt: int64 [examples]."""
+        """Return a hash of each example's text, without the system prompt: int64 [examples]."""
         return np.frombuffer(self._texts, dtype=np.int64)[np.asarray(numbers, dtype=np.int64)]
 
     def length(self, number: int) -> int:
-        """How many tokens an example has."""
+        """Return the number of tokens of an example."""
         return self._lengths[number]
 
     def example(self, number: int) -> Example:
-        """An example; its tokens are views."""
+        """Return an example; its token arrays are views."""
         begin, length = self._begins[number], self._lengths[number]
         words = self._words[begin : self._begins[number + 1]]
         supervised = words[length:].view(bool)[:length]
@@ -102,12 +102,12 @@ class ExampleStore:
 
     @cached_property
     def all_images(self) -> list[ImageSource]:
-        """All photos of all examples, each path once."""
+        """Distinct images of all examples, each path once."""
         return list(self._images)
 
     @cached_property
     def _words(self) -> np.ndarray:
-        """All tokens: int32 [words], of each example its ids and then, a byte each, whether they are learnt."""
+        """All tokens, int32 [words]: of each example its ids, then one byte per token for `supervised`."""
         if self._file is None:
             return np.frombuffer(memoryview(self._buffer).toreadonly(), dtype=np.int32)
         self._write().flush()
@@ -122,19 +122,19 @@ class ExampleStore:
         return self._file
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the file, which has no name: a process that is not forked gets the tokens themselves."""
+        """Return the state without the unnamed file; a process that is not forked gets a copy of the tokens."""
         return self.__dict__ | {"_words": np.array(self._words), "_buffer": bytearray(), "_file": None}
 
 
 def _text_key(conversation: Conversation) -> int:
-    """8 bytes that stand for what is said, whatever its white space and the places of photos."""
+    """Return an 8-byte hash of the dialogue, independent of white space and the positions of images."""
     said = [" ".join(turn.text.replace(IMAGE_PLACEHOLDER, "").split()) for turn in conversation.dialogue]
     digest = hashlib.blake2b("\0".join(said).encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "big", signed=True)
 
 
 class Examples(Sequence[Example]):
-    """Some examples of a store, in an order."""
+    """Ordered selection of the examples of a store."""
 
     def __init__(self, store: ExampleStore, numbers: Sequence[int] | np.ndarray) -> None:
         self._store, self._numbers = store, np.asarray(numbers, dtype=np.int64)
@@ -158,5 +158,5 @@ class Examples(Sequence[Example]):
 
     @property
     def lengths(self) -> list[int]:
-        """How many tokens each has."""
+        """Number of tokens of each example."""
         return [self._store.length(number) for number in self._numbers.tolist()]

@@ -1,4 +1,4 @@
-"""Which rows are held out to measure the loss on, so that none is also trained on under another name."""
+"""Held-out rows for the validation loss, chosen so that no copy of them is trained on."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from mmtune.data.images import ImageSource
 
 
 def hold_out(rows: list[int], store: ExampleStore, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """The rows to train on, and the fraction of them to measure the loss on, drawn by the seed.
+    """Split rows into training rows and a held-out fraction for the validation loss, drawn by the seed.
 
-    Rows with the same photo, and rows without photos with the same text, go the same way, be it by way of others. A
-    group that is larger than what is still to be held out is trained on. The same question about another photo is
-    another row.
+    Rows with the same image, and text-only rows with the same text, stay together, also if they are linked through
+    other rows. A group that is larger than the number of rows still to hold out is trained on. The same question
+    about another image is a different row.
 
     Args:
-        rows: numbers of the store.
-        store: knows their texts and photos.
-        fraction: of the rows.
-        seed: decides which.
+        rows: numbers of examples in the store.
+        store: holds their texts and images.
+        fraction: fraction of the rows to hold out.
+        seed: decides which rows are held out.
+
+    Returns:
+        The training rows and the held-out rows, each in the order of `rows`.
     """
     if not fraction:
         return rows, []
@@ -44,14 +47,14 @@ def hold_out(rows: list[int], store: ExampleStore, fraction: float, seed: int) -
 
 
 def count_seen(rows: list[int], trained: list[int], store: ExampleStore) -> int:
-    """How many of the rows have a photo, or without photos the text, of one that is trained on."""
+    """Count the rows that share an image, or without images the text, with a row that is trained on."""
     owners, keys = _ties([*trained, *rows], store)
     old = owners < len(trained)
     return len(np.unique(owners[~old][np.isin(keys[~old], keys[old])]))
 
 
 def _ties(rows: list[int], store: ExampleStore) -> tuple[np.ndarray, np.ndarray]:
-    """Places in the list and what ties them: int64 [ties] each. Keys of texts are below 0, those of photos not."""
+    """Return indices of rows and keys that link them, int64 [ties] each; keys of texts are below 0, of images not."""
     owners, images = store.shown(rows)
     text_only = np.setdiff1d(np.arange(len(rows)), owners)
     texts = store.text_keys(rows)[text_only] | np.int64(-(2**63))
@@ -60,7 +63,7 @@ def _ties(rows: list[int], store: ExampleStore) -> tuple[np.ndarray, np.ndarray]
 
 
 def _groups(owners: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
-    """A number per place, equal where two share a key, be it by way of a third."""
+    """Return a group number per row, equal for rows that share a key, also through other rows."""
     parents = array("q", range(count))
 
     def root(place: int) -> int:
@@ -78,9 +81,9 @@ def _groups(owners: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
 
 
 def _by_content(images: Sequence[ImageSource]) -> np.ndarray:
-    """A number per photo, equal where their bytes are, whatever their paths; int64 [photos].
+    """Return a number per image, equal for equal bytes, whatever the paths; int64 [images].
 
-    Only photos of the same size are read.
+    Only images whose size in bytes is not unique are read.
     """
     sizes = [len(image) if isinstance(image, bytes) else image.stat().st_size for image in images]
     of_size = Counter(sizes)

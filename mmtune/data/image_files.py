@@ -1,8 +1,8 @@
-"""Which files of pictures are opened, and how much memory they may take, known before their pixels are.
+"""Supported image formats, and a memory limit that is checked before the pixels are decoded.
 
-The formats are those that photos come in, each looked at. None runs a program, and none leads to a decoder of another
-format, but TIFF to JPEG's. What they hold beside the first picture (frames, thumbnails, profiles) is not decoded.
-Texts, profiles and tags are bounded by Pillow: a megabyte each, and no more than the file in all.
+The formats are the usual ones of photos, and the decoder of each was reviewed. None runs a program, and none calls the
+decoder of another format, except TIFF, which calls JPEG's. Content beside the first picture (frames, thumbnails,
+profiles) is not decoded. Pillow limits texts, profiles and tags: a megabyte each, and no more than the file in total.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MOST_BYTES = 2**28  # of memory for one picture
 MOST_PIXELS = MOST_BYTES // 3  # in RGB
 _LARGEST_FILE = MOST_BYTES // 2
-# of TIFF; not WebP, Zstandard and others, whose decoders know no bounds, nor JPEG as it was before 1995
+# of TIFF; not WebP, Zstandard and others, whose decoders have no memory limit, nor the JPEG variant before 1995
 _COMPRESSIONS = {
     "raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "tiff_ccitt", "group3", "group4", "jpeg",
 }  # fmt: skip
 _SAVE = f"save it as PNG or JPEG ({', '.join(FORMATS)} are read)"
-_LOOKED_AT = 32  # bytes by which a format is told
+_LOOKED_AT = 32  # first bytes of a file, which identify its format
 _KEPT = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # bytes a pixel in Pillow, else 4
-_NAMELESS = ("IPTC", "PCD", "TGA")  # formats that are told by no beginning, of which Pillow reads the header alone
+_NAMELESS = ("IPTC", "PCD", "TGA")  # formats without a signature; Pillow reads only their headers
 
 
 class FormatError(ValueError):
-    """A picture is of a format that is not read; says which, and what to save it as."""
+    """Image of an unsupported format; the message names it and the formats to save it in."""
 
 
 def open_image(file: Path | BinaryIO) -> Image.Image:
-    """Open a picture's file, of which the header alone is read; its pixels will take `MOST_BYTES` at most.
+    """Open an image file and read only its header; decoding its pixels takes at most `MOST_BYTES` of memory.
 
     Raises:
-        FormatError: it is of a format that is not read.
-        UnidentifiedImageError: of none at all.
-        Image.DecompressionBombError: it takes more memory, or the file is larger than any photo.
-        Exception: it is damaged; Pillow's plugins raise nearly anything.
+        FormatError: the format is not supported.
+        UnidentifiedImageError: the file is of no known format.
+        Image.DecompressionBombError: decoding takes more memory, or the file is larger than `_LARGEST_FILE` bytes.
+        Exception: the file is damaged; Pillow's plugins raise nearly any exception.
     """
     if (size := _file_size(file)) > _LARGEST_FILE:
         raise Image.DecompressionBombError(f"a file of {size:,} bytes, and no more than {_LARGEST_FILE:,} are read")
@@ -60,7 +60,7 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
 
 
 def _check_memory(image: Image.Image) -> None:
-    """Raise an error where a picture takes too much, or is compressed in a way whose decoder cannot be held to that."""
+    """Raise an error if an image takes too much memory, or its compression has a decoder without a memory limit."""
     compression = image.info.get("compression") if isinstance(image, TiffImageFile) else "raw"
     if compression not in _COMPRESSIONS:
         raise FormatError(f"of the format TIFF, compressed as {compression}, which is not read; {_SAVE}")
@@ -73,19 +73,19 @@ def _check_memory(image: Image.Image) -> None:
 
 
 def _bytes_per_pixel(image: Image.Image) -> int:
-    """Of memory at the most, while a picture is decoded and made RGB, as measured for each format.
+    """Return the maximum memory per pixel to decode an image and convert it to RGB, as measured for each format.
 
     A JPEG of several scans keeps its coefficients, 16 bits each, until the last scan. libwebp keeps two canvases, and
-    gives a copy of one. BMP's run lengths become a list of bytes before they are pixels.
+    returns a copy of one. Run lengths of BMP become a list of bytes before they are pixels.
     """
     kept = _KEPT.get(image.mode, 4)
-    # a PNG may say it after its pixels, and Pillow would decode them to see
+    # a PNG may store its orientation after its pixels, and Pillow would decode them to read it
     turned = kept if image.format == "PNG" or image.getexif().get(ExifTags.Base.Orientation) in range(2, 9) else 0
     if image.mode == "RGB":
         further = 0
     elif image.mode in ("1", "L", "P", "CMYK", "YCbCr", "LAB", "RGBX"):
         further = 4
-    else:  # numbers that are scaled, or colors that are laid on a ground
+    else:  # values that are scaled, or colors that are composited on a background
         further = 24 if image.mode in ("I", "F") else 12
     if "transparency" in image.info:
         further = 12
@@ -100,7 +100,10 @@ def _bytes_per_pixel(image: Image.Image) -> int:
 
 
 def _strip(image: Image.Image) -> int:
-    """The bytes of a TIFF's strips or tiles, each decoded as a whole; they may be larger than the picture."""
+    """Return the size in bytes of a decoded strip or tile of a TIFF; it may be larger than the image.
+
+    Each strip or tile is decoded as a whole. The result is 0 for an uncompressed TIFF and for other formats.
+    """
     if not isinstance(image, TiffImageFile):
         return 0
     tags = image.tag_v2
@@ -113,9 +116,9 @@ def _strip(image: Image.Image) -> int:
 
 
 def _in_one_scan(image: JpegImageFile) -> bool:
-    """Whether a JPEG's one scan holds all of its components, so that it is decoded line by line.
+    """Return whether one scan of a JPEG holds all its components, so that it is decoded line by line.
 
-    Read as strictly as can be: what is in any way unusual counts as several scans.
+    The check is strict: a file that is unusual in any way counts as one of several scans.
     """
     stream = image.fp
     assert stream is not None
@@ -139,7 +142,7 @@ def _in_one_scan(image: JpegImageFile) -> bool:
                 return components == stream.read(1)[0]
             else:
                 stream.seek(size - 2, os.SEEK_CUR)
-    except (ValueError, IndexError):  # it ends
+    except (ValueError, IndexError):  # end of the file
         return False
     finally:
         stream.seek(place)
@@ -155,9 +158,9 @@ def _file_size(file: Path | BinaryIO) -> int:
 
 
 def _other_format(file: Path | BinaryIO) -> str | None:
-    """The name of the format that a file seems to be of, by how it begins."""
+    """Return the name of an unsupported format, recognized by the beginning of the file; None if unknown."""
     Image.init()
-    with suppress(Exception):  # a plugin's look at a file that is none of its own
+    with suppress(Exception):  # plugins may fail on files of other formats
         begins = _beginning(file)
         for name, (_, accept) in Image.OPEN.items():
             if name not in FORMATS and accept is not None and accept(begins) is True:

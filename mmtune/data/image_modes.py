@@ -1,4 +1,4 @@
-"""Pictures of every depth and kind of color, in 8-bit RGB."""
+"""Conversion of images of every bit depth and color mode to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from PIL import Image
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB: numbers of more than 8 bits scaled, and what is transparent on white, as people see it.
+    """Convert an image to RGB: values of more than 8 bits are scaled, transparent pixels are laid on white.
 
     Raises:
-        ValueError: it has numbers of 32 bits that are negative, above 65,535 or no numbers.
+        ValueError: it has values of 32 bits that are negative, above 65,535 or not a number.
     """
     if image.mode.startswith("I;16"):
         return _sixteen_bits(image)
@@ -23,7 +23,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _sixteen_bits(image: Image.Image) -> Image.Image:
-    """The upper byte of each number, as Pillow takes it of 16-bit colors."""
+    """Convert 16-bit grays by their upper byte, as Pillow converts 16-bit colors; a transparent value becomes white."""
     values = np.asarray(image)
     grays = (values >> 8).astype(np.uint8)
     if isinstance(clear := image.info.get("transparency"), int):
@@ -32,9 +32,15 @@ def _sixteen_bits(image: Image.Image) -> Image.Image:
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:
-    """Bytes of numbers whose range no file tells: up to 1 (floats), 255 or 65,535, the first that holds them all."""
+    """Scale values to bytes from the smallest range that holds them: up to 1 (floats), 255 or 65,535.
+
+    The file does not state the range.
+
+    Raises:
+        ValueError: a value is negative, above 65,535 or not a number.
+    """
     lowest, highest = float(values.min()), float(values.max())
-    if not (lowest >= 0 and highest < 2**16):  # also where one is no number
+    if not (lowest >= 0 and highest < 2**16):  # also raised for NaN
         raise ValueError(
             f"its values go from {lowest:g} to {highest:g}, and only those from 0 to 1, 255 or 65,535 are known; "
             "save it with 8 bits"

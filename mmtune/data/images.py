@@ -1,4 +1,4 @@
-"""Photos, opened with suspicion and decoded to RGB."""
+"""Decoding of images from untrusted files or bytes to RGB."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ImageSource = Path | bytes
 
 
 class ImageDecodeError(ValueError):
-    """A photo's bytes are no picture."""
+    """Bytes of an image cannot be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """A photo as it is stored; decoded only when it is looked at.
+    """Encoded image that is decoded only when it is opened.
 
     Attributes:
         data: the encoded bytes.
-        sha256: of those bytes, in hex.
+        sha256: SHA-256 of those bytes, in hex.
     """
 
     data: bytes = field(repr=False)
@@ -36,14 +36,14 @@ class EncodedImage:
 
     @classmethod
     def of(cls, data: bytes) -> EncodedImage:
-        """From the encoded bytes alone."""
+        """Create an image from its encoded bytes."""
         return cls(data, hashlib.sha256(data).hexdigest())
 
     def open(self) -> Image.Image:
-        """The decoded photo, in RGB and upright.
+        """Decode the image to RGB, upright.
 
         Raises:
-            ImageDecodeError: the bytes are damaged, no picture, or one that is far too large.
+            ImageDecodeError: the bytes are damaged, not an image, or an image that is far too large.
         """
         try:
             return decode(io.BytesIO(self.data))
@@ -52,7 +52,7 @@ class EncodedImage:
 
 
 def load_image(image: ImageSource, where: str) -> Image.Image:
-    """Decode a photo to RGB, upright.
+    """Decode an image to RGB, upright.
 
     Raises:
         RowError: it is missing, truncated, far too large or not an image; the message begins with `where`.
@@ -71,20 +71,20 @@ def load_image(image: ImageSource, where: str) -> Image.Image:
 
 
 def decode(file: Path | BinaryIO) -> Image.Image:
-    """A picture's file as `to_rgb` gives it, decoded only if its header says that this takes no more than 256 MiB.
+    """Decode an image file to RGB as `to_rgb` does, if its header shows that this takes at most 256 MiB.
 
     Raises:
         FormatError: it is of another format than those of `mmtune.data.image_files`.
-        Image.DecompressionBombError: it is larger.
-        Exception: it is damaged; Pillow's plugins raise nearly anything.
+        Image.DecompressionBombError: decoding takes more memory, or the file is too large.
+        Exception: it is damaged; Pillow's plugins raise nearly any exception.
     """
     with open_image(file) as image:
         return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture in RGB as people see it: turned as its camera noted, and its colors as `as_rgb` gives them."""
-    if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):  # else it were a copy, of as much memory again
+    """Convert an image to RGB: rotated by its EXIF orientation, with colors converted by `as_rgb`."""
+    if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):  # else exif_transpose would make a copy
         image = ImageOps.exif_transpose(image)
     image.load()
     return as_rgb(image)

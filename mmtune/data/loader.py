@@ -1,4 +1,4 @@
-"""The training loader: a plan of packs that is the same for everyone, and that resumes where it stopped."""
+"""Training loader: a plan of packs that is the same in all processes, and that resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmtune.data.encoding import IGNORED, Example, ModelInputs, count_supervised
 
 
 class PackDataset(Dataset[PackedBatch]):
-    """Packs by number."""
+    """Dataset of packs, by pack number."""
 
     def __init__(self, examples: Sequence[Example], packs: list[list[int]], inputs: ModelInputs) -> None:
         self.examples, self.packs, self.inputs = examples, packs, inputs
@@ -31,12 +31,12 @@ class PackDataset(Dataset[PackedBatch]):
 
     @functools.cached_property
     def supervised(self) -> np.ndarray:
-        """How many tokens of each pack are learnt: int64 [packs]."""
+        """Number of supervised tokens of each pack: int64 [packs]."""
         return self._summed(count_supervised)
 
     @functools.cached_property
     def weights(self) -> np.ndarray:
-        """The weight of each pack in the mean loss of a step: [packs].
+        """Weight of each pack in the mean loss of a step: [packs].
 
         Raises:
             UserError: a document has a weight that is not above 0, or not finite.
@@ -55,18 +55,18 @@ class PackDataset(Dataset[PackedBatch]):
 
     @property
     def longest(self) -> int:
-        """The pack with most tokens; of several, the one with most to learn."""
+        """Number of the pack with the most tokens; of several, the one with the most supervised tokens."""
         lengths = [len(example) for example in self.examples]
         tokens = [sum(lengths[i] for i in pack) for pack in self.packs]
         return max(range(len(self)), key=lambda number: (tokens[number], self.supervised[number]))
 
 
 class EpochOrder:
-    """The order of packs in an epoch, for one of several processes; the same packs in a new order each epoch.
+    """Order of packs in an epoch, for one of several processes; with shuffling, a new order each epoch.
 
-    Every process gets equally many: the first packs of the order fill up the last round, and nothing is learnt from
-    them there. Shuffled, the very first epoch begins with the pack `longest`, so that memory that does not suffice is
-    known at the first step.
+    Every process gets the same number of packs: the first packs of the order fill up the last round, and are not
+    trained on there. With shuffling, the very first epoch begins with the pack `longest`, so that a lack of memory
+    shows at the first step.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class EpochOrder:
         self.announced: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning says before each pass which epoch it is, also where it restores no loader's state."""
+        """Set the epoch of the next pass; Lightning calls it before each pass, also without a restored state."""
         self.announced = epoch
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class EpochOrder:
         return iter(self.everyones()[:, self.rank][self.start :].tolist())
 
     def everyones(self) -> np.ndarray:
-        """The packs of all processes in this epoch: int64 [rounds, processes]."""
+        """Return the packs of all processes in this epoch: int64 [rounds, processes]."""
         order = np.arange(self.packs)
         if self.shuffle:
             np.random.default_rng([self.seed, self.epoch]).shuffle(order)
@@ -99,18 +99,19 @@ class EpochOrder:
         return np.resize(order, (len(self), self.world))
 
     def repeated(self) -> np.ndarray:
-        """Which of `everyones` only fill up the last round: bool [rounds, processes]."""
+        """Return which packs of `everyones` only fill up the last round: bool [rounds, processes]."""
         return (np.arange(len(self) * self.world) >= self.packs).reshape(len(self), self.world)
 
 
 class PackLoader(DataLoader[PackedBatch]):
-    """A loader of packs that can be stopped and resumed in the middle of an epoch.
+    """Loader of packs that can be stopped and resumed in the middle of an epoch.
 
-    Each pack is told the weight of its optimizer step, that is of its round and the others of the same accumulation, of
-    all processes together. Where an epoch is cut short, `rounds` is how many are trained.
+    Each batch has the weight of its optimizer step (`step_weight`): the sum over its round and the other rounds of the
+    same gradient accumulation, over all processes. Where an epoch is cut short, `rounds` is the number of rounds that
+    are trained.
 
-    It counts its own epochs unless it is told them (Lightning tells), and a state loaded from a checkpoint
-    continues the pass it was taken in. Lightning saves and restores the state with the fit loop.
+    The loader counts epochs itself unless `EpochOrder.set_epoch` is called (Lightning calls it). A state loaded from a
+    checkpoint continues the pass it was taken in. Lightning saves and restores the state with the fit loop.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class PackLoader(DataLoader[PackedBatch]):
         )
         self.order, self.rounds_per_step, self.rounds = order, rounds_per_step, rounds
         self._delivered = 0
-        # whether the next pass goes on at (epoch, delivered) rather than beginning an epoch
+        # whether the next pass continues at (epoch, delivered) instead of beginning an epoch
         self._continue = True
 
     def __iter__(self) -> Iterator[PackedBatch]:  # type: ignore[override]
@@ -161,7 +162,7 @@ class PackLoader(DataLoader[PackedBatch]):
         return len(self.order)
 
     def state_dict(self) -> dict[str, Any]:
-        """The pass and how far it has come."""
+        """Return the epoch, the number of packs delivered in it, and the processes and rounds per step."""
         return {
             "epoch": self.order.epoch,
             "delivered": self._delivered,
@@ -173,7 +174,8 @@ class PackLoader(DataLoader[PackedBatch]):
         """Make the next pass continue the one the state was taken in.
 
         Raises:
-            UserError: it was taken with other numbers of processes or of packs in a step, and the place is another.
+            UserError: the state was taken with another number of processes or of packs in a step, so that its
+                position does not apply.
         """
         then, now = (state["world"], state["rounds_per_step"]), (self.order.world, self.rounds_per_step)
         if then != now:

@@ -1,4 +1,4 @@
-"""Draw the training set: how much text, how much with photos."""
+"""Mixture of text-only rows and rows with images that forms the training set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pools = tuple[list[T | None], list[T | None]]  # of text and of visual rows, in 
 
 @dataclass
 class Mixture:
-    """Which rows are trained on. The recipe's sets are `text_fraction` 1.0, 0.88, 0.5 and 0.0.
+    """Selection of the training rows. The recipe's sets are `text_fraction` 1.0, 0.88, 0.5 and 0.0.
 
     Attributes:
         text: files or hub ids whose rows hold no photo; one with a photo there is an error.
@@ -60,12 +60,12 @@ class Mixture:
 
         Args:
             bad_rows: what to do with rows that cannot be used.
-            take: called once for a row that is about to be drawn; where it gives None, another row takes its place, so
+            take: called once for a row that is about to be drawn; if it returns None, another row takes its place, so
                 that fraction and total are those of what is trained on.
             value_columns: columns that hold a number in every row; see `read_conversations`.
 
         Returns:
-            What `take` gave for the rows that are drawn.
+            Results of `take` for the rows that are drawn.
 
         Raises:
             UserError: no source, an unreadable one, a damaged `leave_out`, or fewer rows of a kind than the fraction
@@ -85,7 +85,7 @@ class Mixture:
         random = np.random.default_rng(self.seed)
         orders = random.permutation(text), random.permutation(visual)
         if not every_row:
-            counts = self._counts(text, visual)  # complains before the work that `take` may be
+            counts = self._counts(text, visual)  # raises an error before `take`, which may be slow
             self._take(pools, orders, counts if self.total is not None else (text, visual), take, value_columns)
         taken = [
             [one for place in order if (one := pool[place]) is not None]
@@ -103,7 +103,7 @@ class Mixture:
         return [drawn[i] for i in random.permutation(len(drawn))]
 
     def _rows(self, bad_rows: BadRows, value_columns: Sequence[str]) -> Iterator[Conversation]:
-        """Every row of the sources that may be drawn."""
+        """Yield every row of the sources that may be drawn."""
         left_out = _named_rows(self.leave_out) if self.leave_out else set()
 
         def kept(source: str, image_root: str | None = None) -> Iterator[Conversation]:
@@ -128,7 +128,7 @@ class Mixture:
         take: Callable[[Conversation], T | None],
         value_columns: Sequence[str],
     ) -> None:
-        """Fill the first so many places in the order of each pool, and for each row that is refused the next."""
+        """Call `take` for the first `counts` rows in the order of each pool; the next row replaces a refused one."""
         asked, filled = [0, 0], [0, 0]
         while True:
             wanted = [np.zeros(len(pool), dtype=bool) for pool in pools]
@@ -150,7 +150,7 @@ class Mixture:
                 raise UserError("the training data has changed while it was read; give the same command again")
 
     def _counts(self, text: int, visual: int) -> tuple[int, int]:
-        """How many rows of each kind to draw from pools of these sizes."""
+        """Return how many rows of each kind to draw from pools of these sizes."""
         fraction = self.text_fraction
         if fraction is None:
             fraction = text / (text + visual)
@@ -172,7 +172,7 @@ class Mixture:
 
 
 def _named_rows(file: str) -> set[tuple[str, int]]:
-    """The sources and row numbers that a file names."""
+    """Read the sources and row numbers that a file names."""
     found = read_json(locate(file))
     hits = found.get("hits") if isinstance(found, dict) else None
     if not isinstance(hits, list) or not all(map(_is_hit, hits)):
@@ -181,12 +181,12 @@ def _named_rows(file: str) -> set[tuple[str, int]]:
 
 
 def _is_hit(value: Any) -> bool:
-    """Whether it names a row: its source, and its number there."""
+    """Return whether the value names a row by its source and its row number."""
     return isinstance(value, dict) and isinstance(value.get("source"), str) and type(value.get("row")) is int
 
 
 def _place(source: str) -> str:
-    """The same for a file however its path is written."""
+    """Return the resolved path of a file, equal for all spellings of it; any other source is returned unchanged."""
     try:
         return str(locate(source).resolve(strict=True))
     except (UserError, OSError, ValueError):  # a hub id, or a file that is not here any more
@@ -201,7 +201,7 @@ def _too_few(wanted: int, kind: str, available: str) -> UserError:
 
 
 def composition(rows: Iterable[tuple[str, bool]]) -> dict[str, dict[str, int]]:
-    """Rows with and without photos, by source; of each row its source, and whether it shows a photo."""
+    """Count rows with and without images by source; each row is given as its source and whether it shows an image."""
     counts = Counter(rows)
     sources = sorted({source for source, _ in counts})
     return {s: {"text": counts[s, False], "visual": counts[s, True]} for s in sources}

@@ -1,4 +1,4 @@
-"""Fill packs with whole documents, within a token budget."""
+"""Packing of whole documents within a token budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def plan_packs(lengths: Sequence[int], *, budget: int, max_rows: int | None = None, seed: int = 0) -> list[list[int]]:
-    """Put every document into a pack, by best fit.
+    """Assign every document to a pack, by best fit.
 
     Documents above half the budget are placed first, by decreasing length, and the rest fill the gaps in
     random order: sorting all of them would put documents of equal length, so often of one kind, into one
@@ -19,7 +19,7 @@ def plan_packs(lengths: Sequence[int], *, budget: int, max_rows: int | None = No
         lengths: tokens of each document, none above `budget`.
         budget: tokens a pack may hold.
         max_rows: documents a pack may hold; None for no limit.
-        seed: decides which documents meet, and the order of the packs.
+        seed: decides which documents share a pack, and the order of the packs.
 
     Returns:
         Packs of document indices. Every index appears exactly once.

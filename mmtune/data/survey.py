@@ -1,4 +1,4 @@
-"""Count what training will see of a file, without keeping its rows."""
+"""Statistics of a data source as training will use it, without keeping its rows in memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmtune.data.sources.readers import BadRows, read_rows
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation as it will be trained on."""
+    """Rendered text and token counts of one conversation, as it will be trained on."""
 
     row: int
     rendered: Rendered
@@ -28,21 +28,21 @@ class Sample:
 
 @dataclass
 class Survey:
-    """What one source holds.
+    """Statistics of one source.
 
     Attributes:
         source: the file or hub id.
-        formats: conversations by the format their row was recognised as.
-        rows: rows of which something can be used.
-        turns: turns of each conversation, the system prompt not counted.
-        with_images: conversations with a photo.
-        tokens: length of each conversation, the positions of its photos included.
-        supervised: tokens learnt in each conversation.
+        formats: number of conversations by the recognized format of their row.
+        rows: number of rows with at least one usable conversation.
+        turns: number of turns of each conversation, without the system prompt.
+        with_images: number of conversations with an image.
+        tokens: number of tokens of each conversation, including the positions of its images.
+        supervised: number of supervised tokens of each conversation.
         bad_rows: why rows cannot be used, each with file and row.
-        unread: in how many rows a column, or a key of a turn, holds something that is not read.
-        long_rows: what training says of each conversation that is too long for it, unless told to cut or skip such.
-        remarks: what is to be known of rows that can be used.
-        samples: the conversations asked for.
+        unread: for each column, or key of a turn, that is not read: the number of rows that fill it.
+        long_rows: error message of training for each conversation that is too long, unless it is set to cut or skip it.
+        remarks: remarks on rows that can be used.
+        samples: the requested sample conversations.
     """
 
     source: str
@@ -60,11 +60,11 @@ class Survey:
 
     @property
     def conversations(self) -> int:
-        """How many conversations can be used; a row may hold several."""
+        """Number of usable conversations; a row may hold several."""
         return len(self.tokens)
 
     def summary(self) -> dict[str, Any]:
-        """All figures, as JSON can hold them."""
+        """Return all figures as JSON values."""
         return {
             "source": self.source,
             "formats": dict(self.formats),
@@ -98,7 +98,7 @@ def survey(
     samples: int = 0,
     sample_row: int | None = None,
 ) -> Survey:
-    """Read a source once, and tokenise every row.
+    """Read a source once, tokenize every row, and collect the statistics.
 
     Args:
         source: as for `read_conversations`.
@@ -144,7 +144,7 @@ def survey(
 
 
 def figures(values: list[int]) -> dict[str, float] | None:
-    """Smallest, median, mean, 95th percentile, largest and total; None of nothing."""
+    """Return minimum, median, mean, 95th percentile, maximum and total; None for an empty list."""
     if not values:
         return None
     numbers = np.asarray(values)

@@ -1,9 +1,9 @@
-"""Rows are tokenised once: their tokens are kept on disk and memory-mapped by every later run.
+"""Disk cache of tokenized rows, which later runs memory-map instead of tokenizing the rows again.
 
-Below `cache_dir()/tokens` every way of making tokens (tokenizer, template, tokens per photo, this code) has a folder.
-A run that meets new rows leaves Arrow IPC files there, with the columns of `_schema`. The name of a file is the
-SHA-256 of its bytes: processes that write the same rows at once write the same file, and what is damaged gives itself
-away. The folder may be deleted at any time.
+Every combination of tokenizer, template, tokens per image and code version has a folder below `cache_dir()/tokens`.
+A run with new rows writes Arrow IPC files there, with the columns of `_schema`. The name of a file is the SHA-256 of
+its bytes: processes that write the same rows at the same time write the same file, and a damaged file is detected.
+The folder may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mmtune.data.encoding import ModelInputs, Tokens, tokenise
 from mmtune.data.rendering import layouts, template_faults, templates, turn_ends
 from mmtune.interfaces import Turn
 
-_FILE = 2**16  # rows that are kept in memory until they are written; none is lost but by a kill
+_FILE = 2**16  # rows that are kept in memory until they are written; only a killed process loses them
 _CODE = (
     conversation_module,
     encoding,
@@ -41,33 +41,33 @@ _CODE = (
     template_faults,
     turn_ends,
     sys.modules[__name__],
-)  # makes the tokens
-_BATCH = 2**12  # rows laid out at a time, so that writing needs little memory
+)  # the code that decides the tokens
+_BATCH = 2**12  # rows written at a time, so that writing needs little memory
 
 
 @contextmanager
 def cached_tokens(inputs: ModelInputs, *, use: bool = True) -> Iterator[Callable[[Conversation], Tokens]]:
-    """A function from a conversation to its tokens, the same as `tokenise` gives; new ones are kept on leaving.
+    """Yield a function that returns a conversation's tokens, as `tokenise` does; new ones are saved on exit.
 
     Args:
         inputs: tokenizer, template and tokens per photo.
-        use: False makes all tokens afresh and keeps none.
+        use: False makes all tokens anew and saves none.
     """
-    # a template that is not of this package is code whose changes go unseen here
+    # changes to a template that is defined outside `templates` are not detected here
     if not use or inputs.template.write.__module__ != templates.__name__:
         yield functools.partial(tokenise, inputs=inputs)
         return
     cache = TokenCache(inputs)
     try:
         yield cache.tokens
-    finally:  # also when a row stops the run: the rows before it need not be tokenised again
+    finally:  # also when a row stops the run: the rows before it need not be tokenized again
         cache.save()
 
 
 class TokenCache:
-    """The tokens of one way of making them.
+    """Token cache for one combination of tokenizer, template and tokens per image.
 
-    A folder that cannot be written to is no error; `save` says so on stderr.
+    A folder that cannot be written to is no error; `save` prints a message to stderr.
     """
 
     def __init__(self, inputs: ModelInputs) -> None:
@@ -85,7 +85,7 @@ class TokenCache:
         self._key_starts, self._places = np.concatenate(starts)[order], np.concatenate(places)[order]
 
     def tokens(self, conversation: Conversation) -> Tokens:
-        """The conversation's tokens: read-only views of a memory-mapped file, or made now.
+        """Return the conversation's tokens: read-only views of a memory-mapped file, or newly made arrays.
 
         Raises:
             RowError: see `tokenise`.
@@ -101,7 +101,7 @@ class TokenCache:
         return found
 
     def save(self) -> None:
-        """Write the new rows to one file, whole or not at all, and forget them."""
+        """Write the new rows to one file, completely or not at all, and remove them from memory."""
         if not self.new:
             return
         try:
@@ -129,7 +129,7 @@ class TokenCache:
 
 
 def fingerprint(inputs: ModelInputs) -> str:
-    """A name for all that decides a conversation's tokens but the conversation."""
+    """Return a hash of everything that decides the tokens except the conversation itself."""
     # what a template writes may depend on more than its text: some write today's date
     probe = Conversation((Turn("user", f"{IMAGE_PLACEHOLDER}\na"), Turn("assistant", "b")), (b"",), "probe", 1)
     try:
@@ -137,7 +137,7 @@ def fingerprint(inputs: ModelInputs) -> str:
     except RowError as error:
         rendered = str(error)
     tokenizer, template = inputs.tokenizer, inputs.template
-    # made before the backend is written down, for it rids the backend of what a caller's padding left there
+    # tokenized before the backend is serialized, because this removes the padding that a caller left in it
     probed = tokenizer(rendered)["input_ids"]
     return sha256_json(
         [
@@ -151,7 +151,7 @@ def fingerprint(inputs: ModelInputs) -> str:
 
 
 def row_key(conversation: Conversation) -> bytes:
-    """16 bytes that stand for what is said. Photos do not count: their marks in the text take their places."""
+    """Return a 16-byte hash of the turns; images do not count, only their marks in the text."""
     digest = hashlib.blake2b(digest_size=16)
     for turn in conversation.turns:
         text = turn.text.encode()
@@ -161,14 +161,14 @@ def row_key(conversation: Conversation) -> bytes:
 
 
 class _File:
-    """A memory-mapped file, which is checked when its first row is wanted."""
+    """Memory-mapped file that is checked when its first row is read."""
 
     def __init__(self, path: Path, content: Any) -> None:
         self.path, self.content = path, content
 
     @functools.cached_property
     def sound(self) -> bool:
-        """Whether the content is what was written; a damaged file is deleted, for its rows will be written again."""
+        """Whether the content is what was written; a damaged file is deleted, and its rows are written again later."""
         if hashlib.sha256(self.content).hexdigest() == self.path.stem:
             return True
         with suppress(OSError):
@@ -177,10 +177,10 @@ class _File:
 
 
 class _Batch:
-    """Some rows of a file."""
+    """Record batch of a file: some of its rows."""
 
     def __init__(self, file: _File, batch: Any) -> None:
-        batch.validate()  # that no column reaches beyond its file; what it says is known when the file is sound
+        batch.validate()  # no column may reach beyond its file; `_File.sound` checks the content
         keys, self._ids, self._learnt = batch.columns
         self._file, self._offsets = file, self._ids.offsets.to_numpy()
         self._keys = np.frombuffer(keys.buffers()[1], dtype="<i8", count=2 * len(keys)).reshape(-1, 2)
@@ -192,7 +192,7 @@ class _Batch:
         return ids, self._learnt.values.to_numpy().view(bool)
 
     def row(self, number: int, key: bytes) -> Tokens | None:
-        """The tokens of a row, if it is this key's and its file is sound."""
+        """Return the tokens of a row, or None if it has another key or its file is damaged."""
         if not self._file.sound or self._keys[number].tobytes() != key:
             return None
         ids, learnt = self._values
@@ -201,7 +201,7 @@ class _Batch:
 
 
 def _batches(folder: Path) -> Iterator[_Batch]:
-    """What lies in the folder, but for files that are none of ours."""
+    """Yield the batches of the files in the folder; skip files of another schema, and delete unreadable ones."""
     import pyarrow as pa
 
     for path in sorted(folder.glob("*.arrow")):
@@ -245,7 +245,7 @@ def _columns(items: Sequence[tuple[bytes, Tokens]]) -> Any:
 
 
 def _schema() -> Any:
-    """The columns; what is learnt takes a byte a token, since Arrow's booleans are bits, which numpy cannot view."""
+    """Return the schema; `supervised` takes a byte per token, since numpy cannot view Arrow's booleans (bits)."""
     import pyarrow as pa
 
     return pa.schema(

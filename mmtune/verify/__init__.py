@@ -1,1 +1,1 @@
-"""Extraction, comparison and verdicts."""
+"""Answer verifiers: extraction of answers, comparison with gold answers, and verdicts."""

@@ -15,15 +15,16 @@ from mmtune.verify.normalize import normalize_gold
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What was wanted.
+    """Gold answers of a question and the expected kind of answer.
 
     Attributes:
         answers: all gold answers that count, at least one.
-        kind: what counts as an answer.
+        kind: the kind of answer: a letter of the options, yes or no, or any short text.
         options: the options' texts; empty for a free answer.
 
     Raises:
-        UserError: there is no gold answer, one text stands where a tuple of texts is meant, or letters have no options.
+        UserError: there is no gold answer, a text is given in place of a tuple of texts, the kind is unknown, or the
+            kind is a letter and there are no options.
     """
 
     answers: tuple[str, ...]
@@ -43,12 +44,12 @@ class Reference:
 
 
 class AnswerVerifier(ABC):
-    """A `Verifier` by a rule: extraction steps find the answer, and `compare` scores it."""
+    """Rule-based `Verifier`: extraction steps find the answer, and `compare` scores it."""
 
     name: ClassVar[str]
 
     def __init__(self, steps: Sequence[str] = ()) -> None:
-        """A verifier of one task.
+        """Create a verifier for one task.
 
         Args:
             steps: names of extraction steps, in order; those that normalize are applied to short gold answers too.
@@ -56,7 +57,7 @@ class AnswerVerifier(ABC):
         self.steps = tuple(steps)
 
     def verify(self, completion: Completion, reference: Reference) -> Verdict:
-        """The verdict on the answer that stands in a completion; its thought does not count, and no answer scores 0."""
+        """Score the answer in a completion; its thought is ignored, and a completion without an answer scores 0."""
         answer = parse(completion.text, self.steps, reference.kind, reference.options)
         if answer is None:
             return Verdict(0.0)
@@ -67,4 +68,4 @@ class AnswerVerifier(ABC):
 
     @abstractmethod
     def compare(self, answer: str, golds: Sequence[str]) -> Verdict:
-        """The verdict on an answer that was read: how well it agrees with the gold answers. It never raises."""
+        """Score an extracted answer by its agreement with the gold answers; never raises an error."""

@@ -1,4 +1,4 @@
-"""When two texts are the same answer: exactly, but for case and typography, but for punctuation, or by value."""
+"""Comparison of answers: exactly, ignoring case and typography, ignoring punctuation, or by value."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _AS_TYPED = str.maketrans(
     }
 )
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", re.ASCII)
-_BLANK_MARKS = " \t\r\n.,:;\"'()[]{}`"  # an answer of these alone says nothing
-# ASCII punctuation, but for < > = + ^ |, and where it does not change what is said
+_BLANK_MARKS = " \t\r\n.,:;\"'()[]{}`"  # an answer of these alone is empty
+# ASCII punctuation except < > = + ^ |, where it does not change the meaning
 _NOISE = re.compile(
     r"""[!"$&'();?@\[\\\]_`{}~]
     | \.(?!\d)                                # 3.5
@@ -35,7 +35,7 @@ _NOISE = re.compile(
     re.VERBOSE | re.ASCII,
 )
 
-# LaTeX, from the inside out: (what is written, what it is plainly)
+# LaTeX, from the inside out: (pattern, plain text)
 _LATEX = tuple(
     (re.compile(pattern), plainer)
     for pattern, plainer in (
@@ -60,25 +60,25 @@ _NUMBER = re.compile(
 
 
 def as_typed(text: str) -> str:
-    """Typographic characters as a keyboard writes them.
+    """Replace typographic characters by those of a keyboard.
 
-    Curly quotes, minus signs and dashes, full-width digits and marks, fractions of one character (½ is 1/2), raised
-    digits (x² is x^2) and lowered ones. Letters stay as they are, ligatures too.
+    Curly quotes, minus signs and dashes, full-width digits and marks, fractions of one character (½ is 1/2),
+    superscript digits (x² is x^2) and subscript digits. Letters stay as they are, ligatures too.
     """
     text = _FRACTIONS.sub(_fraction, text.translate(_AS_TYPED))
     return _RAISED.sub(_raised, text).translate(_LOWERED)
 
 
 def folded(text: str) -> str:
-    """Lower case, as typed, accents joined with their letters, single spaces."""
+    """Return the text in lower case, with keyboard characters (`as_typed`), accents composed (NFC), single spaces."""
     return " ".join(unicodedata.normalize("NFC", as_typed(text).lower()).split())
 
 
 def plain(text: str) -> str:
-    """As `folded`, without the punctuation that does not change what is said.
+    """Return the text as `folded` does, without the punctuation that does not change its meaning.
 
     Signs, decimal points, fractions, per cent and comparisons stay: -5 is not 5, 1/2 not 12, 10% not 10, C# not C.
-    Of a text that is punctuation alone what stays is all but quotes, brackets, points, commas and colons.
+    A text of punctuation alone keeps it, except quotes, brackets, periods, commas, colons and semicolons at its ends.
     """
     text = folded(text)
     grouped = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
@@ -87,7 +87,7 @@ def plain(text: str) -> str:
 
 
 def value(text: str) -> tuple[Fraction, str] | None:
-    """The number that a text is, with its `%` or without; None for any other text."""
+    """Return the number that a text is, and its unit (`%` or empty); None for any other text."""
     number = plain(text)
     unit = "%" if number.endswith("%") else ""
     found = _NUMBER.fullmatch(number.removesuffix("%"))
@@ -95,7 +95,7 @@ def value(text: str) -> tuple[Fraction, str] | None:
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Whether two texts are the same answer, ignoring case and such punctuation as does not change what is said.
+    """Return whether two texts are the same answer, ignoring case and punctuation that does not change the meaning.
 
     Whole numbers, decimals and fractions are compared by value: 3.0 is 3, 1,000 is 1000, ½ is 0.5.
     """
@@ -106,7 +106,7 @@ def same_answer(one: str, other: str) -> bool:
 
 
 def term(text: str) -> Fraction | str:
-    """The number that a text of mathematics is, or the text without what is only layout."""
+    """Return the number that a mathematical text is, or else the text without its layout."""
     boxed = _BOXED.fullmatch(text)
     text = as_typed(boxed[1] if boxed else text).strip("\"' \t\r\n")
     for pattern, plainer in _LATEX:

@@ -1,10 +1,10 @@
-"""English contractions and what they look like without an apostrophe."""
+"""English contractions and their forms without an apostrophe."""
 
 from __future__ import annotations
 
 import itertools
 
-# those whose bare form is no word of its own: `were`, `well`, `shell`, `wed`, `ill`, `its` stay what they are
+# only those whose form without apostrophe is no word: `were`, `well`, `shell`, `wed`, `ill`, `its` are words
 _WRITTEN = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd've
     he's how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've
@@ -18,7 +18,7 @@ _WRITTEN = """
 
 
 def _without_apostrophes(written: str) -> set[str]:
-    """All forms that lack at least one apostrophe."""
+    """Return all forms that lack at least one apostrophe."""
     pieces = written.split("'")
     marks = itertools.product(("'", ""), repeat=len(pieces) - 1)
     forms = {pieces[0] + "".join(m + p for m, p in zip(some, pieces[1:], strict=True)) for some in marks}

@@ -1,4 +1,4 @@
-"""Comparison with each gold answer."""
+"""Verifier that compares the answer with each gold answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmtune.verify.comparison import same_answer
 
 
 class ExactVerifier(AnswerVerifier):
-    """1 for a gold answer, as `same_answer` compares; else 0."""
+    """Score 1 if the answer equals a gold answer by `same_answer`, else 0."""
 
     name = "exact"
 

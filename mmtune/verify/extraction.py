@@ -1,4 +1,4 @@
-"""From what a model said to an answer: small pure functions, named in task files."""
+"""Extraction of answers from completions: small pure functions, named in task files."""
 
 from __future__ import annotations
 
@@ -39,18 +39,22 @@ def first_line(text: str, options: Sequence[str]) -> str:
 
 
 def leading_letter(text: str, options: Sequence[str]) -> str:
-    """An option's letter that begins the text, as in `B: two dogs`, `(B) two dogs` or `b.`, is the answer."""
+    """Reduce a text that begins with an option's letter to it, as in `B: two dogs`, `(B) two dogs` or `b.`."""
     found = _LEADING_LETTER.match(text)
     return (bare_letter(found[1], options) if found else None) or text
 
 
 def option_text(text: str, options: Sequence[str]) -> str:
-    """The text of an option becomes its letter; see `option_named`. What is a valid letter already stays one."""
+    """Replace the text of an option by its letter; see `option_named`. A valid letter stays a letter."""
     return option_named(text, options) or text
 
 
 def option_words(text: str, options: Sequence[str]) -> str:
-    """An option all of whose words were said becomes its letter; of several, the one with most words, if it is one."""
+    """Replace a text that contains all words of an option by the option's letter.
+
+    Of several such options, the one with the most words counts; if several have the most, the text stays unchanged. A
+    valid letter stays a letter.
+    """
     return letter_said(text, options) or option_with_most_words(text, options) or text
 
 
@@ -62,12 +66,12 @@ _BY_TEXT = {"option_text", "option_words"}  # these name an option by its text
 
 
 def parse(response: str, steps: Sequence[str], kind: Kind, options: Sequence[str]) -> str | None:
-    """The answer in a response.
+    """Extract the answer from a response.
 
     Args:
         response: the raw text after the response_prefix.
         steps: names of extraction steps, applied in order.
-        kind: what counts as an answer: a letter of the options, yes or no, or any words.
+        kind: the kind of answer: a letter of the options, yes or no, or any words.
         options: the options' texts; needed for letters.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Comparison of numbers and terms by value."""
+"""Verifier that compares numbers and mathematical terms by value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmtune.verify.comparison import term
 
 
 class MathVerifier(AnswerVerifier):
-    r"""1 for the value of a gold answer; else 0.
+    r"""Score 1 if the answer has the value of a gold answer, else 0.
 
     Numbers are compared as exact fractions, so 0.5 is 1/2 and \frac{1}{2}; other terms as text without LaTeX's layout,
     units of degree and per cent, and spaces. Unlike the script of MATH-Vision (Wang et al., 2024), nothing is

@@ -1,4 +1,4 @@
-"""Texts in the words that answers are compared in: small pure functions, named in task files as extraction steps."""
+"""Normalization of answers before comparison: small pure functions, named in task files as extraction steps."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _VQA_WORDS = {**_DIGITS, "ten": "10", **CONTRACTIONS}
 
 
 def true_false(text: str, options: Sequence[str]) -> str:
-    """`true` becomes yes, `false` no."""
+    """Convert `true` to yes and `false` to no."""
     return {"true": "yes", "false": "no"}.get(plain(text), text)
 
 
 def number_words(text: str, options: Sequence[str]) -> str:
-    """An answer that is one of none, zero, one … nine becomes a digit."""
+    """Convert an answer that is one of none, zero, one … nine to a digit."""
     return _DIGITS.get(plain(text), text)
 
 
 def vqa_normalise(text: str, options: Sequence[str]) -> str:
-    """As answers about photos are compared (the list under "Evaluation Code" on visualqa.org/evaluation.html).
+    """Normalize an answer as VQA does (the list under "Evaluation Code" on visualqa.org/evaluation.html).
 
     Lower case; periods go unless they are decimal; number words become digits; articles go; contractions get their
-    apostrophe; punctuation becomes a space, or nothing for a comma between digits. Apostrophes and colons stay. Which
-    marks are punctuation the page leaves open: here those of its authors' script.
+    apostrophe; punctuation becomes a space, or nothing for a comma between digits. Apostrophes and colons stay. The
+    page does not say which marks are punctuation; here they are those of its authors' script.
     """
     words = _VQA_GONE.sub("", text.lower()).translate(_VQA_SPACES).split()
     return " ".join(_VQA_WORDS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
 def normalize_gold(text: str, steps: Sequence[str]) -> str:
-    """A short gold answer in the words of the answers that went through these extraction steps."""
+    """Apply those of the extraction steps that normalize to a short gold answer."""
     for step in steps:
         if step in NORMALIZERS:
             text = NORMALIZERS[step](text, ())

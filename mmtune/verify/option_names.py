@@ -1,4 +1,4 @@
-"""Which option an answer names, by its letter or by its text."""
+"""Matching of answers to options, by letter or by text."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from mmtune.verify.comparison import folded, plain, value
 LETTERS = string.ascii_uppercase
 
 _AROUND = string.whitespace + ".,:;!?\"'`()[]{}<>*_-$\u201c\u201d\u2018\u2019\u00ab\u00bb\uff08\uff09"
-# from the exact text to what most texts share
+# from exact to loose comparison
 _LEVELS: tuple[Callable[[str], Hashable], ...] = (str, str.strip, folded, plain, value)
-_EXACT, _QUOTED = 2, 3  # the first so many: the same characters; the same but for case and typography
+_EXACT, _QUOTED = 2, 3  # number of levels with the same characters; with the same characters except case and typography
 
 
 def bare_letter(text: str, options: Sequence[str]) -> str | None:
-    """The letter of an option that a text is, spaces apart; plain A to Z, in either case."""
+    """Return the capital letter of an option if the text is that letter (a to z, either case), ignoring spaces."""
     said = text.strip()
     return said.upper() if len(said) == 1 and said.isascii() and said.upper() in LETTERS[: len(options)] else None
 
 
 def letter_said(text: str, options: Sequence[str]) -> str | None:
-    """The letter of an option that a text is, quotes, brackets and the like apart."""
+    """Return the capital letter of an option if the text is that letter, ignoring quotes, brackets and the like."""
     return bare_letter(text.strip(_AROUND), options)
 
 
 def option_named(text: str, options: Sequence[str]) -> str | None:
-    """The letter of the one option that a text names.
+    """Return the letter of the one option that a text names; None if it names none or several.
 
-    In this order: a bare letter; an option's exact text; a letter in quotes, brackets or the like; an option's text but
-    for case and typography, but for punctuation that does not change what is said, by value. The first of these that
-    fits decides; where it fits several options, none is named.
+    The order of the rules: a bare letter; an option's exact text; a letter in quotes, brackets or the like; an option's
+    text ignoring case and typography; also ignoring punctuation that does not change the meaning; by value. The first
+    rule that fits decides; where it fits several options, the result is None.
     """
     if not text.strip():
         return None
@@ -47,9 +47,10 @@ def option_named(text: str, options: Sequence[str]) -> str | None:
 
 
 def option_quoted(response: str, options: Sequence[str]) -> str | None:
-    """The letter of the one option whose text a response is, to its end, its first line break or its first quote.
+    """Return the letter of the one option whose text is the response up to its end, first line break or first quote.
 
-    The same but for case and typography. None of a bare letter, which says nothing of a text, nor of spaces alone.
+    Case and typography are ignored. None for a bare letter, which is no option's text, for spaces alone, and where
+    several options have the text.
     """
     if bare_letter(response, options):
         return None
@@ -60,7 +61,7 @@ def option_quoted(response: str, options: Sequence[str]) -> str | None:
 
 
 def option_with_most_words(text: str, options: Sequence[str]) -> str | None:
-    """The letter of the option all of whose words were said; of several the one with most words, if there is one."""
+    """Return the letter of the option with the most words, all of which are in the text; None for none or a tie."""
     words = set(plain(text).split())
     said: dict[int, list[str]] = {}
     for letter, option in zip(LETTERS, options, strict=False):
@@ -72,7 +73,7 @@ def option_with_most_words(text: str, options: Sequence[str]) -> str | None:
 
 
 def _fitting(text: str, options: Sequence[str], levels: Sequence[Callable[[str], Hashable]]) -> list[str]:
-    """The letters of the options that are the text at the first level at which any is."""
+    """Return the letters of the options that equal the text at the first level where any option does."""
     for level in levels:
         said = level(text)
         if said in (None, ""):

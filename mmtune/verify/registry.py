@@ -1,4 +1,4 @@
-"""Verifiers by the names that task files give them."""
+"""Registry of the verifiers, by their names in task files."""
 
 from __future__ import annotations
 

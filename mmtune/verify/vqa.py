@@ -1,4 +1,4 @@
-"""Agreement with several people."""
+"""Verifier that scores the agreement with several annotators."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mmtune.verify.normalize import vqa_normalise
 
 
 class VqaVerifier(AnswerVerifier):
-    """VQA accuracy: min(people who said it / 3, 1), averaged over all ways to leave one person out.
+    """Compute VQA accuracy: min(annotators who agree / 3, 1), averaged over all ways to leave one annotator out.
 
     Antol et al., "VQA: Visual Question Answering" (ICCV 2015), section 3; the averaging over 10 choose 9 is on
     visualqa.org/evaluation.html. Both sides are normalized as described there. The details `agree` and `people`
-    are how many said so, and of how many.
+    are the number of annotators who gave the answer, and the number of all annotators.
     """
 
     name = "vqa"

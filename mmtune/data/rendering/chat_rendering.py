@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer, rendered as transformers renders it, and within limits of time and size."""
+"""Rendering of a tokenizer's chat template as transformers renders it, with limits on time and size."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def render_chat(
     """Render messages with the chat template of a tokenizer.
 
     Args:
-        tokenizer: of transformers.
-        messages: with role and content.
-        source: in place of the template that the tokenizer carries.
-        prompt: begin the assistant's turn at the end.
-        names: what else the template may use.
+        tokenizer: a transformers tokenizer.
+        messages: messages with role and content.
+        source: template source in jinja, used in place of the tokenizer's chat template.
+        prompt: begin the assistant's turn at the end (generation prompt).
+        names: other variables for the template.
 
     Raises:
         UserError: the template takes more time or memory than it may.
@@ -47,11 +47,11 @@ def render_source(
     """Render messages with the source of a chat template; see `render_chat`.
 
     Args:
-        source: in jinja.
-        messages: with role and content.
-        where: the folder or hub id that it is of.
-        prompt: begin the assistant's turn at the end.
-        names: what else the template may use.
+        source: the template in jinja.
+        messages: messages with role and content.
+        where: the folder or hub id of the template, for messages.
+        prompt: begin the assistant's turn at the end (generation prompt).
+        names: other variables for the template.
     """
     given = {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": prompt}
     try:
@@ -63,12 +63,12 @@ def render_source(
         ) from None
     except TemplateError:
         raise
-    except Exception as error:  # of any kind, as what is computed in the template
+    except Exception as error:  # code in a template may raise any exception
         raise TemplateError(reason(error)) from None
 
 
 def _file(where: str) -> str:
-    """The file of a folder that a chat template stands in; the folder itself, or a hub id, where none is known."""
+    """Return the file with the chat template of a folder; the folder itself, or the hub id, if none is found."""
     for name in _FILES:
         file = Path(where) / name
         if file.is_file() and (name.endswith(".jinja") or '"chat_template"' in file.read_text(errors="replace")):
@@ -83,11 +83,11 @@ def _compiled(source: str) -> Template:
 
 @functools.cache
 def _environment() -> Sandbox:
-    """What transformers gives to chat templates, in our sandbox."""
+    """Return a sandbox with the extensions, the `tojson` filter and the globals that transformers gives templates."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     theirs = _compile_jinja_template("").environment
     ours = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[type(one) for one in theirs.extensions.values()])
     ours.add_filters({"tojson": theirs.filters["tojson"]})
-    ours.globals = {name: value for name, value in theirs.globals.items() if name != "lipsum"}  # which has no end
+    ours.globals = {name: value for name, value in theirs.globals.items() if name != "lipsum"}  # which has no limit
     return ours

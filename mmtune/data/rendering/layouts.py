@@ -1,6 +1,6 @@
-"""What stands before and after each turn in the templates that mmtune names: one table for all that write them.
+"""Text before and after each turn in mmtune's named templates: one table for rendering and for export.
 
-`templates.py` renders rows by it, `models/interop/chat_templates.py` makes jinja of it for exported models.
+`templates.py` renders rows with it, `models/interop/chat_templates.py` makes jinja of it for exported models.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ LLAMA_2_SYSTEM = (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a model family writes a conversation down; a pair is what stands before and after.
+    """Conversation layout of a model family; a pair is the text before and the text after.
 
     Attributes:
-        user: around what the user says.
-        answer: around what the assistant says; learnt with it.
+        user: around the user's text.
+        answer: around the assistant's text; learned with it.
         stop: the marker that ends the assistant's turn.
-        cue: what a prompt ends with, and the assistant's turn begins with; not learnt.
-        after_answer: what follows an answer; not learnt.
-        before_later: what stands before every turn of the user but the first.
+        cue: the end of a prompt, with which the assistant's turn begins; not learned.
+        after_answer: the text that follows an answer; not learned.
+        before_later: the text before every turn of the user except the first.
         system: around the system prompt; None where there is no place for one.
-        default_system: the system prompt of conversations that bring none; None where there is none.
+        default_system: the system prompt of conversations without one; None where there is none.
         empty_system: whether `system` is also written around an empty system prompt.
-        system_in_turn: whether the system prompt stands in the user's first turn, before what is said.
-        images_alone: whether of the user's turn only the photos are written.
+        system_in_turn: whether the system prompt is in the user's first turn, before the user's text.
+        images_alone: whether only the images of the user's turn are written.
     """
 
     user: tuple[str, str]

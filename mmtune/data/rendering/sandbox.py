@@ -1,8 +1,9 @@
-"""Templates of strangers: they reach nothing but what they are given, and take neither hours nor all memory.
+"""Sandbox for untrusted chat templates, with limits on time and memory.
 
-jinja2's sandbox keeps a template from the rest of the program, and lets it loop as long as it likes. Here the rounds of
-loops and every call look at the clock, and what one operation can make large is measured before it is made. The clock
-is that of the thread: it works in the threads of a server and in other processes, and a busy machine changes nothing.
+jinja2's sandbox isolates a template from the rest of the program, but does not limit its loops. Here the rounds of
+loops and every call check the time, and the size of a result is checked before an operation creates it. The time is
+the CPU time of the thread: it works in the threads of a server and in other processes, whatever the load of the
+machine.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-SECONDS = 5.0  # of one rendering
+SECONDS = 5.0  # of CPU time for one rendering
 MOST = 5_000_000  # characters of a text
 _REPEATED = 1_000_000  # characters or entries, by `*`
-_ENTRY = 16  # what an entry of a list counts, in characters
+_ENTRY = 16  # size of a list entry, in characters
 _BITS = 10_000  # of a number
 _WIDEST = 10_000  # of a column
 _INDENT = 16
 
-# filters of which a text of a few megabytes takes minutes, or whose output is for other readers
+# filters that take minutes for a text of a few megabytes, or whose output is not for prompts
 _LEFT_OUT = ("wordwrap", "urlize", "pprint", "xmlattr", "random")
 # filters that look at a list without looking into its entries
 _SHALLOW = {
@@ -46,11 +47,11 @@ _LONG_NUMBER = re.compile(r"\d{5}")
 
 
 class LimitError(SecurityError):
-    """A template takes more time or memory than it may."""
+    """Template exceeds its limit of time or memory."""
 
 
 class _Clock(threading.local):
-    """When the rendering of this thread has to be over, and how often that was asked."""
+    """Deadline of the rendering in this thread, and a counter of loop rounds."""
 
     end: float | None = None
     asked = 0
@@ -61,10 +62,12 @@ _clock = _Clock()
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Within, what this thread renders has `SECONDS` of its time in all.
+    """Limit all rendering of this thread within the context to `SECONDS` of CPU time.
+
+    A nested context keeps the deadline of the outer one.
 
     Raises:
-        LimitError: it took more.
+        LimitError: the rendering took longer.
     """
     before = _clock.end
     if before is None:
@@ -81,7 +84,7 @@ def _check_time() -> None:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """An environment for the templates of strangers; see the module. Render within `limited`."""
+    """jinja2 environment for untrusted templates (see the module); render within `limited`."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
@@ -95,12 +98,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters |= {_LOOP: _Counted, _JOIN: _join, _LOOKED_AT: _weighed}
 
     def add_filters(self, filters: Mapping[str, Callable[..., Any]]) -> None:
-        """Give templates more filters, under the same limits."""
+        """Add filters for templates, under the same limits."""
         self.filters.update({name: _limited_filter(name, function) for name, function in filters.items()})
 
     @property
     def finalize(self) -> Callable[[Any], Any]:  # type: ignore[override]  # jinja2 has an attribute
-        """What becomes of a value that a template writes: what is set here, once the value is not too large."""
+        """Function that converts each value that a template writes, after a check of its size."""
         own = self._finalize
         return shown if own is None else lambda value: own(shown(value))
 
@@ -110,7 +113,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
-        """Join what a template writes, as long as it is not too long."""
+        """Join the output of a template, and refuse more than `MOST` characters."""
         written, size = [], 0
         for piece in pieces:
             size += len(piece)
@@ -120,7 +123,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join(written)
 
     def call(self, context: Any, called: Any, *args: Any, **given: Any) -> Any:
-        """Call what a template calls."""
+        """Call a function or method for a template, after checks of time and size."""
         _check_time()
         target = getattr(called, "__wrapped__", called)  # a text's `format`, which the sandbox wraps
         owner = getattr(target, "__self__", None)
@@ -130,7 +133,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call(context, called, *args, **given)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Compute what can make a large value of small ones."""
+        """Compute an operator that can make a large value from small ones, after checks of time and size."""
         _check_time()
         if operator == "**":
             raise LimitError("** is not for templates")
@@ -152,7 +155,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Instrument(NodeTransformer):
-    """Puts what counts and measures around the parts of a template that no method of the environment sees."""
+    """Insert time and size checks around loops, `~` and comparisons, which no method of the environment sees."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802  # the visitor's name
         self.generic_visit(node)
@@ -176,7 +179,7 @@ def _filter(node: Any, name: str) -> nodes.Filter:
 
 
 class _Counted:
-    """What a loop goes over; each round may end the rendering."""
+    """Iterable of a loop that checks the time limit every 64 rounds."""
 
     def __init__(self, entries: Any) -> None:
         self._entries = entries
@@ -193,24 +196,24 @@ class _Counted:
 
 
 def shown(value: Any) -> Any:
-    """A value that a template writes; a large list is refused before it becomes text."""
+    """Return a value that a template writes; refuse a large list before it becomes text."""
     return value if isinstance(value, str) else _weighed(value)
 
 
 def _join(values: Sequence[Any]) -> str:
-    """What `~` makes of values."""
+    """Join values as the operator `~` does."""
     return Sandbox.concat(str(shown(value)) for value in values)
 
 
 def _weighed(value: Any) -> Any:
-    """The value, if what it holds is not too large: what it holds twice counts twice, since it is read twice."""
+    """Return the value if its content is not too large; content held twice counts twice, as it is read twice."""
     _check_time()
     _weigh(value, MOST)
     return value
 
 
 def _weigh(value: Any, room: int) -> int:
-    """What is left of the room, in characters, once the value has its place."""
+    """Return the remaining room, in characters, after subtracting the size of the value."""
     if isinstance(value, str | bytes):
         room -= len(value)
     elif isinstance(value, Mapping):
@@ -234,7 +237,7 @@ def _too_long() -> LimitError:
 
 
 def _listed(value: Any) -> Any:
-    """What a filter gives entry by entry as a list, if that is not too large."""
+    """Convert an iterator, such as the result of a filter, to a list, if that is not too large."""
     if not isinstance(value, Iterator) or isinstance(value, LoopContext):
         return value
     entries, room = [], MOST
@@ -245,7 +248,7 @@ def _listed(value: Any) -> Any:
 
 
 def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    first = 1 if hasattr(function, "jinja_pass_arg") else 0  # the environment, which is no value
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0  # the environment or context, not a value
 
     @functools.wraps(function)
     def limited_function(*args: Any, **given: Any) -> Any:
@@ -273,7 +276,7 @@ def _limited_test(function: Any) -> Callable[..., Any]:
 
 
 def _check_filter(name: str, values: Sequence[Any]) -> None:
-    """Refuse a filter that makes a large text of small values."""
+    """Refuse a filter call that makes a large text from small values."""
     value, *others = values or [""]
     if name in ("center", "batch", "slice", "round"):
         _check_numbers(others, _WIDEST)
@@ -290,7 +293,7 @@ def _check_filter(name: str, values: Sequence[Any]) -> None:
 
 
 def _check_method(name: str, owner: str | bytes | int, values: Sequence[Any]) -> None:
-    """Refuse a method of a text or number that makes a large one of small values."""
+    """Refuse a method call on a text or number that makes a large result from small values."""
     room = MOST
     for value in values:
         room = _weigh(value, room)
@@ -321,11 +324,11 @@ def _check_replacing(text: Any, old: Any, new: Any) -> None:
 
 
 def _check_format(text: str | bytes, values: Sequence[Any]) -> None:
-    """Refuse a width of many digits, and one that stands in a value."""
+    """Refuse a format width of five digits or more, and a width that is given by a value."""
     _weighed(list(values))
     written = text if isinstance(text, str) else text.decode("latin-1")
     fields = (field.partition("}") for field in written.split("{")[1:])
-    # a field that is not closed before the next one begins has its width from that
+    # a field that is not closed before the next one begins takes its width from the next one
     wide = (":" in field and (not closed or _LONG_NUMBER.search(field)) for field, closed, _ in fields)
     if _WIDE.search(written) or any(wide):
         raise LimitError("a width of five digits, or one that is a value, is not for templates")

@@ -1,10 +1,10 @@
-"""An exact fast tokenizer from a sentencepiece model of Llama's kind (`tokenizer.model`).
+"""Exact fast tokenizer from a Llama-style sentencepiece model (`tokenizer.model`).
 
 Vicuna 1.5 and other Llama-2 descendants are published with `tokenizer.model` alone. transformers 5 converts
-it with another merge order (runs of spaces come out differently) and without the start marker, so its ids
+it with another merge order (runs of spaces come out differently) and without the start token, so its ids
 are not those the models were trained with. This construction gives sentencepiece's ids, with character
 offsets besides: merges by piece score, longer left part first where scores tie.
-tests/data/test_sentencepiece.py holds it against LLaVA's own ids.
+tests/data/test_sentencepiece.py compares it with LLaVA's own ids.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _SPACE = "▁"
 
 
 def build_tokenizer(path: Path, *, legacy: bool, name: str = "") -> Any:
-    """A transformers fast tokenizer that gives the ids of sentencepiece model `path`, with the start marker.
+    """Build a transformers fast tokenizer with the ids of the sentencepiece model `path`, with the start token.
 
     Args:
         path: the `tokenizer.model` file.
         legacy: as in `tokenizer_config.json`; True begins the text after every special token with a space
             piece, False only the text itself.
-        name: what the tokenizer calls itself in messages.
+        name: the name of the tokenizer in messages; empty for the folder of the file.
 
     Raises:
         UserError: the file is not a byte-pair sentencepiece model.
@@ -40,16 +40,17 @@ def build_tokenizer(path: Path, *, legacy: bool, name: str = "") -> Any:
 
 
 def check_settings(tokenizer: Any, settings: Mapping[str, Any], added: Mapping[str, int], reference: str) -> None:
-    """Refuse what a folder says beside its sentencepiece model and would be left out.
+    """Refuse tokenizer settings that differ from the sentencepiece model of a folder, and would be ignored.
 
     Args:
-        tokenizer: of `build_tokenizer`.
-        settings: of `tokenizer_config.json`.
-        added: of `added_tokens.json`, the ids of tokens.
-        reference: what the tokenizer is called in the message.
+        tokenizer: the tokenizer from `build_tokenizer`.
+        settings: the content of `tokenizer_config.json`.
+        added: the content of `added_tokens.json`, ids by token.
+        reference: the name of the tokenizer in the message.
 
     Raises:
-        UserError: there are tokens that the model does not know, or others that begin and end a text.
+        UserError: the settings have tokens that the model does not have, other start, end or unknown tokens, or other
+            rules for adding start and end tokens.
     """
     known = tokenizer.get_vocab()
     listed = {_content(token): int(number) for number, token in settings.get("added_tokens_decoder", {}).items()}
@@ -68,7 +69,7 @@ def check_settings(tokenizer: Any, settings: Mapping[str, Any], added: Mapping[s
 
 
 def _content(token: Any) -> str:
-    """The text of a token, which files write as it is or with its options."""
+    """Return the text of a token, which files store as text or as an object with options."""
     return str(token["content"] if isinstance(token, Mapping) else token)
 
 
@@ -115,7 +116,7 @@ def _built(content: bytes, legacy: bool, path: str, name: str) -> Any:
 
 
 def _merges(pieces: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to put a piece together from two, best first."""
+    """Return all pairs of pieces that form a piece, the best score first."""
     scores = {
         piece: pieces.get_score(i)
         for piece, i in vocabulary.items()

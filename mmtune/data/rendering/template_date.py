@@ -1,7 +1,7 @@
-"""The date that a chat template writes: told to it, where it would ask the clock.
+"""Fixed date for chat templates that would otherwise read the clock.
 
-Templates ask for today's date by `strftime_now` (Llama 3.2's, GPT-OSS'), or take one in `date_string` (Llama 3.1's). A
-few lines of jinja before the template define both, so that a run says the same on every day, and its exports too.
+Templates get today's date from `strftime_now` (Llama 3.2's, GPT-OSS'), or take one in `date_string` (Llama 3.1's). A
+few lines of jinja before the template define both, so that a run and its exports write the same date on every day.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _BEGIN, _END = "{#- template date ", "{#- end of template date -#}\n"
 
 
 def check_date(text: str, flag: str) -> str:
-    """A date as it is recorded, 2026-01-31.
+    """Check a date and return it in ISO format, 2026-01-31.
 
     Raises:
-        UserError: it is none.
+        UserError: the text is not a date; the message begins with `flag`.
     """
     try:
         return datetime.datetime.strptime(text, "%Y-%m-%d").date().isoformat()
@@ -28,17 +28,17 @@ def check_date(text: str, flag: str) -> str:
 
 
 def today() -> str:
-    """Today, as it is recorded."""
+    """Return today's date in ISO format."""
     return datetime.date.today().isoformat()
 
 
 def reads_clock(source: str) -> bool:
-    """Whether a chat template may write the date of the day on which it is used."""
+    """Return whether a chat template may write the date of the day on which it is used."""
     return "strftime_now" in source and not split_date(source)[0]
 
 
 def dated(source: str, date: str | None) -> str:
-    """A chat template that writes this date, its time midnight; unchanged where it writes none, and for None."""
+    """Return a chat template that writes this date (at midnight); unchanged if it writes no date, or for None."""
     if date is None or not any(name in source for name in _NAMES):
         return source
     moment = datetime.datetime.fromisoformat(date)
@@ -53,7 +53,7 @@ def dated(source: str, date: str | None) -> str:
 
 
 def split_date(source: str) -> tuple[str, str]:
-    """The lines that fix a template's date, or "", and the template behind them."""
+    """Split a template into the lines that fix its date ("" if there are none) and the rest."""
     end = source.find(_END) + len(_END) if source.startswith(_BEGIN) and _END in source else 0
     return source[:end], source[end:]
 

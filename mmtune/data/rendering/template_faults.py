@@ -1,4 +1,4 @@
-"""Why a tokenizer's chat template cannot write a conversation, in words."""
+"""Error messages for conversations that a tokenizer's chat template cannot write."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _QUOTED = 60  # characters of a text that is shown
 
 
 def refused(error: str, messages: Messages, accepts: Callable[[Messages], bool]) -> str:
-    """Why a template raised an error over messages.
+    """Explain why a template raised an error for messages.
 
     Args:
-        error: what it says itself.
-        messages: what it was to write.
-        accepts: whether it writes other messages.
+        error: the error message of the template.
+        messages: the messages that it was to write.
+        accepts: returns whether the template writes other messages.
     """
     others = [message for message in messages if message["role"] != "system"]
     if len(others) < len(messages) and accepts(others):
@@ -34,16 +34,16 @@ def refused(error: str, messages: Messages, accepts: Callable[[Messages], bool])
 
 
 def system_fault(system: str, prompt: str) -> str:
-    """What is wrong where a template's prompt lacks the system prompt; "" if it has it."""
+    """Return an error message if a template's prompt lacks the system prompt; "" if it has it."""
     if _squeezed(system) in _squeezed(prompt):
         return ""
     return f"{_TEMPLATE} leaves the system prompt out; put it into the first question, or use a named template"
 
 
 def answer_fault(said: str, prompt: str, written: str) -> str:
-    """What is wrong where a template does not write an answer as it was said, white space aside; "" if it does.
+    """Return an error message if a template changes an answer, except for white space; "" if it does not.
 
-    A thought that was said may be opened by the prompt.
+    The opening marker of a thought in the answer may be written by the prompt.
     """
     if _squeezed(said) in _squeezed(prompt[-2 * len(THOUGHT_BEGIN) :] + written):
         return ""
@@ -53,7 +53,7 @@ def answer_fault(said: str, prompt: str, written: str) -> str:
 
 
 def continuation_fault(prompt: str, written: str, system: str) -> str:
-    """Why the conversation that a template writes does not begin with the prompt that it gives for its answer."""
+    """Explain why the conversation that a template writes does not begin with the prompt for its answer."""
     if system and _squeezed(system) not in _squeezed(written):
         return (
             f"{_TEMPLATE} writes the system prompt only where no answer follows, so that nothing can be learnt after "
@@ -72,13 +72,13 @@ def continuation_fault(prompt: str, written: str, system: str) -> str:
 
 
 def common_length(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
+    """Return the length of the common prefix of two texts."""
     pairs = zip(one, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _squeezed(text: str) -> str:
-    """The text without white space, which templates take off and add."""
+    """Return the text without white space, which templates remove and add."""
     return re.sub(r"\s+", "", text)
 
 

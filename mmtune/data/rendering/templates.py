@@ -1,9 +1,9 @@
-"""Chat templates: a conversation becomes text, and what the assistant said is known while rendering.
+"""Chat templates that render conversations to text and record the spans of the assistant's answers.
 
 `vicuna_v1`, `llama_2` and `plain` are LLaVA's (conversation.py and train.py of the released code, checked
 token by token against its own preprocessing in tests/data/test_templates.py); `chatml` is Qwen's and
 SmolLM2's; `layouts.py` has them. `tokenizer` renders with the chat template that the tokenizer itself carries,
-with a thought before the answer (Qwen3's `<think>…</think>`) where the answer brings one.
+with a thought before the answer (Qwen3's `<think>…</think>`) where the answer has one.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Thinking = Literal["never", "optional", "always"]
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text.
+    """Conversation rendered as text.
 
     Attributes:
-        text: the whole text, with `<image>` where a photo goes.
-        answers: what is learnt: a (start, end) span of characters per assistant turn, with the end marker. Turns
-            before the last have none where the template writes them otherwise than they were said.
+        text: the whole text, with `<image>` at the place of an image.
+        answers: the learned text: a (start, end) span of characters per supervised answer, with the end marker. Turns
+            before the last have none where the template writes them differently later.
     """
 
     text: str
@@ -43,16 +43,16 @@ class Rendered:
 
 
 class _Writer:
-    """Collects text and notes which characters the assistant said.
+    """Collect the text and the character spans of the learned answers.
 
-    `thinking` says whether the answer that is yet to come begins with a thought.
+    `thinking` is whether the answer to be generated begins with a thought.
     """
 
     def __init__(self, *, thinking: bool = False) -> None:
         self.thinking = thinking
         self.text = ""
         self.answers: list[tuple[int, int]] = []
-        self._last: tuple[int, int] | None = None  # the last answer without its end marker, if it is learnt
+        self._last: tuple[int, int] | None = None  # the last answer without its end marker, if it is learned
 
     def add(self, text: str) -> None:
         self.text += text
@@ -65,10 +65,10 @@ class _Writer:
             self.answers.append((start, len(self.text)))
 
     def rewrite(self, text: str, ends: TurnEnds) -> None:
-        """Begin again with a text that tells all so far in another way.
+        """Replace the text by another version of the same turns, and keep the answer spans that are still valid.
 
-        An answer is still learnt if all up to its last word is the same and an end follows, as where a template ends
-        the last answer otherwise than those before it.
+        The last answer is still learned if all text up to its last word is the same and an end follows, as in templates
+        that end the last answer differently from earlier ones.
         """
         same = faults.common_length(self.text, text)
         kept = [span for span in (self.answers[:-1] if self._last else self.answers) if span[1] <= same]
@@ -84,19 +84,19 @@ class _Writer:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How a model family writes a conversation down.
+    """Chat template of a model family.
 
     Attributes:
         name: as given by `--model.template`.
         write: writes turns (ending with the assistant's, or with the user's for a prompt) to a writer.
         stops: the markers that end the assistant's turn.
-        default_system: the system prompt of conversations that bring none; None where the template has none.
+        default_system: the system prompt of conversations without one; None where the template has none.
         thinking: whether a prompt can ask for a thought before the answer, or always does.
-        source: what else decides the text that is written: the jinja source of a tokenizer's own.
+        source: the jinja source of a tokenizer's own template, which also decides the text; "" for other templates.
         reads_clock: whether it may write the date of the day on which it is used.
-        untrainable: why nothing can be learnt with it; "" where it can.
-        left_out: why earlier answers are not learnt, where some are not.
-        trims: whether white space that an answer begins with is not written.
+        untrainable: why a model cannot be trained with it; "" where it can.
+        left_out: why some earlier answers are not learned, where this happens.
+        trims: whether the leading white space of an answer is not written.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Template:
         """Refuse a template with which a model could not learn where an answer ends.
 
         Raises:
-            UserError: it is one; the message begins with `where`.
+            UserError: the template is untrainable; the message begins with `where`.
         """
         if self.untrainable:
             raise UserError(f"{where}: {self.untrainable}")
@@ -123,7 +123,7 @@ class Template:
         """Render a conversation for training.
 
         Raises:
-            RowError: the template has no place for what the conversation holds.
+            RowError: the template has no place for some content of the conversation.
         """
         writer = _Writer()
         if self.thinking == "never" and any(turn.thought for turn in conversation.turns):
@@ -138,12 +138,12 @@ class Template:
         return writer.rendered()
 
     def prompt(self, turns: Sequence[Turn], *, response_prefix: str = "", thinking: bool = False) -> str:
-        """Render turns that end with the user's, up to where the assistant begins to answer with `response_prefix`.
+        """Render turns that end with the user's to a prompt for the answer, which begins with `response_prefix`.
 
-        With `thinking` it begins with a thought, in a template that knows both ways.
+        With `thinking` the answer begins with a thought, in a template that supports both modes.
 
         Raises:
-            UserError: the template has no place for what the turns hold, or no way to think.
+            UserError: the template has no place for some content of the turns, or does not support thoughts.
         """
         if thinking and self.thinking == "never":
             raise UserError(f"template {self.name!r} knows no thoughts before an answer; leave out thinking_budget")
@@ -157,20 +157,20 @@ class Template:
 
 
 class _NoPlaceError(UserError):
-    """The template has no place for what is to be written; the row is named by who knows it."""
+    """Template has no place for some content; the caller that knows the row adds it to the message."""
 
 
 def join_response_prefix(prompt: str, response_prefix: str) -> str:
-    """Begin the assistant's turn with `response_prefix`, after a space unless the prompt ends in white space."""
+    """Append `response_prefix` to the prompt, after a space unless the prompt ends in white space."""
     if not response_prefix or prompt[-1:].isspace():
         return prompt + response_prefix
     return f"{prompt} {response_prefix}"
 
 
 def image_first(turns: Sequence[Turn]) -> list[Turn]:
-    """Move the photo of a one-photo turn to its start, on a line of its own, as LLaVA does.
+    """Move the image of a one-image turn to its start, on a line of its own, as LLaVA does.
 
-    Turns with several photos keep them where they are: their order may be what the question is about.
+    Turns with several images keep them in place: the question may depend on their order.
     """
     return [
         Turn(turn.role, f"{IMAGE_PLACEHOLDER}\n{turn.text.replace(IMAGE_PLACEHOLDER, '').strip()}".strip())
@@ -181,7 +181,7 @@ def image_first(turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _writer_of(layout: Layout, name: str) -> Callable[[_Writer, str, Sequence[Turn]], None]:
-    """What writes turns by a layout."""
+    """Return a function that writes turns in a layout."""
 
     def write(out: _Writer, system: str, turns: Sequence[Turn]) -> None:
         before, after = layout.system or ("", "")
@@ -215,14 +215,14 @@ TEMPLATES: dict[str, Template] = {
 
 
 def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
-    """The template that the tokenizer carries (`tokenizer.chat_template`).
+    """Return the template that the tokenizer carries (`tokenizer.chat_template`).
 
     Args:
-        tokenizer: carries it.
-        date: what it writes for the day's date; None leaves it to ask the clock.
+        tokenizer: a tokenizer with a chat template.
+        date: the date that the template writes as today's; None lets it read the clock.
 
     Raises:
-        UserError: it carries none.
+        UserError: the tokenizer carries no template.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
@@ -236,10 +236,10 @@ def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
         messages = [turn | {"content": content_parts(turn["content"])} for turn in turns] if in_parts else turns
         try:
             text = render_chat(tokenizer, messages, source=source, prompt=prompt, enable_thinking=thinking)
-        except TemplateError as error:  # templates refuse what they cannot write as they like, say a system prompt
+        except TemplateError as error:  # a template may refuse any content, for example a system prompt
             said = faults.refused(reason(error), turns, lambda others: rendered(others, prompt) is not None)
             raise _NoPlaceError(said) from None
-        # the tokenizer adds its own start marker when the text is tokenised
+        # the tokenizer adds its own start token when the text is tokenized
         return text.removeprefix(tokenizer.bos_token) if tokenizer.bos_token and adds_bos(tokenizer) else text
 
     def rendered(turns: Messages, prompt: bool) -> str | None:
@@ -261,7 +261,7 @@ def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
                 _refuse(faults.system_fault(system, text))
                 if text.startswith(out.text):
                     out.add(text[len(out.text) :])
-                else:  # Qwen3's drops earlier thoughts; what it then writes is not what those answers followed
+                else:  # Qwen3's drops earlier thoughts; the new text is not the context of those answers
                     out.rewrite(text, ends)
             else:
                 text = render(messages, prompt=False, thinking=thinking)
@@ -296,7 +296,7 @@ def tokenizer_template(tokenizer: Any, date: str | None = None) -> Template:
 
 
 def _trims(rendered: Callable[[Messages, bool], str | None]) -> bool:
-    """Whether a chat template takes white space off the beginning of an answer."""
+    """Return whether a chat template removes the leading white space of an answer."""
     indented = "    a"
     text = rendered([{"role": "user", "content": "a"}, {"role": "assistant", "content": indented}], False)
     return text is not None and indented not in text
@@ -308,7 +308,7 @@ def _refuse(fault: str) -> None:
 
 
 def content_parts(text: str) -> list[dict[str, str]]:
-    """A turn's text as transformers' multimodal templates take it: photos, and what is said between them."""
+    """Split a turn's text into images and texts, as transformers' multimodal templates take it."""
     parts: list[dict[str, str]] = []
     for number, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
         parts += [{"type": "image"}] if number else []
@@ -317,25 +317,25 @@ def content_parts(text: str) -> list[dict[str, str]]:
 
 
 def takes_parts(tokenizer: Any) -> bool:
-    """Whether the chat template wants each turn as a list of parts: then it writes nothing of a plain string."""
+    """Return whether the chat template needs each turn as a list of parts, and so writes nothing of a plain string."""
     try:
         text = render_chat(tokenizer, [{"role": "user", "content": "said"}])
-    except TemplateError:  # a template raises as it likes at what it does not know
+    except TemplateError:  # a template may raise any error for unknown content
         return True
     return "said" not in text
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts its start marker before every text."""
+    """Return whether the tokenizer adds its start token before every text."""
     ids = tokenizer("a", add_special_tokens=True)["input_ids"]
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
 
 
 def get_template(name: str, tokenizer: Any, date: str | None = None) -> Template:
-    """The template of that name; `tokenizer` takes the tokenizer's own, which may be told the day's date.
+    """Return the template of this name; `tokenizer` is the tokenizer's own, which may get a fixed `date`.
 
     Raises:
-        UserError: no such template.
+        UserError: there is no such template, or the tokenizer carries none.
     """
     if name == TOKENIZER_TEMPLATE:
         return tokenizer_template(tokenizer, date)

@@ -1,7 +1,7 @@
-"""How a chat template ends an answer, read from what it writes after one.
+"""Detection of the text with which a chat template ends an answer.
 
-A template is asked to write conversations whose answers are known words. What stands behind such a word at the end of
-the conversation (the last tail), and between it and the next question (the middle tail), holds the end marker.
+The template renders test conversations whose answers are known words. The text after such a word at the end of the
+conversation (the last tail), and between it and the next question (the middle tail), contains the end marker.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _PIECE = r"<[^<>\s]*>|\[[^\[\]\s]*\]|\n|[^\n<\[]+|."
 
 @dataclass(frozen=True, slots=True)
 class Tails:
-    """What a template writes after an answer, and how much of it ends the answer.
+    """Text that a template writes after an answer, and the part of it that ends the answer.
 
     Attributes:
         last: the text after the last answer of a conversation.
         middle: the text between an answer and the next question, the header of the user's turn included.
-        last_end: how many characters of `last` end the answer; 0 if it writes no end there.
-        middle_end: the same of `middle`; 0 if earlier answers have no end of their own.
+        last_end: number of characters of `last` that end the answer; 0 if it writes no end there.
+        middle_end: the same for `middle`; 0 if earlier answers have no end of their own.
     """
 
     last: str
@@ -34,18 +34,18 @@ class Tails:
 
     @property
     def end(self) -> str:
-        """The text that ends the last answer, taken from the middle tail where the last one has none; "" for none."""
+        """Text that ends the last answer, taken from the middle tail if the last tail has no end; "" for none."""
         return self.last[: self.last_end] or self.middle[: self.middle_end]
 
 
 @dataclass(frozen=True, slots=True)
 class TurnEnds:
-    """The ends that a template writes, in the conversations that it was asked for.
+    """Ends of answers that a template writes in the test conversations.
 
     Attributes:
         tails: each distinct pair of tails; empty if the template cannot write the conversations.
-        markers: what ends an answer: a token's text, or plain text with the white space before it.
-        next_turn: where no end is written at all, the header of the next user turn, by which an answer is over.
+        markers: the texts that end an answer: a token's text, or plain text with the white space before it.
+        next_turn: where no end is written at all, the header of the next user turn, at which an answer is over.
     """
 
     tails: tuple[Tails, ...] = ()
@@ -54,36 +54,36 @@ class TurnEnds:
 
     @property
     def missing(self) -> bool:
-        """Whether the template was seen to write nothing that ends an answer."""
+        """Whether the template wrote no end of an answer at all in a test conversation."""
         return any(not one.end for one in self.tails)
 
     @property
     def missing_between(self) -> bool:
-        """Whether it was seen to write no end after an earlier answer."""
+        """Whether the template wrote no end after an earlier answer in a test conversation."""
         return any(not one.middle_end for one in self.tails)
 
     def split(self, written: str) -> tuple[str, str, str]:
-        """Split what a template writes for the last answer into the answer, its end, and what no one says."""
+        """Split the text of the last answer into the answer, its end, and the text after it that belongs to no turn."""
         found = max((one for one in self.tails if written.endswith(one.last)), key=lambda t: len(t.last), default=None)
-        if found is None:  # the line break after the end marker belongs to no one
+        if found is None:  # the line break after the end marker belongs to no turn
             answer = written.rstrip("\n")
             return answer, "", written[len(answer) :]
         answer = written[: len(written) - len(found.last)]
         return answer, found.end, found.last[found.last_end :] if found.last_end else ""
 
     def between(self, following: str) -> int:
-        """How many characters end an earlier answer, of the text that follows it; 0 if it has no end."""
+        """Return how many characters of the text after an earlier answer end that answer; 0 if it has no end."""
         ends = (one.middle[: one.middle_end] for one in self.tails)
         return max((len(end) for end in ends if following.startswith(end)), default=0)
 
 
 def find_turn_ends(render: Callable[[Messages, bool], str | None], tokens: Iterable[str]) -> TurnEnds:
-    """Find how a template ends answers.
+    """Detect how a template ends answers, from test conversations.
 
     Args:
-        render: writes messages, with the header of the answer to come if the second argument says so; None where the
-            template refuses them.
-        tokens: texts of the tokenizer's added tokens, of which the first after an answer ends it.
+        render: renders messages, with the header of the next answer if the second argument is True; returns None where
+            the template refuses them.
+        tokens: texts of the tokenizer's added tokens; the first one after an answer ends it.
     """
     texts = sorted((token for token in tokens if token.strip()), key=len, reverse=True)  # Gemma's holds line breaks
     pattern = re.compile("|".join(map(re.escape, texts)) or r"(?!)")
@@ -105,7 +105,7 @@ def find_turn_ends(render: Callable[[Messages, bool], str | None], tokens: Itera
 
 
 def _after(text: str | None) -> str | None:
-    """What follows the answer."""
+    """Return the text after the test answer; None if the answer is not in the text."""
     if text is None or _ANSWER not in text:
         return None
     return text.rpartition(_ANSWER)[2]
@@ -121,7 +121,7 @@ def _tails(last: str, middle: str, tokens: re.Pattern[str]) -> Tails:
 
 
 def _shared(last: str, middle: str, tokens: re.Pattern[str]) -> str:
-    """What both tails begin with, cut at the border of a token or marker, without white space at its end."""
+    """Return the common prefix of both tails, cut at the border of a token or marker, without trailing white space."""
     whole = last.rstrip()
     if whole and middle.startswith(whole):
         return whole
@@ -134,12 +134,12 @@ def _shared(last: str, middle: str, tokens: re.Pattern[str]) -> str:
 
 
 def _pieces(text: str, tokens: re.Pattern[str]) -> list[str]:
-    """The tokens, markers, lines and words of a text."""
+    """Split a text into tokens, markers, line breaks and pieces of plain text."""
     parts = re.split(f"({tokens.pattern})", text)
     return [piece for n, part in enumerate(parts) for piece in ([part] if n % 2 else re.findall(_PIECE, part))]
 
 
 def _first_token(text: str, tokens: re.Pattern[str]) -> int:
-    """Where the first of the tokenizer's added tokens in a text ends; 0 if there is none."""
+    """Return the end position of the first added token in a text; 0 if there is none."""
     found = tokens.search(text)
     return found.end() if found else 0

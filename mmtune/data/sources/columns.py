@@ -1,4 +1,4 @@
-"""What columns of rows and keys of turns mean beside the text itself, and which no row may have.
+"""Meanings of columns of rows and keys of turns other than the text, and those that no row may have.
 
 docs/data.md shows these tables, and tests/data/test_columns.py compares the two.
 """
@@ -15,7 +15,7 @@ from mmtune.common.errors import RowError, brief
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """Names that published layouts use for one thing, and what that is."""
+    """Names that published layouts use for the same content, and a description of it."""
 
     names: tuple[str, ...]
     text: str
@@ -78,33 +78,33 @@ REFUSED_ROLES = Meaning(
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value is JSON's null, or the NaN that pandas writes in its place."""
+    """Return whether a value is JSON's null, or the NaN that pandas writes in its place."""
     return value is None or (isinstance(value, float) and value != value)
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a cell stands for nothing: null, empty, or a structure that Arrow filled with nulls."""
+    """Return whether a cell has no value: null, empty, or a structure that Arrow filled with nulls."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}")
     if isinstance(value, bytes):
         return not value
     if isinstance(value, Mapping):
         return all(map(is_absent, value.values()))
-    if isinstance(value, list | tuple):  # lists in lists are of no layout, however little is in them
+    if isinstance(value, list | tuple):  # no layout has lists in lists, so even empty ones count as a value
         return all(not isinstance(inner, list | tuple) and is_absent(inner) for inner in value)
     return is_null(value)
 
 
 def given(row: Mapping[str, Any], meaning: Meaning) -> list[tuple[str, Any]]:
-    """The names of a meaning that the row fills, and with what."""
+    """Return the names of a meaning that have a value in the row, with their values."""
     return [(name, value) for name in meaning.names if not is_absent(value := row.get(name))]
 
 
 def refuse(row: Mapping[str, Any], meanings: Iterable[Meaning], where: str, but: Container[str] = ()) -> None:
-    """Make sure that a row or turn has nothing that would be dropped and changes what it means, `but` what is read.
+    """Refuse a row or turn with content that would be dropped but changes its meaning, except the names in `but`.
 
     Raises:
-        RowError: it has; names the column or key.
+        RowError: there is such content; the message names the column or key.
     """
     for meaning in meanings:
         for name, _ in given(row, meaning):
@@ -113,10 +113,10 @@ def refuse(row: Mapping[str, Any], meanings: Iterable[Meaning], where: str, but:
 
 
 def only(row: Mapping[str, Any], meaning: Meaning, where: str) -> tuple[str, Any] | None:
-    """The one value that a row gives under any of the names, with the name; None where it gives none.
+    """Return the one value that a row has under any of the names, with its name; None if it has none.
 
     Raises:
-        RowError: it gives two that differ.
+        RowError: it has two values that differ.
     """
     found = given(row, meaning)
     if any(value != found[0][1] for _, value in found):
@@ -126,10 +126,10 @@ def only(row: Mapping[str, Any], meaning: Meaning, where: str) -> tuple[str, Any
 
 
 def text(value: Any, what: str, where: str) -> str:
-    """The value, if it is text.
+    """Return the value if it is text.
 
     Raises:
-        RowError: it is not; `what` names it.
+        RowError: it is not text; `what` names the value in the message.
     """
     if isinstance(value, str):
         return value
@@ -138,10 +138,10 @@ def text(value: Any, what: str, where: str) -> str:
 
 
 def finite_number(value: Any, what: str, where: str) -> float:
-    """The value, if it is a number or spells one, as all cells of CSV files do.
+    """Convert a number, or text that spells one (as in all cells of CSV files), to a finite float.
 
     Raises:
-        RowError: it does not, or is not finite; `what` names it.
+        RowError: it is not a number, or not finite; `what` names the value in the message.
     """
     try:
         number = math.nan if isinstance(value, bool) else float(value)

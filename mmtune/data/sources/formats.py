@@ -1,6 +1,6 @@
-"""How a row of each known format becomes turns and photos.
+"""Parsers that convert rows of each known format to turns and images.
 
-A format is recognised by the columns of the row, not by the file's name. What other columns mean: `columns.py`.
+A format is recognized by the columns of the row, not by the file's name. `columns.py` defines the other columns.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ Row = Mapping[str, Any]
 Parsed = tuple[list[Turn], list[ImageSource]]
 
 # Completions written for GPT-3-style finetuning end with the stop marker spelled out. The template adds the
-# model's own end marker, and the spelled one would be learnt as text.
+# model's own end marker, and the spelled one would be learned as text.
 _SPELLED_END_MARKERS = ("<|endoftext|>", "</s>")
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A known row format; one row may hold several conversations.
+    """Known row format; one row may hold several conversations.
 
     Attributes:
         name: as shown to users.
-        columns: those that give it away.
-        parse: makes turns and photos of a row.
-        reads: what else it reads.
-        refused: what no row may have, unless the format reads it.
+        columns: the columns that identify it.
+        parse: yields the turns and images of each conversation of a row.
+        reads: the other columns that it reads.
+        refused: the columns that no row may have, unless the format reads them.
         turns: those of its columns that may hold lists of turns.
     """
 
@@ -61,15 +61,15 @@ class Format:
 
     @property
     def known(self) -> frozenset[str]:
-        """The columns it reads."""
+        """Columns that the format reads."""
         return frozenset((*self.columns, *(name for meaning in self.reads for name in meaning.names)))
 
 
 def parse_row(row: Row, where: str) -> tuple[Format, list[Parsed]]:
-    """The format of a row, and the conversations it holds.
+    """Return the format of a row, and the conversations it holds.
 
     Raises:
-        RowError: no format matches, or the row cannot be read as it is meant.
+        RowError: no format matches, or the row cannot be read without a change of its meaning.
     """
     format_ = detect_format(row, where)
     refuse(row, format_.refused, where, but=format_.known)
@@ -77,16 +77,16 @@ def parse_row(row: Row, where: str) -> tuple[Format, list[Parsed]]:
 
 
 def detect_format(row: Row, where: str) -> Format:
-    """The format whose columns the row has.
+    """Return the format whose columns the row has.
 
     Raises:
         RowError: none matches.
     """
-    for lacking in (is_absent, is_null):  # an empty question is one, where no other format's is filled
+    for lacking in (is_absent, is_null):  # an empty column counts only if no format has all its columns filled
         for known in FORMATS:
             if not any(lacking(row.get(column)) for column in known.columns):
                 return known
-    refuse(row, [PREFERENCE], where)  # which needs no list of formats
+    refuse(row, [PREFERENCE], where)  # this message needs no list of formats
     for known in FORMATS:
         if empty := [column for column in known.columns if column in row and is_null(row[column])]:
             raise RowError(f"{where}: {empty[0]!r} is null")
@@ -96,7 +96,7 @@ def detect_format(row: Row, where: str) -> Format:
 
 
 def unread(row: Row, format_: Format) -> set[str]:
-    """The columns of a row, and the keys of its turns, that hold something and are not read."""
+    """Return the columns of a row, and the keys of its turns, that have a value and are not read."""
     found = {str(name) for name, value in row.items() if name not in format_.known and not is_absent(value)}
     for column in format_.turns:
         found.update(unread_keys(row[column], column))
@@ -107,7 +107,7 @@ def unread(row: Row, format_: Format) -> set[str]:
 
 
 def _completion(value: Any, column: str, where: str) -> str:
-    """An answer without its spelled end marker and the white space around that; what it begins with stays."""
+    """Return an answer without its spelled end marker and trailing white space; leading white space stays."""
     answer = text(value, repr(column), where).rstrip()
     for marker in _SPELLED_END_MARKERS:
         answer = answer.removesuffix(marker)
@@ -115,7 +115,7 @@ def _completion(value: Any, column: str, where: str) -> str:
 
 
 def _finished(draft: Draft, row: Row, where: str, *, mark_images: bool = True) -> Parsed:
-    """Apply what all formats share: the system column, the rule for a greeting, and the row's photos."""
+    """Apply the rules that all formats share: the system column, a greeting, and the row's images."""
     if system := only(row, SYSTEM, where):
         draft.begin_with_system(text(system[1], repr(system[0]), where), where)
     draft.drop_greeting()
@@ -173,7 +173,7 @@ def _pair_parser(question: str, answer: str) -> Callable[[Row, str], Iterator[Pa
 
 
 def _parse_prompt_completion(row: Row, where: str) -> Iterator[Parsed]:
-    """TRL's layout: both may be lists of turns, and what the prompt holds is not learned."""
+    """Parse TRL's layout: both columns may be lists of turns; answers in a prompt list are not learned."""
     prompt, completion = row["prompt"], row["completion"]
     draft = Draft()
     if isinstance(prompt, list | tuple):

@@ -1,4 +1,4 @@
-"""What a cell of a row holds where a photo is expected: a path, encoded bytes, or either inside a structure."""
+"""Images in the cells of rows: a path, encoded bytes, or either of them inside an object."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _KEYS = ("bytes", "path", "image", "url", "image_url", "base64", "data", "source
 
 
 def image_in(cell: Any, where: str) -> ImageSource | None:
-    """The photo that a cell names or holds; None where the cell is null or empty.
+    """Return the image that a cell names or holds; None where the cell is null or empty.
 
     Args:
         cell: a path, a `file:` or `data:` address, base64, encoded bytes, or an object with one of these under
-            `bytes`, `path`, `image`, `url`, `image_url`, `base64` or `data`.
-        where: begins a message.
+            `bytes`, `path`, `image`, `url`, `image_url`, `base64`, `data` or `source`.
+        where: file and row, with which a message begins.
 
     Raises:
-        RowError: it is none of these, a web address, or larger than 32 MiB.
+        RowError: it is none of these, a web address, or base64 of more than 32 MiB.
     """
     key = None
     while isinstance(cell, Mapping) and not is_absent(cell):

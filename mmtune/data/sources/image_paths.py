@@ -1,4 +1,4 @@
-"""The files that rows name as images: none may lie outside the folders that the user gave."""
+"""Image files that rows name: none may lie outside the folders that the user gave."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mmtune.common.files import is_file, lies_in
 
 
 class OutsideError(ValueError):
-    """A row names an image that is there and lies outside the folders.
+    """Image file named by a row exists, but lies outside the allowed folders.
 
     Attributes:
-        folder: the one that its name starts from.
+        folder: the folder that the name is relative to.
         target: where a link in the folder leads; None where no link leads out.
     """
 
@@ -22,13 +22,13 @@ class OutsideError(ValueError):
 
 
 def find_image(name: str | Path, folders: Sequence[Path]) -> Path | None:
-    """Find an image's file by the name that a row gives it; None where there is none.
+    """Find an image file by its name in a row; None where there is none.
 
-    Rows come from anywhere: they must not choose which files of this machine are read.
+    Rows are untrusted: they must not choose which files of this machine are read.
 
     Args:
         name: relative to one of the folders, or to an `images` in it; or absolute.
-        folders: those that may be read; the first that has such a file counts.
+        folders: the folders that may be read; the first that has such a file counts.
 
     Raises:
         OutsideError: the file lies in none of the folders.

@@ -1,4 +1,4 @@
-"""Rows that are in memory, as a file that the readers read."""
+"""In-memory rows, written to a cache file for the readers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from mmtune.common.files import atomic_path, cache_dir
 
 
 def rows_file(rows: Any, name: str = "data") -> Path:
-    """Write rows to a file of the cache that is named by their content, unless it is there.
+    """Write rows to a cache file named by the hash of their content, unless it exists; return its path.
 
-    So they have the same fingerprint, cached tokens and errors as rows of a file.
+    So the rows have the same fingerprint, cached tokens and errors as rows of a file.
 
     Args:
-        rows: a list of dicts, a `datasets.Dataset`, a pandas frame, or anything else that gives dicts.
-        name: what they are called in messages.
+        rows: a list of dicts, a `datasets.Dataset`, a pandas frame, or any other iterable of dicts.
+        name: the name of the rows in messages.
 
     Raises:
-        UserError: they are something else, or a value is none that JSON has; images are given as paths.
+        UserError: the rows are something else, there are none, or a value is not a JSON value; images are given as
+            paths.
     """
     lines = [_line(row, number, name) for number, row in enumerate(_dicts(rows, name), 1)]
     if not lines:
@@ -58,7 +59,7 @@ def _line(row: Any, number: int, name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value of numpy or a path as JSON has it."""
+    """Convert a value of numpy or a path to a JSON value."""
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):

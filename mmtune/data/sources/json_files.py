@@ -1,4 +1,4 @@
-"""Rows of JSON files, one at a time: lines, and lists that are not whole in memory unless an object wraps them."""
+"""Rows of JSON Lines and JSON lists, read one at a time; only a list inside an object is read into memory whole."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import IO, Any, BinaryIO
 from mmtune.common.errors import UserError, brief
 from mmtune.data.sources.tables import LONGEST_ROW
 
-# A row that cannot even be read comes as the exception that says so
+# A row that cannot be read is given as an exception
 NumberedRows = Iterator[tuple[int, Any]]
 _NOT_SPACE = re.compile(r"[^ \t\r\n]")
 _LONGEST = LONGEST_ROW
-_LARGEST_OBJECT = 2**28  # characters of one that wraps the rows, which is read whole
+_LARGEST_OBJECT = 2**28  # characters of an object around the rows, which is read whole
 _LINES = "JSON Lines have an object on each line"
 _CHUNK = 2**20  # characters read at a time
-_TAIL = 12  # characters at the end of what was read that may mean something else once more is read
+_TAIL = 12  # last characters of the text read so far, whose meaning may change once more is read
 
 
 def json_lines(path: Path) -> NumberedRows:
-    """The rows of a file with an object on each line, in UTF-8, or in UTF-16 or UTF-32 as Windows' tools write it.
+    """Yield the rows of a file with an object on each line, in UTF-8, or in UTF-16 or UTF-32 from Windows tools.
 
     Raises:
-        UserError: it is UTF-16 or UTF-32, and damaged: where its lines end is not known then.
+        UserError: the file is UTF-16 or UTF-32, and damaged; its line ends are not known then.
     """
     with path.open("rb") as stream:
         encoding = json.detect_encoding(stream.read(4))
@@ -40,7 +40,7 @@ def json_lines(path: Path) -> NumberedRows:
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; of one that is longer than `_LONGEST`, no more than shows that."""
+    """Yield the lines of a file; of a line longer than `_LONGEST`, only the first `_LONGEST` + 1 bytes."""
     while line := stream.readline(_LONGEST + 1):
         yield line
         while len(line) > _LONGEST and not line.endswith(b"\n"):
@@ -62,10 +62,10 @@ def _wide_lines(path: Path, stream: IO[str]) -> NumberedRows:
 
 
 def json_list(path: Path) -> NumberedRows:
-    """The rows of a file that is one list; or of what some exporters write in place of one.
+    """Yield the rows of a file that is one list, an object with one list in it, or JSON Lines.
 
     Raises:
-        UserError: it is not JSON, and names the row.
+        UserError: the file is not JSON, and the message names the row of a list; or it holds no list of rows.
     """
     try:
         with path.open("rb") as raw:
@@ -102,7 +102,7 @@ def _list_rows(path: Path, window: _Window) -> NumberedRows:
 
 
 class _Window:
-    """The part of a text that is being parsed."""
+    """Window of a text file that is being parsed, filled in chunks."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream, self._text, self._position = stream, "", 0
@@ -110,7 +110,7 @@ class _Window:
         self._decoder = json.JSONDecoder(object_pairs_hook=_distinct)
 
     def next(self) -> str:
-        """The first character that is no white space, which is passed over; empty at the end."""
+        """Skip white space and return the next character, without consuming it; empty at the end of the file."""
         while True:
             if found := _NOT_SPACE.search(self._text, self._position):
                 self._position = found.start()
@@ -120,18 +120,18 @@ class _Window:
                 return ""
 
     def skip(self, characters: int) -> None:
-        """Go on."""
+        """Move forward by this number of characters."""
         self._position += characters
 
     def rest(self) -> str:
-        """All that is left, as far as one object may go, and a character more."""
+        """Return the unparsed text and up to `_LARGEST_OBJECT` + 1 more characters of the file."""
         return self._text[self._position :] + self._stream.read(_LARGEST_OBJECT + 1)
 
     def decode(self) -> Any:
-        """The value that begins here.
+        """Decode the value at the current position, and move behind it.
 
         Raises:
-            ValueError: it is not JSON, or an object has a key twice; names line and column.
+            ValueError: it is not JSON (the message names line and column), or an object has a key twice.
             RecursionError: it is nested too deeply.
         """
         while True:
@@ -148,14 +148,20 @@ class _Window:
             return value
 
     def place(self, ahead: int) -> str:
-        """Line and column of the character that is so many ahead, both counted from 1."""
+        """Return line and column of the character `ahead` characters from here, both counted from 1."""
         end = self._position + ahead
         break_before = self._text.rfind("\n", 0, end)
         column = end - break_before if break_before >= 0 else self._column + end + 1
         return f"line {self._lines + self._text.count(chr(10), 0, end) + 1} column {column}"
 
     def _more(self) -> bool:
-        """Read on, each time as much as there is, so that a long row is not parsed too often; False at the end."""
+        """Read more text; return False at the end of the file.
+
+        A chunk is at least as long as the unparsed text, so that a long row is not parsed too often.
+
+        Raises:
+            ValueError: the unparsed text is longer than any row.
+        """
         if len(self._text) - self._position > _LONGEST:
             raise ValueError(f"a row of more than {_LONGEST:,} characters: {self.place(0)}")
         chunk = self._stream.read(max(_CHUNK, len(self._text) - self._position))
@@ -169,7 +175,7 @@ class _Window:
 
 
 def _wrapped_rows(path: Path, text: str) -> NumberedRows:
-    """The rows of a list that some exporters wrap in an object; or of JSON Lines under another name."""
+    """Yield the rows of a list that some exporters wrap in an object, or of JSON Lines in a `.json` file."""
     if len(text) > _LARGEST_OBJECT:
         yield from _lines_of_large_file(path, text)
         return
@@ -189,7 +195,7 @@ def _wrapped_rows(path: Path, text: str) -> NumberedRows:
 
 
 def _lines_of_large_file(path: Path, text: str) -> NumberedRows:
-    """The rows of JSON Lines under another name, told by a first one that ends; an object is not read at this size."""
+    """Return the rows of large JSON Lines, recognized by a complete first row; refuse one object of this size."""
     try:
         json.JSONDecoder().raw_decode(text[:_LONGEST])
     except (ValueError, RecursionError):
@@ -210,7 +216,7 @@ def _json_or_error(line: str | bytes) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's keys and values; of a key given twice, Python's parser would silently drop the first."""
+    """Build a dict of an object and refuse a key given twice; Python's parser would silently drop the first value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()

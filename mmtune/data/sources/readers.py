@@ -1,4 +1,4 @@
-"""Read files and hub data sets into conversations, naming file and row in every message."""
+"""Readers of files and hub datasets as conversations; every message names file and row."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[^:]*){0,2}")
 
 @dataclass
 class BadRows:
-    """What happens to rows that cannot be used, and which they were.
+    """Policy for rows that cannot be used, and a record of these rows.
 
     Attributes:
         policy: `error` stops at the first, `skip` leaves them out.
         skipped: the message of each row left out.
-        unread: of each source, in how many rows a column or key holds something that is not read.
+        unread: by source, the number of rows in which a column or key has a value that is not read.
     """
 
     policy: OnBadRow = "error"
@@ -45,7 +45,7 @@ class BadRows:
     unread: dict[str, Counter[str]] = field(default_factory=dict)
 
     def handle(self, error: RowError) -> None:
-        """Note the row, or raise.
+        """Record the error of a row, or raise it.
 
         Raises:
             RowError: the policy is `error`.
@@ -55,12 +55,12 @@ class BadRows:
         self.skipped.append(str(error))
 
     def not_read(self) -> list[str]:
-        """A line for each source with columns or keys that are not read."""
+        """Return a line for each source with columns or keys that are not read."""
         return [f"{source}: not read: {count_columns(columns)}" for source, columns in self.unread.items()]
 
 
 def count_columns(columns: Mapping[str, int]) -> str:
-    """Columns with the number of rows that fill them, the most frequent first."""
+    """List columns with the number of rows that fill them as text, the most frequent first."""
     ordered = sorted(columns.items(), key=lambda item: (-item[1], item[0]))
     shown = [f"{brief(repr(name))} ({rows:,} row{'s' * (rows > 1)})" for name, rows in ordered[:_NAMED]]
     more = [f"{len(ordered) - _NAMED} more"] if len(ordered) > _NAMED else []
@@ -69,7 +69,7 @@ def count_columns(columns: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One row as read: the format it was recognised as, and the conversation it holds."""
+    """Conversation of a row, with the format that the row was recognized as."""
 
     format: str
     conversation: Conversation
@@ -87,10 +87,10 @@ def read_conversations(
     Args:
         source: a `.json`, `.jsonl`, `.csv` or `.parquet` file, `package:NAME/file`, or a hub id (`owner/name`,
             `owner/name:config`, `owner/name:config:split`; the split is `train` unless given).
-        image_root: the folder photo paths are relative to, and that none may leave; without it, the file's own folder
+        image_root: the folder that image paths are relative to and must lie in; without it, the file's own folder
             (or its `images`).
         bad_rows: what to do with rows that cannot be used (default: stop at the first).
-        value_columns: columns that hold a number in every row, whatever else such a column may mean.
+        value_columns: columns that hold a number in every row; they have no other meaning then.
 
     Raises:
         UserError: the source cannot be read at all.
@@ -107,7 +107,7 @@ def read_rows(
     bad_rows: BadRows | None = None,
     value_columns: Sequence[str] = (),
 ) -> Iterator[Reading]:
-    """Like `read_conversations`, with the format each row was recognised as."""
+    """Yield conversations like `read_conversations`, with the format that each row was recognized as."""
     bad_rows = bad_rows or BadRows()
     rows, own = _open(source)
     root = own if image_root is None else locate(image_root)
@@ -125,7 +125,7 @@ def read_rows(
             continue
         if columns := unread(row, known):
             bad_rows.unread.setdefault(source, Counter()).update(columns)
-        for turns, images in drafts:  # one that cannot be used does not take the row's others with it
+        for turns, images in drafts:  # a conversation that cannot be used does not exclude the others of its row
             try:
                 images = tuple(_found(image, folders, where) for image in images)
                 conversation = check(Conversation(tuple(turns), images, source, number, values))
@@ -138,7 +138,7 @@ def read_rows(
 
 
 def _split_values(row: Any, columns: Sequence[str], where: str) -> tuple[dict[str, float], Any]:
-    """The numbers in some columns of a row, and the row without these columns."""
+    """Return the numbers in some columns of a row, and the row without these columns."""
     if not columns or not isinstance(row, dict):
         return {}, row
     values = {column: finite_number(row.get(column), repr(column), where) for column in columns}
@@ -155,7 +155,7 @@ def _parse(row: Any, where: str) -> tuple[Format, list[Any]]:
 
 
 def _found(image: ImageSource, folders: Sequence[Path], where: str) -> ImageSource:
-    """Find a photo's file, so that a missing one is known before training starts."""
+    """Find the file of an image, so that a missing file is detected before training starts."""
     if isinstance(image, bytes):
         return image
     named = brief(str(image), 200)
@@ -174,7 +174,7 @@ def _found(image: ImageSource, folders: Sequence[Path], where: str) -> ImageSour
 
 
 def _open(source: str) -> tuple[NumberedRows, Path | None]:
-    """The numbered rows of a source, and the folder its photos are relative to; a hub data set has none."""
+    """Return the numbered rows of a source, and the folder of its image paths; None for a hub dataset."""
     path = locate(source)
     suffix = path.suffix.lower()
     if path.is_file():
@@ -190,7 +190,7 @@ def _open(source: str) -> tuple[NumberedRows, Path | None]:
 
 
 def _csv_rows(path: Path) -> NumberedRows:
-    """The rows below the header, whose cells name the columns; every cell is text."""
+    """Yield the rows below the header, whose cells name the columns; every cell is text."""
     csv.field_size_limit(LONGEST_ROW)  # for the whole process; Python's own is 131,072 characters
     try:
         with path.open("rb") as raw:
@@ -206,15 +206,15 @@ def _csv_rows(path: Path) -> NumberedRows:
                     problem = "more cells than the header; put a text that holds commas in double quotes"
                     raise UserError(f"{path}, row {number}: {problem}")
                 yield number, row
-    except (csv.Error, ValueError) as error:  # ValueError: no UTF-8, or a line that is longer than any
+    except (csv.Error, ValueError) as error:  # ValueError: not UTF-8, or a line that is too long
         raise UserError(f"{path}: not valid CSV: {error}; save it as UTF-8, with commas between the cells") from None
 
 
 def _bounded(stream: IO[str]) -> Iterator[str]:
-    """The lines of a text, ends included.
+    """Yield the lines of a text with their line ends.
 
     Raises:
-        ValueError: one is longer than any row.
+        ValueError: a line has more than `LONGEST_ROW` characters.
     """
     while line := stream.readline(LONGEST_ROW + 1):
         if len(line) > LONGEST_ROW:
@@ -239,8 +239,8 @@ def _parquet_rows(path: Path) -> NumberedRows:
 def _batch_rows(batch: Any) -> list[Any]:
     try:
         rows: list[Any] = batch.to_pylist()
-    except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a date that Python has not
-        if len(batch) > 1:  # its neighbours are sound
+    except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a date that Python cannot represent
+        if len(batch) > 1:  # read the other rows of the batch, which may be valid
             return [row for number in range(len(batch)) for row in _batch_rows(batch.slice(number, 1))]
         return [ValueError(f"cannot be read: {error}")]
     return rows

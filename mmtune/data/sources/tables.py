@@ -1,4 +1,4 @@
-"""Rows of parquet files, a few at a time: a small file can hold cells of gigabytes, packed."""
+"""Rows of parquet files, read a few at a time: a small file can hold compressed cells of gigabytes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-LONGEST_ROW = 2**26  # bytes or characters; what one says takes thirty times as much memory at the worst
-_ROWS_AT_ONCE = 8  # each of which may hold the same long text, which the file has once
+LONGEST_ROW = 2**26  # bytes or characters; a parsed row takes up to thirty times as much memory
+_ROWS_AT_ONCE = 8  # each may hold the same long text, which the file stores once
 _LARGE_GROUP = 2**28  # bytes of a group of rows, above which they are read one by one
 
 
@@ -23,10 +23,10 @@ def open_parquet(path: str | Path) -> Any:
 
 
 def batches(file: Any, columns: Sequence[str] | None = None) -> Iterator[Any]:
-    """The rows of an opened `pyarrow.parquet.ParquetFile`, as batches of a few.
+    """Yield the rows of an opened `pyarrow.parquet.ParquetFile` in batches of a few rows.
 
     Raises:
-        ValueError: a row is longer than any.
+        ValueError: a row has more than `LONGEST_ROW` bytes.
         pyarrow.ArrowException: the file is damaged.
     """
     groups = (file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))

@@ -1,4 +1,4 @@
-"""Turns as the layouts of conversations write them, with what they say about learning, thoughts and photos."""
+"""Parsing of turns in the layouts of conversations, with their training weights, thoughts and images."""
 
 from __future__ import annotations
 
@@ -42,32 +42,32 @@ _NEEDED = "'from' and 'value', or 'role' and 'content'"
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 
-# What stands at an `<image>` mark: a photo given there, a place among the row's photos, or the next of them (None)
+# Image of an `<image>` mark: an image given there, an index into the row's images, or the next of them (None)
 Mark = ImageSource | int | None
 
 
 @dataclass
 class Draft:
-    """A conversation as far as the row has been read.
+    """Conversation under construction, while its row is read.
 
     Attributes:
-        turns: what was said.
-        marks: of each turn, what stands at its `<image>` marks.
+        turns: the turns so far.
+        marks: for each turn, the images of its `<image>` marks.
     """
 
     turns: list[Turn] = field(default_factory=list)
     marks: list[list[Mark]] = field(default_factory=list)
 
     def add(self, turn: Turn, marks: Sequence[Mark] | None = None) -> None:
-        """Add a turn; without `marks`, its marks stand for the row's photos in their order."""
+        """Add a turn; without `marks`, its marks refer to the row's images in their order."""
         self.turns.append(turn)
         self.marks.append([None] * turn.text.count(IMAGE_PLACEHOLDER) if marks is None else list(marks))
 
     def begin_with_system(self, prompt: str, where: str) -> None:
-        """Put the system prompt of the row's own column before the turns.
+        """Insert the system prompt of the row's own column before the turns.
 
         Raises:
-            RowError: the turns have another.
+            RowError: the turns have another system prompt.
         """
         if not (self.turns and self.turns[0].role == "system"):
             self.turns.insert(0, Turn("system", prompt))
@@ -76,13 +76,13 @@ class Draft:
             raise RowError(f"{where}: has two system prompts that differ, in a column and in a turn; give one of them")
 
     def drop_greeting(self) -> None:
-        """Leave out what the assistant says before the first question, as LLaVA does."""
+        """Remove an assistant turn before the first question, as LLaVA does."""
         first = 1 if self.turns and self.turns[0].role == "system" else 0
         if len(self.turns) > first + 1 and self.turns[first].role == "assistant":
             del self.turns[first], self.marks[first]
 
     def mark_images(self, count: int) -> None:
-        """Put marks before the first user's text where the row has photos and no place for them."""
+        """Insert `<image>` marks before the first user text if the row has images and no turn has a mark."""
         first = next((i for i, turn in enumerate(self.turns) if turn.role == "user"), None)
         if any(self.marks) or not count or first is None:
             return
@@ -91,10 +91,10 @@ class Draft:
         self.marks[first] = [None] * count
 
     def images(self, of_row: Sequence[ImageSource | None], where: str) -> list[ImageSource]:
-        """The photos in the order of their marks; those that no mark stands for come last.
+        """Return the images in the order of their marks; images without a mark come last.
 
         Raises:
-            RowError: a mark stands for a photo that the row has not.
+            RowError: a mark has the index of an image that the row does not have.
         """
         marks = [mark for marks in self.marks for mark in marks]
         in_order = iter([place for place, image in enumerate(of_row) if image is not None])
@@ -118,10 +118,10 @@ def read_turns(said: Any, column: str, where: str, draft: Draft, *, supervised: 
 
     Args:
         said: a list of objects with a speaker (`from` or `role`) and a text (`value` or `content`).
-        column: where they stand.
-        where: begins a message.
-        draft: what the turns are added to.
-        supervised: whether the answers are learned, unless a turn says so itself.
+        column: the name of their column.
+        where: file and row, with which a message begins.
+        draft: the conversation that the turns are added to.
+        supervised: whether the answers are learned, unless a turn has its own weight.
 
     Raises:
         RowError: a turn cannot be read, or holds what would change its meaning if it were dropped.
@@ -158,7 +158,7 @@ def _read_turn(said: Any, here: str, draft: Draft, *, supervised: bool) -> None:
 
 
 def _filled(said: Mapping[str, Any], known: Sequence[str]) -> list[str]:
-    """The keys that are there with a value; of keys that are all null, the first."""
+    """Return the known keys that have a value; if all present keys are null, the first of them."""
     there = [key for key in known if key in said]
     return [key for key in there if not is_null(said[key])] or there[:1]
 
@@ -212,7 +212,7 @@ def _shown(part: Mapping[str, Any], here: str) -> Mark:
 
 
 def _learned(said: Mapping[str, Any], role: Role, here: str) -> bool | None:
-    """What the turn says of learning it; None where it says nothing."""
+    """Return whether the turn is learned, by its weight; None if it has no weight."""
     found = only(said, WEIGHT, here)
     if found is None:
         return None
@@ -235,10 +235,10 @@ def _with_thought(words: str, role: Role, thought: tuple[str, Any], here: str) -
 
 
 def row_images(row: Mapping[str, Any], where: str) -> list[ImageSource | None]:
-    """The photos of the row's `image` or `images`: paths or encoded bytes; None where a place is empty.
+    """Return the images of the row's `image` or `images`: paths or encoded bytes; None for an empty entry.
 
     Raises:
-        RowError: both are given and differ, or a cell is no photo.
+        RowError: both are given and differ, or a cell is not an image.
     """
     found = given(row, IMAGES)
     cells = [list(value) if isinstance(value, list | tuple) else [value] for _, value in found]
@@ -248,7 +248,7 @@ def row_images(row: Mapping[str, Any], where: str) -> list[ImageSource | None]:
 
 
 def unread_keys(said: Any, column: str) -> Iterator[str]:
-    """The keys of turns and of their parts that mean nothing here."""
+    """Yield the keys of turns and of their parts that have a value and are not read."""
     turns = said if isinstance(said, list | tuple) else ()
     for turn in turns:
         if not isinstance(turn, Mapping):
