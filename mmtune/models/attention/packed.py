@@ -22,8 +22,9 @@ varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn
 
-    if not {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters):
-        varlen_attn = None  # torch 2.10 and 2.11
+    _FLASH_TAKES = set(inspect.signature(varlen_attn).parameters)
+    if not {"scale", "window_size"} <= _FLASH_TAKES:
+        varlen_attn = None  # torch 2.10
 except ImportError:  # torch before 2.10
     varlen_attn = None
 
@@ -146,6 +147,8 @@ def _flash(
     # rotary embeddings leave query and key in float32 under autocast
     query, key = query.to(value.dtype), key.to(value.dtype)
     ends = torch.tensor([0, *lengths], device=query.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    # torch 2.11 takes keys of fewer heads without being told
+    grouped = {"enable_gqa": query.shape[1] != key.shape[1]} if "enable_gqa" in _FLASH_TAKES else {}
     out: torch.Tensor = varlen_attn(
         query[0].transpose(0, 1).contiguous(),
         key[0].transpose(0, 1).contiguous(),
@@ -156,7 +159,7 @@ def _flash(
         max(lengths),
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),  # causal
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     return out[None]
 
