@@ -15,6 +15,43 @@ from mmtune.data.encoding import IGNORED, IMAGE_TOKEN, Example, ModelInputs
 from mmtune.data.images import ImageSource, load_image
 
 
+@dataclass  # not frozen, as `PackedBatch`
+class PackLayout:
+    """Counts and indices of a pack, found on the host, so that no training step has to ask the device for them.
+
+    Attributes:
+        document_lengths: number of tokens of each document; stays on the host.
+        document_ends: int32 [documents + 1], cumulative lengths of the documents, from 0.
+        supervised: int64 [supervised tokens], positions with a target.
+        image_positions: int64 [image tokens], positions that images take.
+    """
+
+    document_lengths: tuple[int, ...]
+    document_ends: torch.Tensor
+    supervised: torch.Tensor
+    image_positions: torch.Tensor
+
+    @classmethod
+    def of(cls, input_ids: torch.Tensor, targets: torch.Tensor, document_ids: torch.Tensor) -> PackLayout:
+        """Find the layout of a pack; on a GPU, the host waits for the values."""
+        lengths = torch.bincount(document_ids)
+        return cls(
+            tuple(lengths.tolist()),
+            torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32),
+            (targets != IGNORED).nonzero()[:, 0],
+            (input_ids == IMAGE_TOKEN).nonzero()[:, 0],
+        )
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackLayout:
+        """Return the layout with each tensor changed."""
+        return PackLayout(
+            self.document_lengths,
+            change(self.document_ends),
+            change(self.supervised),
+            change(self.image_positions),
+        )
+
+
 @dataclass  # not frozen: Lightning's precision plugins convert a copy in place
 class PackedBatch:
     """Packed batch of documents, without padding; no document attends to another.
@@ -24,6 +61,7 @@ class PackedBatch:
         targets: int64 [tokens], the token to predict at each position; IGNORED at unsupervised positions.
         position_ids: int64 [tokens], counted from 0 in every document.
         document_ids: int64 [tokens], which document a token belongs to.
+        layout: counts and indices of the pack; see `PackLayout`.
         pixels: float32 [images, 3, height, width] in the order of their tokens; None in a text-only batch, and where
             there are features.
         features: [images, tokens, width], precomputed features of the vision tower; None where there are none.
@@ -47,6 +85,11 @@ class PackedBatch:
     weight: float = 0
     step_weight: float = 0
     repeated: bool = False
+    layout: PackLayout = None  # type: ignore[assignment]  # found in `__post_init__`
+
+    def __post_init__(self) -> None:
+        if self.layout is None:
+            self.layout = PackLayout.of(self.input_ids, self.targets, self.document_ids)
 
     @property
     def counted_weight(self) -> float:
@@ -56,17 +99,25 @@ class PackedBatch:
     @property
     def supervised_tokens(self) -> int:
         """Number of supervised tokens."""
-        return int((self.targets != IGNORED).sum())
+        return len(self.layout.supervised)
 
     @property
     def image_tokens(self) -> int:
         """Number of positions that images take."""
-        return int((self.input_ids == IMAGE_TOKEN).sum())
+        return len(self.layout.image_positions)
 
     @property
     def document_lengths(self) -> list[int]:
         """Number of tokens of each document."""
-        return [int(n) for n in torch.bincount(self.document_ids)]
+        return list(self.layout.document_lengths)
+
+    def as_repeated(self) -> PackedBatch:
+        """Return the batch without supervised tokens, to fill up the last round of an epoch."""
+        targets, layout = (
+            torch.full_like(self.targets, IGNORED),
+            replace(self.layout, supervised=self.layout.supervised[:0]),
+        )
+        return replace(self, targets=targets, layout=layout, repeated=True)
 
     def with_images(self, order: Sequence[int]) -> PackedBatch:
         """Return the batch with image `order[i]` in the place of image i."""
@@ -77,7 +128,10 @@ class PackedBatch:
         return replace(self, pixels=reordered(self.pixels), features=reordered(self.features))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """Return the batch with its tensors on another device."""
+        """Return the batch with its tensors on another device.
+
+        With `non_blocking`, tensors in page-locked memory are copied while the host goes on.
+        """
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PackedBatch:
@@ -87,7 +141,8 @@ class PackedBatch:
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, torch.Tensor)}
-        return replace(self, **changed, document_values={k: change(v) for k, v in self.document_values.items()})
+        numbers = {k: change(v) for k, v in self.document_values.items()}
+        return replace(self, **changed, document_values=numbers, layout=self.layout.map(change))
 
 
 def pack(examples: Sequence[Example], inputs: ModelInputs) -> PackedBatch:

@@ -18,6 +18,7 @@ from rich.progress import Progress
 
 from mmtune.common.errors import RowError, UserError
 from mmtune.common.files import locate, sha256_file
+from mmtune.data.collate import PackedBatch
 from mmtune.data.conversation import Conversation, ImageCheck
 from mmtune.data.encoding import Example, ModelInputs, Remarks, Tokens, as_example
 from mmtune.data.example_store import Examples, ExampleStore
@@ -172,6 +173,10 @@ class InstructionData(pl.LightningDataModule):
     def val_dataloader(self) -> PackLoader | list[Any]:
         """Return the loader of the validation packs, in a fixed order; an empty list without a validation set."""
         return self._loader(self._validation, shuffle=False) if self._validation else []
+
+    def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> PackedBatch:
+        """Copy a batch to the device; to a GPU, while the host goes on."""
+        return batch.to(device, non_blocking=device.type == "cuda")
 
     def images(self) -> dict[ImageSource, str]:
         """Return every image with a row that shows it, the images of the training set first."""

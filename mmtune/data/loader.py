@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmtune.common.errors import UserError
 from mmtune.data.collate import PackedBatch, pack
-from mmtune.data.encoding import IGNORED, Example, ModelInputs, count_supervised
+from mmtune.data.encoding import Example, ModelInputs, count_supervised
 
 
 class PackDataset(Dataset[PackedBatch]):
@@ -154,7 +154,7 @@ class PackLoader(DataLoader[PackedBatch]):
             # a trainer that is to stop early may still ask for a round ahead
             step = min(self._delivered // self.rounds_per_step, len(steps) - 1)
             if repeated[self._delivered, order.rank]:
-                batch = replace(batch, targets=torch.full_like(batch.targets, IGNORED), repeated=True)
+                batch = batch.as_repeated()
             self._delivered += 1
             yield replace(batch, step_weight=steps[step].item())
 

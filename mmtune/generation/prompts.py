@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmtune.common.devices import on_device
 from mmtune.common.errors import UserError, brief
 from mmtune.data.conversation import IMAGE_PLACEHOLDER, MARK_AS_TEXT
 from mmtune.data.encoding import IMAGE_TOKEN, encode_text, missing_row
@@ -100,13 +101,13 @@ class PromptEncoder:
     def embed(self, token_ids: TokenIds) -> torch.Tensor:
         """Compute the embeddings [tokens, hidden]; the tower runs only for images that were not encoded before."""
         words = self._model.base_language.get_input_embeddings()
-        embeddings: torch.Tensor = words(torch.from_numpy(token_ids.clip(0)).to(self._model.device))
+        embeddings: torch.Tensor = words(on_device(token_ids.clip(0), self._model.device))
         shown = np.flatnonzero(token_ids < 0)
         if len(shown):
             numbers, places = np.divmod(-1 - token_ids[shown], self.tokens_per_image)
             self._see(dict.fromkeys(numbers.tolist()))
             features = torch.stack([self._features[n][p] for n, p in zip(numbers.tolist(), places, strict=True)])
-            embeddings[torch.from_numpy(shown).to(embeddings.device)] = features.to(embeddings.dtype)
+            embeddings[on_device(shown, embeddings.device)] = features.to(embeddings.dtype)
         return embeddings
 
     def _number(self, image: Image.Image) -> int:
@@ -124,5 +125,5 @@ class PromptEncoder:
         for start in range(0, len(new), _IMAGES_AT_ONCE):
             some = new[start : start + _IMAGES_AT_ONCE]
             pixels = torch.stack([tower.preprocess(to_rgb(self._images[number])) for number in some])
-            features = projector(tower(pixels.to(self._model.device)).to(next(projector.parameters()).dtype))
+            features = projector(tower(on_device(pixels, self._model.device)).to(next(projector.parameters()).dtype))
             self._features.update(zip(some, features, strict=True))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmtune.data.collate import PackedBatch
-from mmtune.data.encoding import IMAGE_TOKEN, ModelInputs
+from mmtune.data.encoding import ModelInputs
 from mmtune.data.rendering.templates import Thinking, get_template
 from mmtune.models.adapters import add_adapters
 from mmtune.models.attention.packed import PACKED, packed_hidden
@@ -73,10 +73,19 @@ class ComposedModel(nn.Module):
         dtype: torch.dtype = torch.float32,
         meta: bool = False,
         tokenizer: Any = None,
+        device: torch.device | None = None,
     ) -> Self:
         """Build a model from its parts, with initial weights in the projector and the adapters.
 
-        The weights that are trained stay float32. With `meta` there are no weights, for counting and planning.
+        The weights that are trained stay float32.
+
+        Args:
+            spec: the parts.
+            dtype: type of the language model's weights.
+            meta: build a model without weights, for counting and planning.
+            tokenizer: tokenizer of the language model; read where it is not given.
+            device: device for which weights are quantized; by default torch's default device. Other weights may be on
+                the CPU: see `torch.nn.Module.to`.
 
         Raises:
             UserError: a part is unknown or its weights are missing.
@@ -87,7 +96,7 @@ class ComposedModel(nn.Module):
         tower = build_tower(spec.vision, meta=meta) if spec.vision else None
         language = empty_language(spec.language, dtype=dtype) if meta else None
         if language is None:
-            language = load_language(spec.language, dtype=dtype, quantise=spec.quantise)
+            language = load_language(spec.language, dtype=dtype, quantise=spec.quantise, device=device)
         words, projector = language.get_input_embeddings(), None
         if tower is not None:
             scale, hidden = 1.0 if meta else spread_of_words(words), words.weight.shape[1]
@@ -100,9 +109,12 @@ class ComposedModel(nn.Module):
         return model
 
     def add_adapters(self) -> None:
-        """Add the spec's adapters to the language model, with initial weights from the spec's seed."""
+        """Add the spec's adapters to the language model, with initial weights from the spec's seed.
+
+        The weights are drawn on the CPU, so that they are the same on every device and in every process.
+        """
         assert self.spec.lora is not None
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.device("cpu"):
             torch.manual_seed(self.spec.seed)
             self.language = add_adapters(self.language, self.spec.lora)
 
@@ -169,10 +181,10 @@ class ComposedModel(nn.Module):
         Raises:
             ValueError: images and placeholders differ in number.
         """
-        embeddings, lengths = self.embed(batch), batch.document_lengths
+        embeddings = self.embed(batch)
         if self.fitness.packed:
-            return packed_hidden(self.body, embeddings, batch.document_ids, batch.position_ids, lengths)
-        return self.alone.documents(batch.input_ids, embeddings, lengths)
+            return packed_hidden(self.body, embeddings, batch.position_ids, batch.layout)
+        return self.alone.documents(batch.input_ids, embeddings, batch.document_lengths)
 
     def embed(self, batch: PackedBatch) -> torch.Tensor:
         """Return word embeddings [tokens, hidden], with projected image features at the positions of IMAGE_TOKEN.
@@ -180,13 +192,13 @@ class ComposedModel(nn.Module):
         Raises:
             ValueError: images and placeholders differ in number.
         """
-        image_positions = batch.input_ids == IMAGE_TOKEN
-        words: torch.Tensor = self.base_language.get_input_embeddings()(batch.input_ids.masked_fill(image_positions, 0))
+        image_positions = batch.layout.image_positions
+        words: torch.Tensor = self.base_language.get_input_embeddings()(batch.input_ids.clamp_min(0))
         seen, marked = self._seen(batch), batch.image_tokens
         if marked != (0 if seen is None else len(seen)):
             found = "no photos" if seen is None else f"{len(seen)} photo features"
             raise ValueError(f"{', '.join(batch.where)}: {marked} photo positions for {found}")
-        return words if seen is None else words.masked_scatter(image_positions[:, None], seen.to(words.dtype))
+        return words if seen is None else words.index_copy(0, image_positions, seen.to(words.dtype))
 
     def _seen(self, batch: PackedBatch) -> torch.Tensor | None:
         """Return the projected image features [positions, hidden] of a pack; None if it has no images."""

@@ -48,7 +48,13 @@ def load_config(reference: str) -> Any:
         return pretrained.load_config(_transformers_name(reference))
 
 
-def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantise: Quantisation | None = None) -> Any:
+def load_language(
+    reference: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantise: Quantisation | None = None,
+    device: torch.device | None = None,
+) -> Any:
     """Load a causal language model with its weights.
 
     Args:
@@ -56,6 +62,7 @@ def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantis
         dtype: dtype of the weights; with quantized weights, dtype of the computation.
         quantise: keep the linear layers of the blocks in 4 or 8 bits. NF4 with double quantization is that of QLoRA
             (arXiv 2305.14314, section 3), 8 bits that of LLM.int8() (arXiv 2208.07339).
+        device: device on which weights are quantized, and stay; by default torch's default device.
 
     Raises:
         UserError: the weights or bitsandbytes are missing, or the model cannot use quantized weights.
@@ -63,6 +70,8 @@ def load_language(reference: str, *, dtype: torch.dtype = torch.float32, quantis
     options: dict[str, Any] = {}
     if quantise is not None:
         options["quantization_config"] = _quantisation(quantise, dtype, _kept_whole(reference))
+        # by default transformers would take the current GPU, in each process the first
+        options["device_map"] = {"": device or torch.get_default_device()}
     with explaining(partial(_not_loadable, reference)):
         if (source := open_source(reference)) is not None:
             language = load_source_language(source, dtype=dtype, **options)

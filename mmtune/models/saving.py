@@ -136,13 +136,14 @@ def load(
     reference: str,
     *,
     dtype: torch.dtype,
+    device: torch.device | None = None,
     language: str | None = None,
     template: str | None = None,
     template_date: str | None = None,
 ) -> Model:
     """Load a model; see `VisionLanguageModel.from_pretrained`."""
     spec = read_spec(reference, language=language, template=template, template_date=template_date)
-    model = cls.assemble(spec, dtype=dtype)
+    model = cls.assemble(spec, dtype=dtype, device=device)
     load_trained(model, reference)
     return model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,16 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Compute the features [images, num_tokens, width] of images, not standardized."""
+        """Compute the features [images, num_tokens, width] of images, not standardized.
+
+        They are computed in the type of the tower's weights, also under autocast, so that stored features and those of
+        a step agree.
+        """
         self.images_encoded += len(pixels)
-        dtype = next(self.trunk.parameters()).dtype
-        pixels = pixels.to(dtype, memory_format=torch.channels_last)
-        options = self.options
-        return _tokens(*_intermediates(self.trunk, pixels, options.blocks, options.class_token), options.grid)
+        weight, options = next(self.trunk.parameters()), self.options
+        pixels = pixels.to(weight.dtype, memory_format=torch.channels_last)
+        with _exact(weight.device):
+            return _tokens(*_intermediates(self.trunk, pixels, options.blocks, options.class_token), options.grid)
 
     def standardised(self, features: torch.Tensor) -> torch.Tensor:
         """Standardize features [images, num_tokens, width] for the projector."""
@@ -102,6 +106,19 @@ class VisionTower(nn.Module):
         square = _make_square(image, self.options.fit, shape.mean, shape.size)
         values = torch.from_numpy(np.asarray(square, dtype=np.float32)) / 255
         return ((values - torch.tensor(shape.mean)) / torch.tensor(shape.std)).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Compute in the type of the weights: without autocast, and without the TF32 of cuDNN's convolutions."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False) if device.type != "meta" else nullcontext():
+            yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def tower_shape(options: VisionOptions) -> TowerShape:

@@ -38,7 +38,13 @@ class TunableModel(ComposedModel):
             UserError: there is no model there, or a part of it is missing.
         """
         model = saving.load(
-            cls, str(path), dtype=dtype, language=language, template=template, template_date=template_date
+            cls,
+            str(path),
+            dtype=dtype,
+            device=torch.device(device),
+            language=language,
+            template=template,
+            template_date=template_date,
         )
         model.name = str(path)
         return model.to(device).eval()

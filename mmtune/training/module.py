@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
+from mmtune.common.devices import on_device
 from mmtune.common.errors import UserError, check_seed
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import ModelInputs
@@ -116,9 +117,11 @@ class InstructionTuning(ResumableModule):
         self.training_template = training_template or ("plain" if stage == "align" else self.spec.template)
         self.objective: Objective = SupervisedObjective()  # another one is set before the data is made
         self.model: VisionLanguageModel | None = None
+        # whether the loss is scaled for float16, and whether the last step changed weights then (`SkippedSteps`)
+        self.scales_loss, self.step_taken = False, True
         self.new_schedule = False  # whether a resumed run may have another course of the learning rate
         self._step_started = time.perf_counter()
-        self._step = torch.zeros(3)
+        self._step_loss, self._step_weight, self._step_tokens = torch.zeros(()), 0.0, 0
         self._held_out = self._wrong_image = torch.zeros(2, dtype=torch.float64)
 
     @functools.cached_property
@@ -233,9 +236,9 @@ class InstructionTuning(ResumableModule):
         both. A strategy that accumulates gradients itself, as DeepSpeed's, divides once more.
         """
         loss = self._loss(batch)
-        self._step += torch.stack(
-            [loss.detach() * batch.counted_weight, *loss.new_tensor([batch.counted_weight, len(batch.input_ids)])]
-        )
+        self._step_loss += loss.detach() * batch.counted_weight
+        self._step_weight += batch.counted_weight
+        self._step_tokens += len(batch.input_ids)
         accumulated = self.trainer.accumulate_grad_batches
         packs = accumulated * self.trainer.world_size
         if self.trainer.strategy.handles_gradient_accumulation:
@@ -244,7 +247,10 @@ class InstructionTuning(ResumableModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the loss of the step, over all its packs and processes, the tokens per second, and the learning rates."""
-        loss, weight, tokens = self.trainer.strategy.reduce(self._step, reduce_op="sum")
+        self.step_taken = not self.scales_loss
+        counts = on_device([float(self._step_weight), float(self._step_tokens)], self.device)
+        sums = torch.cat([self._step_loss[None], counts])
+        loss, weight, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum")
         elapsed = time.perf_counter() - self._step_started
         self.log("train_loss", loss / weight, prog_bar=True, batch_size=1)
         self.log("tokens_per_s", tokens / elapsed, prog_bar=True, batch_size=1)
@@ -252,12 +258,18 @@ class InstructionTuning(ResumableModule):
             self.log(f"lr_{group['name']}", group["lr"], batch_size=1)
         self._begin_step()
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advance the learning rate after a step that changed weights."""
+        if self.step_taken:
+            scheduler.step()
+
     def on_validation_end(self) -> None:
         """Reset the timer, so that the next step's time does not include the validation."""
         self._step_started = time.perf_counter()
 
     def _begin_step(self) -> None:
-        self._step, self._step_started = torch.zeros(3, device=self.device), time.perf_counter()
+        self._step_loss, self._step_weight, self._step_tokens = torch.zeros((), device=self.device), 0.0, 0
+        self._step_started = time.perf_counter()
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """Add the loss of a held-out pack; if it has images, also the loss with each image replaced by another."""

@@ -26,6 +26,7 @@ from mmtune.models.language import check_context
 from mmtune.training.callbacks.ledger import Ledger
 from mmtune.training.callbacks.progress import TrainingProgress
 from mmtune.training.callbacks.resume import RandomStates, SaveModel
+from mmtune.training.callbacks.skipped_steps import SkippedSteps
 from mmtune.training.callbacks.stopping import SoundLoss, StopOnSignal
 from mmtune.training.checkpoint_io import LAST, WholeCheckpoints, newest_whole, steps_taken
 from mmtune.training.checkpoint_reading import guard_checkpoints, guard_deletion
@@ -60,7 +61,7 @@ def run_options(
     """
     check_trainer_options(options)
     callbacks = list(options.get("callbacks") or [])
-    callbacks += [Ledger(run), RandomStates(), SoundLoss(), SaveModel(run), StopOnSignal(run), *more]
+    callbacks += [SkippedSteps(), Ledger(run), RandomStates(), SoundLoss(), SaveModel(run), StopOnSignal(run), *more]
     own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if options.get("enable_progress_bar") is not False and not own_bar:
         callbacks.append(TrainingProgress())

@@ -76,7 +76,8 @@ def test_another_process_gives_the_same_logits_bit_for_bit(
 ) -> None:
     model = changed(build(vision=True, lora=lora))
     model.save_pretrained(tmp_path / "run" / "model")
-    torch.save(vars(batch), tmp_path / "given.pt")
+    fields = {name: value for name, value in vars(batch).items() if name != "layout"}  # which the other one finds
+    torch.save(fields, tmp_path / "given.pt")
     paths = [str(tmp_path / name) for name in ("run", "given.pt", "result.pt")]
     subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS, *paths], check=True, capture_output=True)
     result = torch.load(tmp_path / "result.pt", weights_only=True)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from mmtune.common.devices import on_device
 from mmtune.models.attention.tree import Computed
 from mmtune.models.decoding.prefixes import Node
 
@@ -32,6 +33,7 @@ class Blocks:
         """
         self._sequences, self._room = sequences, room
         self._layers: list[Layer] = []
+        self._every = self._newest = torch.zeros(0, dtype=torch.long)  # on the device, for `write`
         self.lengths = torch.zeros(0, dtype=torch.long)
 
     def __len__(self) -> int:
@@ -67,6 +69,8 @@ class Blocks:
         if self.longest > self._room:
             self._sequences, self._room = len(self), self.room_after_growth()
             self._layers = [(self._grown(keys), self._grown(values)) for keys, values in self._layers]
+        device = self.like.device
+        self._every, self._newest = torch.arange(len(self), device=device), on_device(self.lengths - 1, device)
 
     def room_after_growth(self) -> int:
         """The room of each sequence once all have one token more than the longest has."""
@@ -74,9 +78,8 @@ class Blocks:
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Fill in the newest token of every sequence: [sequences, heads, width]."""
-        every, newest = torch.arange(len(self)), self.lengths - 1
-        self._layers[layer][0][every, :, newest] = keys
-        self._layers[layer][1][every, :, newest] = values
+        self._layers[layer][0][self._every, :, self._newest] = keys
+        self._layers[layer][1][self._every, :, self._newest] = values
 
     def layer(self, layer: int) -> Layer:
         """Keys and values of a layer, [sequences, heads, longest, width]."""
@@ -121,8 +124,9 @@ class Decoding:
         self._own = Blocks(sum(samples), first if shared else max(prompts) + first)
         self._prompts = Blocks(len(prompts), max(prompts)) if shared else None
         self._prompt_of = torch.zeros(0, dtype=torch.long)
-        self._mask = torch.zeros(0)
-        self._by_prompt = self._slot = self._prompt_of
+        self._masks: dict[int | None, torch.Tensor] = {}  # of the newest tokens, by window
+        # on the device: the sequences of each prompt, the prompt of each sequence, and its number among those
+        self._by_prompt = self._prompts_here = self._slot = self._prompt_of
 
     def __len__(self) -> int:
         return len(self._own)
@@ -164,15 +168,18 @@ class Decoding:
     def grow(self) -> None:
         """Make room for the next token of every sequence; its place is `lengths - 1`."""
         self._own.grow()
-        self._mask = self._mask_of(None)
+        self._masks = {}
         if self._prompts is not None:
             counts = torch.bincount(self._prompt_of, minlength=len(self._prompts))
             order = self._prompt_of.argsort(stable=True)
             first = counts.cumsum(0) - counts
-            self._slot = torch.empty_like(order)
-            self._slot[order] = torch.arange(len(order)) - first[self._prompt_of[order]]
-            self._by_prompt = torch.zeros(len(counts), int(counts.max()), dtype=torch.long)
-            self._by_prompt[self._prompt_of, self._slot] = torch.arange(len(order))
+            slot = torch.empty_like(order)
+            slot[order] = torch.arange(len(order)) - first[self._prompt_of[order]]
+            by_prompt = torch.zeros(len(counts), int(counts.max()), dtype=torch.long)
+            by_prompt[self._prompt_of, slot] = torch.arange(len(order))
+            self._by_prompt, self._prompts_here, self._slot = (
+                on_device(places, self._own.like.device) for places in (by_prompt, self._prompt_of, slot)
+            )
 
     def attend(
         self,
@@ -189,7 +196,7 @@ class Decoding:
         keys, values = self._own.layer(layer)
         # the queries of the heads that share keys stand in a row
         grouped = query[0].transpose(0, 1).reshape(len(self), key.shape[1], -1, query.shape[3])
-        mask = self._mask if window is None or int(self.lengths.max()) <= window else self._mask_of(window)
+        mask = self._mask(None if window is None or int(self.lengths.max()) <= window else window)
         scale = scale or query.shape[3] ** -0.5
         if self._prompts is not None:
             out = self._attend_to_both(self._prompts.layer(layer), grouped, keys, values, mask, scale)
@@ -232,26 +239,30 @@ class Decoding:
 
     def _each(self, rows: torch.Tensor, queries: int) -> torch.Tensor:
         """The way back from `_together`."""
-        return rows.unflatten(2, (-1, queries)).transpose(1, 2)[self._prompt_of, self._slot]
+        return rows.unflatten(2, (-1, queries)).transpose(1, 2)[self._prompts_here, self._slot]
 
     def _before(self) -> torch.Tensor:
         """Tokens of each sequence's prompt."""
         assert self._prompts is not None
         return self._prompts.lengths[self._prompt_of]
 
-    def _mask_of(self, window: int | None) -> torch.Tensor:
+    def _mask(self, window: int | None) -> torch.Tensor:
         """What each sequence's newest token sees, so many tokens back, itself included: 0 or -inf."""
-        parts = [(self._own.lengths, self._own.lengths)]
-        if self._prompts is not None:
-            parts.insert(0, (self._before(), self.lengths))
-        hidden = []
-        for lengths, ends in parts:
-            places = torch.arange(int(lengths.max()))[None]
-            out = places >= lengths[:, None]
-            hidden.append(out if window is None else out | (places < ends[:, None] - window))
-        like = self._own.like
-        together = torch.cat(hidden, 1).to(like.device)
-        return like.new_zeros(together.shape).masked_fill_(together, float("-inf"))[:, None, None]
+        if window not in self._masks:
+            like, parts = self._own.like, [(self._own.lengths, self._own.lengths)]
+            if self._prompts is not None:
+                parts.insert(0, (self._before(), self.lengths))
+            hidden = []
+            for lengths, ends in parts:
+                places = torch.arange(int(lengths.max()), device=like.device)[None]
+                out = places >= on_device(lengths, like.device)[:, None]
+                if window is not None:
+                    out |= places < on_device(ends - window, like.device)[:, None]
+                hidden.append(out)
+            together = torch.cat(hidden, 1)
+            mask = like.new_zeros(together.shape).masked_fill_(together, float("-inf"))
+            self._masks[window] = mask[:, None, None]
+        return self._masks[window]
 
 
 def without(values: torch.Tensor, place: int) -> torch.Tensor:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
+from mmtune.common.devices import on_device
 from mmtune.models.decoding.prefixes import Node
 
 TREE = "mmtune_tree"
@@ -33,6 +34,7 @@ class _Call:
         mask: float [queries, keys], 0 where they are seen and -inf where not; None where all are seen.
         places: of the queries in their sequences, int64 [queries].
         places_of_keys: the same of the keys.
+        windowed: masks that were made for a window, by its tokens.
     """
 
     rows: slice
@@ -41,14 +43,17 @@ class _Call:
     mask: torch.Tensor | None
     places: torch.Tensor
     places_of_keys: torch.Tensor
+    windowed: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask_within(self, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
         """The mask for queries that see so many tokens back, themselves included; of the type and device of `like`."""
         if window is None or int(self.places.max()) < window:
             return self.mask
-        mask = like.new_zeros(len(self.places), len(self.places_of_keys)) if self.mask is None else self.mask
-        beyond = self.places[:, None] - self.places_of_keys[None] >= window
-        return mask.masked_fill(beyond.to(mask.device), float("-inf"))
+        if window not in self.windowed:
+            mask = like.new_zeros(len(self.places), len(self.places_of_keys)) if self.mask is None else self.mask
+            beyond = self.places[:, None] - self.places_of_keys[None] >= window
+            self.windowed[window] = mask.masked_fill(on_device(beyond, mask.device), float("-inf"))
+        return self.windowed[window]
 
 
 class Computed(Protocol):
@@ -203,7 +208,7 @@ class TreePack:
             mask = None
             if not bool(own.all()):
                 mask = like.new_zeros(stop - start, before + stop - begin)
-                mask[:, before:].masked_fill_(~own.to(mask.device), float("-inf"))
+                mask[:, before:].masked_fill_(on_device(~own, mask.device), float("-inf"))
             places, seen = self._places[start:stop], torch.cat([torch.arange(before), self._places[begin:stop]])
             yield _Call(slice(start, stop), above, (*inside, slice(begin, stop)), mask, places, seen)
 

@@ -10,14 +10,14 @@ counted: what a kernel takes for itself, an allocator's gaps, a GPU's own contex
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
-from mmtune.data.collate import PackedBatch
+from mmtune.data.collate import PackedBatch, PackLayout
 from mmtune.models.cost.live_bytes import LiveBytes, Peaks, mark_blocks, with_more_blocks
 from mmtune.models.cost.weightless import FEW_BLOCKS, blocks_alike, copy_with_blocks, without_values
 from mmtune.models.head import Head
@@ -222,23 +222,6 @@ def peaks_with_blocks(model: TunableModel, blocks: int, work: TrainingPass) -> P
     return live.peaks
 
 
-@dataclass
-class _PackWithoutValues(PackedBatch):
-    """A pack of tensors without values, which says its shape itself."""
-
-    shape: PackShape = field(kw_only=True)
-
-    @property
-    def document_lengths(self) -> list[int]:
-        """Tokens of each document."""
-        return list(self.shape.documents)
-
-    @property
-    def image_tokens(self) -> int:
-        """How many positions photos take."""
-        return self.shape.image_tokens
-
-
 def _pack_without_values(model: TunableModel, work: TrainingPass) -> PackedBatch:
     pack = work.pack
     pixels = features = None
@@ -250,7 +233,10 @@ def _pack_without_values(model: TunableModel, work: TrainingPass) -> PackedBatch
         else:
             features = torch.empty(pack.images, shape.num_tokens, shape.width)
     ids, targets, positions, documents = (torch.empty(pack.tokens, dtype=torch.int64) for _ in range(4))
-    return _PackWithoutValues(ids, targets, positions, documents, pixels, features, (), (), shape=pack)
+    ends = torch.empty(len(pack.documents) + 1, dtype=torch.int32)
+    supervised, shown = (torch.empty(count, dtype=torch.int64) for count in (pack.supervised, pack.image_tokens))
+    layout = PackLayout(pack.documents, ends, supervised, shown)
+    return PackedBatch(ids, targets, positions, documents, pixels, features, (), (), layout=layout)
 
 
 def _forget(parameter: torch.Tensor) -> None:

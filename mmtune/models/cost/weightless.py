@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from mmtune.data.collate import PackLayout
 from mmtune.models.adapters import add_adapters, weights_without_adapter
 from mmtune.models.attention.packed import PACKED, packed_hidden, use_attention
 from mmtune.models.decoding.alone import Alone
@@ -108,8 +109,9 @@ def decoder_pass(base: Any, fitness: Fitness, embeddings: torch.Tensor, document
     if not fitness.packed:
         alone = Alone(base, fitness.body, by_embeddings=fitness.by_embeddings)
         return alone.documents(places, embeddings, lengths)
-    mask = embeddings.new_empty(1, 1, 0, 0, dtype=torch.bool)  # documents are computed apart
-    return packed_hidden(base.get_submodule(fitness.body), embeddings, places, places, lengths, mask=mask)
+    none = places.new_empty(0)
+    layout = PackLayout(tuple(lengths), places.new_empty(len(lengths) + 1, dtype=torch.int32), none, none)
+    return packed_hidden(base.get_submodule(fitness.body), embeddings, places, layout)
 
 
 @contextlib.contextmanager

@@ -71,6 +71,13 @@ def padded_batch(lengths: Sequence[int]) -> Callable[[Sequence[int], int], list[
     return first
 
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",  # torch has no class of its own for the host's memory
+    "CUDA error: out of memory",  # of CUDA itself, outside torch's allocator
+    "_STATUS_ALLOC_FAILED",  # of cuBLAS, cuDNN and others, for their workspaces
+)
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's memory or the host's ran out; torch has no class of its own for the latter."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    """Return whether the memory of a GPU or of the host ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmtune.common.devices import on_device
 from mmtune.models.attention.decoding import Decoding
+from mmtune.models.attention.kernels import without_cudnn
 from mmtune.models.attention.packed import use_attention
 from mmtune.models.attention.tree import TREE, Attending, Computed, TreePack
 from mmtune.models.decoding.batches import in_batches
@@ -65,10 +67,10 @@ class Passes:
 
     def hidden(self, embeddings: torch.Tensor, positions: torch.Tensor, attending: Attending) -> torch.Tensor:
         """The last hidden states [tokens, hidden] of embeddings [tokens, hidden]."""
-        with use_attention(self.language, TREE):
+        with use_attention(self.language, TREE), without_cudnn(embeddings.device):
             out = self.body(
                 inputs_embeds=embeddings[None],
-                position_ids=positions.to(embeddings.device)[None],
+                position_ids=on_device(positions, embeddings.device)[None],
                 use_cache=False,
                 tree=attending,
             )
@@ -223,11 +225,11 @@ class PrefixSharing:
             ending = [node for node in pack.nodes if node.ends]
             if not ending:
                 continue
-            last = torch.tensor([pack.rows(node).stop - 1 for node in ending], device=pack.hidden.device)
-            logits = self._passes.head(pack.hidden[last])
+            last = [pack.rows(node).stop - 1 for node in ending]
+            logits = self._passes.head(pack.hidden[on_device(last, pack.hidden.device)])
             rows = [row for row, node in enumerate(ending) for _ in node.ends]
             here = [drafts[i] for node in ending for i in node.ends]
-            sampler.extend(logits[rows], here)
+            sampler.extend(logits[on_device(rows, logits.device)], here)
             for node in ending:
                 if going_on := [drafts[i] for i in node.ends if not drafts[i].done]:
                     decoding.add(node, computed, len(going_on))
@@ -250,7 +252,7 @@ class PrefixSharing:
             for start in range(0, len(hidden), LOGIT_ROWS):
                 logits = self._passes.head(torch.stack(hidden[start : start + LOGIT_ROWS])).float().log_softmax(-1)
                 here = [(i, row - start, token) for i, row, token in asked if start <= row < start + LOGIT_ROWS]
-                found = logits[[row for _, row, _ in here], [token for _, _, token in here]]
+                found = logits[tuple(on_device(np.array([one[1:] for one in here]), logits.device).unbind(1))]
                 for (i, _, _), value in zip(here, found.tolist(), strict=True):
                     sums[i] += value
         return sums

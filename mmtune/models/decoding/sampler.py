@@ -17,6 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from mmtune.common.devices import on_device
 from mmtune.interfaces import SamplingParams
 
 Numbers = np.random.Generator
@@ -91,7 +92,7 @@ class Sampler:
             found: list[int] = logits.argmax(-1).tolist()
             return found
         sums = self.probabilities(logits).double().cumsum(-1)
-        drawn = torch.tensor([row.numbers.random() for row in rows], dtype=torch.float64, device=sums.device)
+        drawn = on_device(np.array([row.numbers.random() for row in rows]), sums.device)
         places: list[int] = torch.searchsorted(sums, drawn[:, None] * sums[:, -1:], right=True)[:, 0].tolist()
         return places
 
@@ -107,19 +108,26 @@ class Sampler:
         if repetition == 1 and presence == 0:
             return logits
         logits = logits.float().clone()
-        for row, draft in enumerate(rows):
-            written = torch.tensor(sorted(set(draft.written)), dtype=torch.long, device=logits.device)
-            if repetition != 1:
-                said = np.union1d(draft.prompt[draft.prompt >= 0], written.cpu().numpy())
-                seen = torch.from_numpy(said.astype(np.int64)).to(logits.device)
-                values = logits[row, seen]
-                logits[row, seen] = torch.where(values > 0, values / repetition, values * repetition)
-            logits[row, written] -= presence
+        written = [np.unique(np.asarray(row.written, dtype=np.int64)) for row in rows]
+        if repetition != 1:
+            said = [np.union1d(row.prompt[row.prompt >= 0], own) for row, own in zip(rows, written, strict=True)]
+            places = _places(said, logits.device)
+            values = logits[places]
+            logits[places] = torch.where(values > 0, values / repetition, values * repetition)
+        places = _places(written, logits.device)
+        logits[places] = logits[places] - presence
         return logits
+
+
+def _places(tokens: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the indices of each row's tokens in logits [rows, vocabulary]: two int64 [tokens of all rows]."""
+    rows = np.repeat(np.arange(len(tokens)), [len(own) for own in tokens])
+    both = on_device(np.stack([rows, np.concatenate(tokens)]).astype(np.int64), device)
+    return both[0], both[1]
 
 
 def log_probabilities(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
     """The natural log-probability of a token a row by the model itself, whatever it was drawn with."""
-    chosen = torch.tensor(tokens, device=logits.device)[:, None]
+    chosen = on_device(tokens, logits.device)[:, None]
     found: list[float] = logits.float().log_softmax(-1).gather(1, chosen)[:, 0].tolist()
     return found

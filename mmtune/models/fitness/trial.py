@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmtune.common.errors import brief
+from mmtune.data.collate import PackLayout
 from mmtune.interfaces import SamplingParams
 from mmtune.models.attention.packed import PACKED, packed_hidden, use_attention
 from mmtune.models.decoding.alone import Alone, forget_lengths
@@ -260,7 +261,6 @@ class _Trial:
         """What goes wrong in a pack; nothing where all is well."""
         for check, problem in (
             (self._pack_is_right, "documents of a pack depend on each other"),
-            (self._masked_pack_is_right, "documents behind a mask depend on each other"),
             (self._gradients_are_right, "gradients of a pack are not the sum of its documents'"),
             (self._tree_is_right, "prompts that are computed together depend on each other"),
         ):
@@ -272,24 +272,19 @@ class _Trial:
                 return f"{problem}, or cannot be computed so ({_said(error)})"
         return ""
 
-    def _pack(self, *, masked: bool = False) -> torch.Tensor:
-        """The hidden states of all documents in a pack; with a mask as GPUs without FlashAttention are given it."""
+    def _pack(self) -> torch.Tensor:
+        """Compute the hidden states of all documents in a pack."""
+        ids = torch.cat(self.documents)
         numbers = torch.repeat_interleave(torch.arange(len(_LENGTHS)), torch.tensor(_LENGTHS))
         places = torch.cat([torch.arange(length) for length in _LENGTHS])
-        embeddings = self.model.get_input_embeddings()(torch.cat(self.documents))
-        mask = (numbers[:, None] == numbers[None]).tril()[None, None] if masked else None
         forget_lengths(self.model)
         with use_attention(self.model, PACKED):
             body = self.model.get_submodule(self.body)
-            return packed_hidden(body, embeddings, numbers, places, list(_LENGTHS), mask=mask)
+            return packed_hidden(body, self.model.get_input_embeddings()(ids), places, PackLayout.of(ids, ids, numbers))
 
     def _pack_is_right(self) -> bool:
         with torch.no_grad():
             return not self._differ(self.head(self._pack()), torch.cat(self.own))
-
-    def _masked_pack_is_right(self) -> bool:
-        with torch.no_grad():
-            return not self._differ(self.head(self._pack(masked=True)), torch.cat(self.own))
 
     def _gradients_are_right(self) -> bool:
         words = self.model.get_input_embeddings()

@@ -21,6 +21,7 @@ from mmtune.data.collate import PackedBatch
 from mmtune.generation.generator import VisionLanguageModel
 from mmtune.models.cost.flops import FlopsCounter, count_parameters, matrix_product_peak
 from mmtune.training.callbacks.energy import EnergyMeter
+from mmtune.training.callbacks.skipped_steps import skipped_steps
 from mmtune.training.distributed import of_every_process, process_number
 from mmtune.training.module import InstructionTuning
 
@@ -182,6 +183,7 @@ class Ledger(pl.Callback):
             "wall_s": round(self._wall(), 3),
             "train_s": round(self.counts["train_s"], 3),
             "steps": trainer.global_step,
+            "skipped_steps": skipped_steps(trainer),
             "samples": total("samples"),
             "tokens": {
                 "text": total("text"),

@@ -53,11 +53,16 @@ class SoundLoss(pl.Callback):
             UserError: one of them is infinite or not a number.
         """
         packs, self._packs = self._packs, []
-        bad = [(loss, rows) for loss, rows in packs if not torch.isfinite(loss)]
+        scaled = trainer.precision == "16-mixed"  # there, the scaler handles gradients that are not finite
+        checked = [torch.stack([loss for loss, _ in packs]).float()]
+        if not scaled:
+            checked.append(_norm_of_gradients(pl_module)[None].to(checked[0].device))
+        finite: list[bool] = torch.isfinite(torch.cat(checked)).tolist()  # the only wait for the device
+        bad = [pack for pack, sound in zip(packs, finite, strict=False) if not sound]
         fault = ""
         if bad:
             fault = f"the loss is {float(bad[0][0])} in a pack of {_listed([row for _, rows in bad for row in rows])}"
-        elif trainer.precision != "16-mixed" and not _finite_gradients(pl_module):  # there, the scaler handles it
+        elif not all(finite):
             fault = f"the gradients are not finite in a step of {_listed([row for _, rows in packs for row in rows])}"
         if trainer.strategy.reduce_boolean_decision(not fault):
             return
@@ -174,9 +179,10 @@ def _requeue() -> None:
     subprocess.run(["scontrol", "requeue", job], check=False)
 
 
-def _finite_gradients(module: torch.nn.Module) -> bool:
+def _norm_of_gradients(module: torch.nn.Module) -> torch.Tensor:
+    """Return the norm of all gradients of this process: float32, no dimensions; 0 without gradients."""
     gradients = [local_part(p.grad) for p in module.parameters() if p.grad is not None]
-    return bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+    return torch.nn.utils.get_total_norm(gradients).float()
 
 
 def _listed(rows: Sequence[str]) -> str:

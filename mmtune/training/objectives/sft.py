@@ -22,7 +22,7 @@ class SupervisedObjective:
 
     def loss(self, hidden: torch.Tensor, batch: PackedBatch, head: Head) -> torch.Tensor:
         """Compute the loss of a pack; see `Objective.loss`."""
-        return supervised_loss(hidden, batch.targets, head)
+        return supervised_loss(hidden, batch.targets, head, positions=batch.layout.supervised)
 
     def loss_at(self, states: torch.Tensor, targets: torch.Tensor, head: Head) -> torch.Tensor:
         """Compute the loss at supervised positions; see `Objective.loss_at`."""

@@ -15,7 +15,12 @@ CHUNK = 1024  # positions whose logits exist at once: 1024 x 32,000 floats are 1
 
 
 def supervised_loss(
-    hidden: torch.Tensor, targets: torch.Tensor, output_layer: OutputLayer, *, chunk: int = CHUNK
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    output_layer: OutputLayer,
+    *,
+    positions: torch.Tensor | None = None,
+    chunk: int = CHUNK,
 ) -> torch.Tensor:
     """Compute the mean cross entropy over the supervised tokens.
 
@@ -26,17 +31,25 @@ def supervised_loss(
         hidden: [tokens, hidden].
         targets: int64 [tokens], IGNORED at positions that are not supervised.
         output_layer: hidden states to logits.
+        positions: int64 [supervised], the supervised positions (`PackedBatch.layout.supervised`); None looks for them,
+            for which the host waits where the targets are on a GPU.
         chunk: positions computed at once.
 
     Returns:
         A scalar in float32; 0 if there are no supervised tokens.
     """
-    learnt = targets != IGNORED
-    return chunked_loss(hidden[learnt], targets[learnt], output_layer, chunk=chunk)
+    positions = _supervised(targets) if positions is None else positions
+    states, wanted = hidden.index_select(0, positions), targets.index_select(0, positions)
+    return chunked_loss(states, wanted, output_layer, chunk=chunk)
 
 
 def token_log_probs(
-    hidden: torch.Tensor, targets: torch.Tensor, output_layer: OutputLayer, *, chunk: int = CHUNK
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    output_layer: OutputLayer,
+    *,
+    positions: torch.Tensor | None = None,
+    chunk: int = CHUNK,
 ) -> torch.Tensor:
     """Compute the log-probability of each supervised token, for objectives with their own weights.
 
@@ -44,18 +57,25 @@ def token_log_probs(
         hidden: [tokens, hidden].
         targets: int64 [tokens], IGNORED at positions that are not supervised.
         output_layer: hidden states to logits.
+        positions: see `supervised_loss`.
         chunk: positions computed at once; the logits of several chunks are computed again in the backward pass.
 
     Returns:
         float32 [tokens], with a gradient; 0 at positions that are not supervised.
     """
-    learnt = targets != IGNORED
+    positions = _supervised(targets) if positions is None else positions
 
     def log_probs(some_states: torch.Tensor, some_wanted: torch.Tensor) -> torch.Tensor:
         return -cross_entropy(output_layer(some_states).float(), some_wanted, reduction="none")
 
-    found = torch.cat(_in_chunks(log_probs, hidden[learnt], targets[learnt], chunk))
-    return torch.zeros(len(targets), device=found.device).masked_scatter(learnt, found)
+    states, wanted = hidden.index_select(0, positions), targets.index_select(0, positions)
+    found = torch.cat(_in_chunks(log_probs, states, wanted, chunk))
+    return torch.zeros(len(targets), device=found.device).index_copy(0, positions, found)
+
+
+def _supervised(targets: torch.Tensor) -> torch.Tensor:
+    """Return the supervised positions: int64 [supervised]."""
+    return (targets != IGNORED).nonzero()[:, 0]
 
 
 def chunked_loss(
