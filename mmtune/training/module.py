@@ -246,16 +246,19 @@ class InstructionTuning(ResumableModule):
         return loss * (packs * batch.counted_weight / batch.step_weight)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the loss of the step, over all its packs and processes, the tokens per second, and the learning rates."""
+        """Log the loss of the step, over all its packs and processes, the tokens per second, and the learning rates.
+
+        The values are on the CPU, so that logging them waits for the device once and not for each.
+        """
         self.step_taken = not self.scales_loss
         counts = on_device([float(self._step_weight), float(self._step_tokens)], self.device)
         sums = torch.cat([self._step_loss[None], counts])
-        loss, weight, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        loss, weight, tokens = self.trainer.strategy.reduce(sums, reduce_op="sum").cpu()
         elapsed = time.perf_counter() - self._step_started
         self.log("train_loss", loss / weight, prog_bar=True, batch_size=1)
         self.log("tokens_per_s", tokens / elapsed, prog_bar=True, batch_size=1)
         for group in optimizer.param_groups:
-            self.log(f"lr_{group['name']}", group["lr"], batch_size=1)
+            self.log(f"lr_{group['name']}", torch.tensor(group["lr"]), batch_size=1)
         self._begin_step()
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
