@@ -17,7 +17,8 @@ from mmtune.interfaces import Completion, FinishReason, Prompt, SamplingParams
 from mmtune.models.composed import ComposedModel
 from mmtune.models.decoding.alone import OneByOne
 from mmtune.models.decoding.draft import Draft
-from mmtune.models.decoding.engine import Passes, PrefixSharing
+from mmtune.models.decoding.engine import PrefixSharing
+from mmtune.models.decoding.passes import Passes
 from mmtune.models.decoding.sampler import Numbers, Sampler, random_numbers
 from mmtune.models.decoding.stopping import StopConditions
 from mmtune.models.window import room_left
@@ -152,7 +153,7 @@ def engine_of(model: ComposedModel, encoder: PromptEncoder) -> PrefixSharing | O
 
 def passes_of(model: ComposedModel, encoder: PromptEncoder) -> Passes:
     """Return the parts of the model that the engine calls."""
-    return Passes(model.base_language, model.body, model.output_layer, encoder.embed)
+    return Passes(model.base_language, model.body, model.output_layer, encoder.embed, model.graphs)
 
 
 def stop_conditions(model: ComposedModel, limit: int, stop: Sequence[str]) -> StopConditions:

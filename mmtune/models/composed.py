@@ -14,6 +14,7 @@ from mmtune.models.adapters import add_adapters
 from mmtune.models.attention.packed import PACKED, packed_hidden
 from mmtune.models.decoding.alone import Alone
 from mmtune.models.decoding.engine import Counts
+from mmtune.models.decoding.passes import Graphs
 from mmtune.models.decoding.turn_ends import end_ids, end_texts
 from mmtune.models.fitness.check import fitness_of
 from mmtune.models.head import Head
@@ -38,6 +39,7 @@ class ComposedModel(nn.Module):
         name: name of the model in tables.
         share_prefixes: whether the common prefix of several prompts of a call is computed only once.
         batch_tokens: tokens whose keys and values are in memory at once in generation; halved when memory runs out.
+        graphs: use of CUDA graphs in generation on a GPU.
         past_window: rule for a prompt that is too long, `refuse` or `shorten`; see `mmtune.models.window`.
     """
 
@@ -61,6 +63,7 @@ class ComposedModel(nn.Module):
         self.share_prefixes = True
         self.batch_tokens = BATCH_TOKENS
         self.past_window: PastWindow = "refuse"
+        self.graphs = Graphs()
         self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "reused_tokens": 0}
 
     # ---------------------------------------------------------------- building

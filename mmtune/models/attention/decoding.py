@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -16,6 +17,23 @@ Layer: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Keys and values."""
 
 _ROOM = 256  # tokens by which the room of all sequences grows
+
+
+@dataclass
+class Step:
+    """Places of the newest token of several sequences, on the device.
+
+    Attributes:
+        rows: numbers of the sequences, int64 [sequences].
+        newest: place of the newest token of each, int64 [sequences].
+        tokens: number of places that attention looks at; those behind a sequence's newest token are masked.
+        masks: masks of the step that were made so far, by window; see `Decoding.attend`.
+    """
+
+    rows: torch.Tensor
+    newest: torch.Tensor
+    tokens: int
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
 
 class Blocks:
@@ -33,7 +51,6 @@ class Blocks:
         """
         self._sequences, self._room = sequences, room
         self._layers: list[Layer] = []
-        self._every = self._newest = torch.zeros(0, dtype=torch.long)  # on the device, for `write`
         self.lengths = torch.zeros(0, dtype=torch.long)
 
     def __len__(self) -> int:
@@ -69,22 +86,25 @@ class Blocks:
         if self.longest > self._room:
             self._sequences, self._room = len(self), self.room_after_growth()
             self._layers = [(self._grown(keys), self._grown(values)) for keys, values in self._layers]
-        device = self.like.device
-        self._every, self._newest = torch.arange(len(self), device=device), on_device(self.lengths - 1, device)
 
     def room_after_growth(self) -> int:
         """The room of each sequence once all have one token more than the longest has."""
         return self._room if self.longest < self._room else self._room + _ROOM
 
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Fill in the newest token of every sequence: [sequences, heads, width]."""
-        self._layers[layer][0][self._every, :, self._newest] = keys
-        self._layers[layer][1][self._every, :, self._newest] = values
+    def write(self, layer: int, step: Step, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Fill in the newest token of every sequence of a step: [sequences, heads, width]."""
+        self._layers[layer][0][step.rows, :, step.newest] = keys
+        self._layers[layer][1][step.rows, :, step.newest] = values
 
-    def layer(self, layer: int) -> Layer:
-        """Keys and values of a layer, [sequences, heads, longest, width]."""
+    def layer(self, layer: int, sequences: int, tokens: int) -> Layer:
+        """Keys and values of a layer, [sequences, heads, tokens, width]."""
         keys, values = self._layers[layer]
-        return keys[: len(self), :, : self.longest], values[: len(self), :, : self.longest]
+        return keys[:sequences, :, :tokens], values[:sequences, :, :tokens]
+
+    @property
+    def capacity(self) -> tuple[int, int]:
+        """Sequences and tokens of each that there is room for."""
+        return self._sequences, self._room
 
     @property
     def like(self) -> torch.Tensor:
@@ -124,7 +144,7 @@ class Decoding:
         self._own = Blocks(sum(samples), first if shared else max(prompts) + first)
         self._prompts = Blocks(len(prompts), max(prompts)) if shared else None
         self._prompt_of = torch.zeros(0, dtype=torch.long)
-        self._masks: dict[int | None, torch.Tensor] = {}  # of the newest tokens, by window
+        self._step = Step(self._own.lengths, self._own.lengths, 0)
         # on the device: the sequences of each prompt, the prompt of each sequence, and its number among those
         self._by_prompt = self._prompts_here = self._slot = self._prompt_of
 
@@ -165,10 +185,12 @@ class Decoding:
                 self._prompts.remove(prompt)
                 self._prompt_of[self._prompt_of == last] = prompt
 
-    def grow(self) -> None:
-        """Make room for the next token of every sequence; its place is `lengths - 1`."""
+    def grow(self) -> Step:
+        """Make room for the next token of every sequence, at the places of the step that is returned and taken."""
         self._own.grow()
-        self._masks = {}
+        device = self._own.like.device
+        newest = on_device(self._own.lengths - 1, device)
+        self._step = Step(torch.arange(len(self), device=device), newest, self._own.longest)
         if self._prompts is not None:
             counts = torch.bincount(self._prompt_of, minlength=len(self._prompts))
             order = self._prompt_of.argsort(stable=True)
@@ -178,8 +200,26 @@ class Decoding:
             by_prompt = torch.zeros(len(counts), int(counts.max()), dtype=torch.long)
             by_prompt[self._prompt_of, slot] = torch.arange(len(order))
             self._by_prompt, self._prompts_here, self._slot = (
-                on_device(places, self._own.like.device) for places in (by_prompt, self._prompt_of, slot)
+                on_device(places, device) for places in (by_prompt, self._prompt_of, slot)
             )
+        return self._step
+
+    @property
+    def fixed(self) -> tuple[int, int] | None:
+        """Sequences and tokens of each that there is room for where they are; None where several share a prompt.
+
+        Within this room, steps may be computed in the same places of memory: see `use_step`.
+        """
+        return self._own.capacity if self._prompts is None else None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the keys and values."""
+        return self._own.like.device
+
+    def use_step(self, step: Step) -> None:
+        """Take the newest tokens of a step from given tensors, which may have more rows than there are sequences."""
+        self._step = step
 
     def attend(
         self,
@@ -192,24 +232,26 @@ class Decoding:
         window: int | None,
     ) -> torch.Tensor:
         """As `TreePack.attend`, for [1, heads, sequences, width]; the result is [1, sequences, heads, width]."""
-        self._own.write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
-        keys, values = self._own.layer(layer)
+        step, count = self._step, query.shape[2]
+        self._own.write(layer, step, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        keys, values = self._own.layer(layer, count, step.tokens)
         # the queries of the heads that share keys stand in a row
-        grouped = query[0].transpose(0, 1).reshape(len(self), key.shape[1], -1, query.shape[3])
-        mask = self._mask(None if window is None or int(self.lengths.max()) <= window else window)
+        grouped = query[0].transpose(0, 1).reshape(count, key.shape[1], -1, query.shape[3])
+        mask = self._mask(None if window is None or self._reach(step) <= window else window)
         scale = scale or query.shape[3] ** -0.5
         if self._prompts is not None:
-            out = self._attend_to_both(self._prompts.layer(layer), grouped, keys, values, mask, scale)
+            prompts = self._prompts.layer(layer, len(self._prompts), self._prompts.longest)
+            out = self._attend_to_both(prompts, grouped, keys, values, mask, scale)
         elif query.is_cuda:
             out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         else:  # a third faster on two cores than the CPU's fused kernel, which is made for many queries
             out = (grouped @ keys.transpose(2, 3) * scale + mask).softmax(-1) @ values
-        return out.reshape(1, len(self), query.shape[1], value.shape[3])
+        return out.reshape(1, count, query.shape[1], value.shape[3])
 
     def keys_and_values(self, layer: int, node: Node) -> Layer:
         """What a layer computed for the first sequence, as far as a node goes: two [heads, tokens, width]."""
-        keys, values = self._own.layer(layer)
-        return keys[0, :, : node.end], values[0, :, : node.end]
+        keys, values = self._own.layer(layer, 1, node.end)
+        return keys[0], values[0]
 
     @property
     def layers(self) -> int:
@@ -246,23 +288,34 @@ class Decoding:
         assert self._prompts is not None
         return self._prompts.lengths[self._prompt_of]
 
+    def _reach(self, step: Step) -> int:
+        """The most tokens that one of the newest tokens may see."""
+        return step.tokens if self._prompts is None else step.tokens + self._prompts.longest
+
     def _mask(self, window: int | None) -> torch.Tensor:
-        """What each sequence's newest token sees, so many tokens back, itself included: 0 or -inf."""
-        if window not in self._masks:
-            like, parts = self._own.like, [(self._own.lengths, self._own.lengths)]
+        """What each sequence's newest token sees, so many tokens back, itself included: 0 or -inf.
+
+        Float [sequences, 1, 1, keys].
+        """
+        step = self._step
+        if window not in step.masks:
+            places, newest = torch.arange(step.tokens, device=step.newest.device)[None], step.newest[:, None]
+            hidden = places > newest
+            if window is not None:
+                hidden |= places <= newest - window
             if self._prompts is not None:
-                parts.insert(0, (self._before(), self.lengths))
-            hidden = []
-            for lengths, ends in parts:
-                places = torch.arange(int(lengths.max()), device=like.device)[None]
-                out = places >= on_device(lengths, like.device)[:, None]
-                if window is not None:
-                    out |= places < on_device(ends - window, like.device)[:, None]
-                hidden.append(out)
-            together = torch.cat(hidden, 1)
-            mask = like.new_zeros(together.shape).masked_fill_(together, float("-inf"))
-            self._masks[window] = mask[:, None, None]
-        return self._masks[window]
+                hidden = torch.cat([self._prompts_hidden(newest, window), hidden], 1)
+            mask = self._own.like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+            step.masks[window] = mask[:, None, None]
+        return step.masks[window]
+
+    def _prompts_hidden(self, newest: torch.Tensor, window: int | None) -> torch.Tensor:
+        """Which places of its prompt a sequence's newest token does not see: bool [sequences, tokens]."""
+        assert self._prompts is not None
+        before = on_device(self._before(), newest.device)[:, None]
+        places = torch.arange(self._prompts.longest, device=newest.device)[None]
+        hidden = places >= before
+        return hidden if window is None else hidden | (places <= before + newest - window)
 
 
 def without(values: torch.Tensor, place: int) -> torch.Tensor:

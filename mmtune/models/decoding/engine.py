@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ import torch
 
 from mmtune.common.devices import on_device
 from mmtune.models.attention.decoding import Decoding
-from mmtune.models.attention.kernels import without_cudnn
-from mmtune.models.attention.packed import use_attention
-from mmtune.models.attention.tree import TREE, Attending, Computed, TreePack
+from mmtune.models.attention.tree import TreePack
 from mmtune.models.decoding.batches import in_batches
 from mmtune.models.decoding.draft import Draft
+from mmtune.models.decoding.passes import Passes
 from mmtune.models.decoding.prefixes import Node, TokenIds, common_prefix, in_tree_order, prefix_tree
 from mmtune.models.decoding.sampler import Sampler
+from mmtune.models.decoding.steps import Steps
 from mmtune.models.head import LOGIT_ROWS
 
 _PACK_TOKENS = 1024  # computed in one pass; more brings no more speed, only memory
@@ -47,63 +47,6 @@ class _Size:
     different: int = 0
     longest: int = 0
     distinct: int = 0
-
-
-@dataclass(frozen=True)
-class Passes:
-    """A language model as the engine computes it.
-
-    Attributes:
-        language: a causal language model of transformers.
-        body: the module in it that gives hidden states.
-        head: gives the logits [rows, vocabulary] of hidden states [rows, hidden].
-        embed: gives the embeddings [tokens, hidden] of token ids.
-    """
-
-    language: Any
-    body: Any
-    head: Callable[[torch.Tensor], torch.Tensor]
-    embed: Callable[[TokenIds], torch.Tensor]
-
-    def hidden(self, embeddings: torch.Tensor, positions: torch.Tensor, attending: Attending) -> torch.Tensor:
-        """The last hidden states [tokens, hidden] of embeddings [tokens, hidden]."""
-        with use_attention(self.language, TREE), without_cudnn(embeddings.device):
-            out = self.body(
-                inputs_embeds=embeddings[None],
-                position_ids=on_device(positions, embeddings.device)[None],
-                use_cache=False,
-                tree=attending,
-            )
-        hidden: torch.Tensor = out.last_hidden_state[0]
-        return hidden
-
-    def tree(
-        self, nodes: Sequence[Node], computed: dict[Node, Computed], most: int
-    ) -> Iterator[tuple[TreePack, dict[Node, Computed]]]:
-        """Compute the nodes of a tree, in packs of so many tokens.
-
-        Args:
-            nodes: each after its parent.
-            computed: those that are there already.
-            most: tokens of a pack; a longer node is a pack of its own.
-
-        Yields:
-            Each pack, with what was computed for its nodes and all that is above them.
-        """
-        groups = list(_groups(nodes, most))
-        last_use = {above: number for number, group in enumerate(groups) for node in group for above in node.path()}
-        for number, group in enumerate(groups):
-            embeddings = self.embed(np.concatenate([node.token_ids for node in group]))
-            pack = TreePack(group, computed, embeddings)
-            pack.finish(self.hidden(embeddings, pack.positions(), pack))
-            computed = computed | dict.fromkeys(group, pack)
-            yield pack, computed
-            computed = {node: held for node, held in computed.items() if last_use.get(node, -1) > number}
-
-    def grow(self, decoding: Decoding, newest: Sequence[int]) -> torch.Tensor:
-        """Compute one token more of every sequence; the logits [sequences, vocabulary] of what follows it."""
-        decoding.grow()
-        return self.head(self.hidden(self.embed(np.array(newest)), decoding.lengths - 1, decoding))
 
 
 class PrefixSharing:
@@ -200,12 +143,12 @@ class PrefixSharing:
         """Write drafts until they end or there is no more room for all; a single one is always written to its end."""
         sequences = [draft.token_ids for draft in drafts]
         decoding, growing = self._begun(drafts, sequences, sampler)
-        while growing:
+        steps = Steps(self._passes, decoding) if growing else None
+        while steps is not None and growing:
             while len(growing) > 1 and decoding.tokens_after_growth > self._budget:
                 growing.pop()
                 decoding.remove(len(growing))
-            logits = self._passes.grow(decoding, [draft.written[-1] for draft in growing])
-            sampler.extend(logits, growing)
+            sampler.extend(steps.grow([draft.written[-1] for draft in growing]), growing)
             for place in reversed(range(len(growing))):
                 if growing[place].done:
                     decoding.remove(place)
@@ -264,17 +207,3 @@ class PrefixSharing:
         # counted once it is done: a batch that ran out of memory is computed again
         self.counts.computed += computed
         self.counts.reused += sum(map(len, sequences)) - computed
-
-
-def _groups(nodes: Iterable[Node], tokens: int) -> Iterator[list[Node]]:
-    """Cut a list of nodes into runs of at most so many tokens; a longer node is a run of its own."""
-    group: list[Node] = []
-    held = 0
-    for node in nodes:
-        if group and held + len(node.token_ids) > tokens:
-            yield group
-            group, held = [], 0
-        group.append(node)
-        held += len(node.token_ids)
-    if group:
-        yield group

@@ -10,9 +10,11 @@ import torch
 from mmtune.models.attention.decoding import Decoding
 from mmtune.models.attention.tree import Computed
 from mmtune.models.decoding.draft import Draft
-from mmtune.models.decoding.engine import Counts, Passes
+from mmtune.models.decoding.engine import Counts
+from mmtune.models.decoding.passes import Passes
 from mmtune.models.decoding.prefixes import Node, TokenIds, common_prefix
 from mmtune.models.decoding.sampler import Sampler
+from mmtune.models.decoding.steps import Steps
 
 
 class Session:
@@ -36,6 +38,7 @@ class Session:
         """
         with torch.inference_mode():
             decoding, logits = self._begin(draft)
+        steps = Steps(self._passes, decoding)
         while True:
             sampler.extend(logits, [draft])
             self.counts.generated += 1
@@ -43,7 +46,7 @@ class Session:
             if draft.done:
                 return
             with torch.inference_mode():
-                logits = self._passes.grow(decoding, [draft.written[-1]])
+                logits = steps.grow([draft.written[-1]])
             # only now: where it was interrupted, the next one cuts off what some layers have and others have not
             self._known = draft.token_ids
 

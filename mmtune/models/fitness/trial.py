@@ -28,7 +28,8 @@ from mmtune.models.attention.packed import PACKED, packed_hidden, use_attention
 from mmtune.models.decoding.alone import Alone, forget_lengths
 from mmtune.models.decoding.batches import is_out_of_memory
 from mmtune.models.decoding.draft import Draft
-from mmtune.models.decoding.engine import Passes, PrefixSharing
+from mmtune.models.decoding.engine import PrefixSharing
+from mmtune.models.decoding.passes import Passes
 from mmtune.models.decoding.prefixes import in_tree_order
 from mmtune.models.decoding.sampler import Sampler, random_numbers
 from mmtune.models.decoding.stopping import StopConditions
