@@ -32,6 +32,24 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests run on a GPU, a real one or one that is pretended."""
+    parser.addoption("--card", choices=("pretended", "real"), help="run tests/device, and all others, on a GPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install the pretended GPU before anything else asks for one."""
+    card = config.getoption("--card")
+    if card == "pretended":
+        from device.pretended.install import install, missing_tool
+
+        if tool := missing_tool():
+            pytest.exit(f"skipped: the pretended GPU is compiled, and there is no {tool}", returncode=0)
+        install()
+    elif card == "real" and not torch.cuda.is_available():
+        pytest.exit("--card real: torch finds no GPU here", returncode=2)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of the tests' own. Converted language models, which take a minute, are those of the user's cache."""

@@ -1,0 +1,114 @@
+"""Fixtures for tests on a GPU; they are collected with `--card` alone."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from device.pretended.waits import CountedCalls, Waits, warned_waits
+from PIL import Image
+
+from mmtune.cli.main import main
+
+Flags = list[str]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return None if config.getoption("--card") else True
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    folder: Path
+
+    @property
+    def losses(self) -> list[float]:
+        with (self.folder / "metrics.csv").open() as stream:
+            return [float(row["train_loss"]) for row in csv.DictReader(stream) if row["train_loss"]]
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.folder / "ledger.json").read_text())
+        return found
+
+
+@pytest.fixture(scope="session")
+def pretended(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--card") == "pretended")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Flags:
+    """40 short rows of text."""
+    file = tmp_path_factory.mktemp("text") / "text.jsonl"
+    rows = [{"prompt": f"What comes after {i}?", "completion": f"It is {i + 1}" + "." * (i % 5)} for i in range(40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [f'--data.train.text=["{file}"]']
+
+
+@pytest.fixture(scope="session")
+def visual(tmp_path_factory: pytest.TempPathFactory, photos: list[Image.Image], tower_weights: Path) -> Flags:
+    """Six rows with an image each, and a tower."""
+    folder = tmp_path_factory.mktemp("visual")
+    rows = []
+    for n, photo in enumerate(photos):
+        photo.save(folder / f"{n}.png")
+        talk = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": f"Number {n}" + "!" * n}]
+        rows.append({"image": f"{n}.png", "conversations": talk})
+    (folder / "visual.json").write_text(json.dumps(rows))
+    return [
+        f'--data.train.visual=["{folder / "visual.json"}"]',
+        "--model.vision.tower=timm:test_vit",
+        f"--model.vision.weights={tower_weights}",
+        "--model.vision.grid=2",
+    ]
+
+
+@pytest.fixture(scope="session")
+def both(text: Flags, visual: Flags) -> Flags:
+    """Rows of both kinds."""
+    return [*text, *visual, "--data.train.text_fraction=0.5", "--data.train.total=12", "--data.pack_rows=5"]
+
+
+@pytest.fixture
+def fit(llama: Path, tmp_path: Path) -> Callable[..., Run]:
+    """A run of some steps on the GPU."""
+
+    def run(*flags: str, name: str = "run", steps: int = 4, device: str = "gpu", language: Path = llama) -> Run:
+        options = {
+            "--out": tmp_path / name,
+            "--model.language": language,
+            "--model.template": "chatml",
+            "--model.learning_rate": 0.01,
+            "--data.max_length": 256,
+            "--trainer.accelerator": device,
+            "--trainer.devices": 1,
+            "--trainer.max_steps": steps,
+            "--trainer.max_epochs": 9,
+            "--trainer.enable_progress_bar": "false",
+        }
+        assert main(["fit", *(f"{flag}={value}" for flag, value in options.items()), *flags]) == 0
+        return Run(tmp_path / name)
+
+    return run
+
+
+@pytest.fixture
+def waits(pretended: bool) -> Callable[[Waits], AbstractContextManager[Any]]:
+    """Within, the waits for the GPU are counted."""
+
+    @contextlib.contextmanager
+    def counted(found: Waits) -> Iterator[None]:
+        with CountedCalls(found) if pretended else warned_waits(found):
+            yield
+
+    return counted

@@ -1,0 +1,90 @@
+"""Training on a GPU, in every precision and with every kind of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from device.conftest import Flags, Run
+
+LORA = ["--model.lora.r=4", "--model.lora.alpha=8", "--model.lora.dropout=0"]
+BF16, FP16 = "--trainer.precision=bf16-mixed", "--trainer.precision=16-mixed"
+FROZEN = "--model.dtype=bfloat16"
+Fit = Callable[..., Run]
+
+TEXT = {
+    "full": [],
+    "full bf16": [BF16],
+    "full fp16": [FP16],
+    "lora bf16": [*LORA, BF16, FROZEN],
+    "lora fp16": [*LORA, FP16, FROZEN],
+    "dora": [*LORA, "--model.lora.dora=true", BF16, FROZEN],
+    "checkpointing": [*LORA, BF16, FROZEN, "--model.gradient_checkpointing=true"],
+    "clipping": [BF16, "--trainer.gradient_clip_val=1.0"],
+    "accumulation": [BF16, "--trainer.accumulate_grad_batches=2"],
+    "deterministic": [BF16, "--trainer.deterministic=true"],
+    "validation": [BF16, "--data.validation_fraction=0.3", "--trainer.val_check_interval=1"],
+    "workers": [BF16, "--data.num_workers=1"],
+}
+QUANTISED = {
+    "nf4": [*LORA, BF16, FROZEN, "--model.quantise=nf4"],
+    "nf4 float32": [*LORA, "--model.quantise=nf4"],
+    "int8": [*LORA, BF16, FROZEN, "--model.quantise=int8"],
+}
+OPTIMIZERS = {name: [BF16, f"--model.optimizer={name}"] for name in ("adamw_8bit", "paged_adamw_8bit")}
+
+
+@pytest.mark.parametrize("flags", TEXT.values(), ids=TEXT)
+def test_text(fit: Fit, text: Flags, flags: Flags) -> None:
+    run = fit(*text, *flags)
+    assert run.losses[-1] < run.losses[0] - 1
+    assert run.ledger["hardware"]["gpus"]
+    assert run.ledger["peak_memory_bytes"]["device"] > 0
+
+
+@pytest.mark.parametrize("flags", (QUANTISED | OPTIMIZERS).values(), ids=QUANTISED | OPTIMIZERS)
+def test_bitsandbytes(fit: Fit, text: Flags, flags: Flags, llama_of_64s: Path, pretended: bool) -> None:
+    if pretended:
+        pytest.skip("bitsandbytes has no kernels for a pretended GPU")
+    run = fit(*text, *flags, language=llama_of_64s)
+    assert run.losses[-1] < run.losses[0] - 1
+
+
+@pytest.mark.parametrize("flags", [["--model.stage=align"], LORA, [*LORA, BF16, FROZEN]], ids=str)
+def test_images(fit: Fit, visual: Flags, flags: Flags) -> None:
+    run = fit(*visual, *flags)
+    assert run.losses[-1] < run.losses[0]
+
+
+@pytest.mark.parametrize("flags", [[], LORA], ids=["full", "lora"])
+def test_float32_is_what_a_cpu_computes(fit: Fit, both: Flags, flags: Flags) -> None:
+    there, here = fit(*both, *flags), fit(*both, *flags, name="cpu", device="cpu")
+    assert there.losses == pytest.approx(here.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("flags", [[BF16], [*LORA, BF16, FROZEN], LORA], ids=str)
+def test_stored_features_are_those_of_the_tower(fit: Fit, both: Flags, flags: Flags, pretended: bool) -> None:
+    stored = fit(*both, *flags)
+    computed = fit(*both, *flags, "--model.stored_features_gib=0", name="computed")
+    # kernels of a real GPU round as the number of images asks them to
+    assert computed.losses == pytest.approx(stored.losses, rel=1e-6 if pretended else 2e-3)
+
+
+def test_skipped_steps_are_counted(fit: Fit, text: Flags, capfd: pytest.CaptureFixture[str], llama: Path) -> None:
+    """A loss scale that overflows: the first steps change nothing, and the learning rate stays."""
+    scaler: Any = torch.amp.GradScaler
+    run = fit(*text, FP16, steps=6, language=llama)
+    assert run.ledger["skipped_steps"] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        plain = scaler.__init__
+        patch.setattr(scaler, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "init_scale": 2.0**24}))
+        skipping = fit(*text, FP16, steps=6, name="skipping", language=llama)
+    skipped = skipping.ledger["skipped_steps"]
+    assert 0 < skipped < 6
+    assert f"{skipped} of 6 steps changed no weight" in capfd.readouterr().err
+    assert skipping.losses[skipped] == pytest.approx(skipping.losses[0], rel=0.2)  # no weight has changed
+    rates = [float(value) for value in (skipping.folder / "metrics.csv").read_text().split() if False]
+    assert rates == []
