@@ -44,7 +44,7 @@ class Row:
     unparsed: list[float] | None
 
     def clear(self, i: int) -> bool:
-        """Return whether variant i differs from the first by more than two unpaired standard errors."""
+        """Return whether score i differs from the first by over two standard errors of the difference, unpaired."""
         first, other = self.scores[0], self.scores[i]
         return abs(other.mean - first.mean) > 2 * (first.stderr**2 + other.stderr**2) ** 0.5
 

@@ -191,7 +191,7 @@ class Comparison:
         return PlannedRun(seed, None if folder == BASE and self.given_base else folder, f"{folder}/eval")
 
     def _settings(self) -> dict[str, Any]:
-        """Return the settings that must not change until the comparison is complete, with lists in place of tuples."""
+        """Return the settings that later calls for the same folder must repeat, with lists for tuples as in JSON."""
         settings = {"preset": self.name, "base": self.given_base} | asdict(self.preset)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 

@@ -141,7 +141,7 @@ class _Trial:
         self.deviation = float(torch.cat(self.own).std())
 
     def outcome(self) -> Fitness:
-        """Run all checks, as `examine` describes."""
+        """Run all checks and return the result; raise UnfitError if no way of computing the model gives its results."""
         self._check_next_tokens()
         self._check_loss()
         self.body = self._find_body()
