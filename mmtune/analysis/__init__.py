@@ -1,1 +1,1 @@
-"""Scores beside cost. Reads only the files that runs and evaluations left behind."""
+"""Reports and comparisons of scores and training cost, made from the output files of runs and evaluations alone."""

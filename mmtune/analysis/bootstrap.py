@@ -1,4 +1,4 @@
-"""Confidence intervals and tests for two models' scores on the same samples."""
+"""Bootstrap confidence intervals and a sign test for two models' scores on the same samples."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-_CELLS_AT_ONCE = 2**22  # bounds the memory where scores have many values
+_CELLS_AT_ONCE = 2**22  # limits the memory where scores have many distinct values
 
 
 def resampled_means(values: Floats, *, replicates: int, seed: int, stream: str) -> Floats:
-    """The mean of the values in bootstrap replicates, each of len(values) draws with replacement.
+    """Compute the mean of each bootstrap replicate, a sample of len(values) values drawn with replacement.
 
-    Drawing rows and counting how often each *distinct* value came up gives the same distribution as drawing these
-    counts from a multinomial, so the time grows with the number of distinct values, three for scores of 0 and 1, and
-    not with the number of rows. Each draw serves twice, for the distinct values in rising and in falling order: the
-    replicates of -values are then exactly the negated replicates of values, in another order, so exchanging two models
-    mirrors their interval.
+    The counts of the *distinct* values in a replicate follow a multinomial distribution and are drawn from it. The time
+    grows with the number of distinct values (three for differences of scores of 0 and 1), not with the number of rows.
+    The same random numbers serve twice, for the distinct values in ascending and in descending order: the replicates of
+    -values are then exactly the negated replicates of values, in another order, so that exchanging two models mirrors
+    their interval.
 
     Args:
         values: [n], not empty.
-        replicates: how many, an even number.
-        seed: of the random numbers.
-        stream: names a stream of random numbers of its own, so that a task's interval does not depend on which others
-            are compared beside it.
+        replicates: number of replicates, even.
+        seed: seed of the random numbers.
+        stream: name of the stream of random numbers. Each task has its own, so that its interval does not depend on the
+            other tasks in the comparison.
 
     Returns:
         [replicates].
@@ -45,18 +45,18 @@ def resampled_means(values: Floats, *, replicates: int, seed: int, stream: str) 
 
 
 def interval(replicates: Floats, confidence: float) -> tuple[float, float]:
-    """The percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 13.3)."""
+    """Return the percentile interval (Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 13.3)."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def sign_test(gained: int, lost: int) -> float:
-    """The two-sided p value of gains and losses being equally likely.
+    """Compute the two-sided p value of the hypothesis that gains and losses are equally likely.
 
-    For scores of 0 and 1 it is McNemar's test in its exact form: under the null hypothesis the gains are binomial with
-    n = gained + lost and probability 1/2 (McNemar 1947, Psychometrika 12; Fay 2010, The R Journal 2(1)); twice the
-    smaller tail, at most 1.
+    For scores of 0 and 1 it is the exact McNemar test: under the null hypothesis the gains are binomial with
+    n = gained + lost and probability 1/2 (McNemar 1947, Psychometrika 12; Fay 2010, The R Journal 2(1)). The p value
+    is twice the smaller tail, at most 1.
     """
     n, fewer = gained + lost, min(gained, lost)
     log_factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])

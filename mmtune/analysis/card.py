@@ -1,7 +1,7 @@
-"""The model card of an exported model: what it stands on, how it was made, what it scores and what it cost.
+"""Model card of an exported model: its parts, training recipe, data, scores and cost.
 
-Written from the files that the run left, and from nothing else. Their text is data: nothing in it acts as Markdown,
-HTML or YAML in the card.
+The sources are the spec of the model, the output files of its run, and the licenses that the README.md of the language
+model and of the data name. Text from these files is escaped: it cannot act as Markdown, HTML or YAML in the card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmtune.common.text import visible
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~&])")
 _UNKNOWN = "not recorded"
 _RESULTS_DEPTH = 3
-# of config.yaml, what makes the recipe
+# keys of config.yaml that make up the recipe, by section
 _RECIPE = (
     ("model", ("stage", "base", "lora", "quantise", "learning_rate", "projector_learning_rate", "optimizer", "dtype")),
     ("data", ("max_length", "pack_tokens", "truncate")),
@@ -50,12 +50,12 @@ model = mmtune.VisionLanguageModel.from_pretrained("FOLDER")
 
 
 def model_card(reference: str, spec: Mapping[str, Any], to: str) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Args:
-        reference: the run, saved model or other model that was exported; of what is no run, only the parts are known.
-        spec: its parts, as in `mmtune.json`.
-        to: the format that it was exported to.
+        reference: the exported run, saved model or other model; without a run, only the parts of the model are known.
+        spec: parts of the model, as in `mmtune.json`.
+        to: the export format: `llava-hf`, `peft` or `merged`.
     """
     run = _run(reference)
     vision = spec["vision"] or {}
@@ -107,12 +107,12 @@ def model_card(reference: str, spec: Mapping[str, Any], to: str) -> str:
 
 
 def escaped(text: object) -> str:
-    """Text of others as one line of Markdown in which nothing acts."""
+    """Return untrusted text as one line of Markdown, with markup escaped and control characters visible."""
     return _MARKDOWN.sub(r"\\\1", visible(" ".join(str(text).split())))
 
 
 def licence(reference: str) -> str | None:
-    """The licence that the README.md of a folder, or of the folder a file is in, names at its top; None if none."""
+    """Return the license named in the YAML front matter of the README.md in a folder or beside a file, or None."""
     try:
         path = locate(reference)
         readme = (path if path.is_dir() else path.parent) / "README.md"
@@ -136,13 +136,13 @@ def _front_matter(spec: Mapping[str, Any], to: str) -> str:
 
 
 def _run(reference: str) -> Path | None:
-    """The run's directory, of a run or of the model inside it."""
+    """Return the run directory of a run or of the model inside it; None without a run."""
     path = locate(reference)
     return next((p for p in (path, path.parent) if (p / "config.yaml").is_file()), None)
 
 
 def _short(reference: object) -> str:
-    """A reference without the folders of this machine."""
+    """Shorten a reference: of an absolute path, keep only the last name."""
     kind, colon, name = str(reference).rpartition(":")
     return f"{kind}{colon}{Path(name).name if Path(name).is_absolute() else name}"
 
@@ -208,7 +208,7 @@ def _scores(run: Path | None) -> list[str]:
 
 
 def _evaluations(run: Path | None) -> Iterator[dict[str, Any]]:
-    """The evaluations of this model below its run; others there, say of what it began from, are not its scores."""
+    """Yield the results of the model's evaluations below its run; other models there, such as its base, are skipped."""
     if run is None:
         return
     own = {run.resolve(), (run / "model").resolve()}

@@ -1,4 +1,4 @@
-"""Several evaluations of the same tasks, sample by sample against a baseline."""
+"""Comparison of evaluations with a baseline, sample by sample on the same tasks."""
 
 from __future__ import annotations
 
@@ -37,20 +37,23 @@ _SAME_SCORE = 1e-6
 def compare(folders: Sequence[str | Path], *, tasks: Sequence[str] | None = None, seed: int = 0) -> Comparison:
     """Compare evaluations with the first of them.
 
-    The difference of a task is that of the mean scores of its samples. Its confidence interval comes from the paired
-    bootstrap: samples are drawn with replacement, each with both models' scores, so that what makes a question hard for
-    both cancels out (Koehn 2004, Statistical significance tests for machine translation evaluation; percentile
-    intervals as in Efron & Tibshirani 1993, section 13.3). For an average, each task's samples are drawn independently
-    within a replicate, as its strata, and the replicates' means averaged (Davison & Hinkley 1997, Bootstrap Methods and
-    their Application, section 3.2).
+    The difference in a task is that of the mean scores of its samples. Its confidence interval comes from the paired
+    bootstrap: samples are drawn with replacement, each with both models' scores, so that the difficulty that a question
+    has for both models cancels out (Koehn 2004, Statistical significance tests for machine translation evaluation;
+    percentile intervals as in Efron & Tibshirani 1993, section 13.3). For an average, the tasks are strata: within a
+    replicate, the samples of each are drawn independently, and the tasks' means are averaged (Davison & Hinkley 1997,
+    Bootstrap Methods and their Application, section 3.2).
 
     Args:
-        folders: at least two folders with results.json, or above exactly one; the first is the baseline.
-        tasks: only these; all that the evaluations have in common where None.
-        seed: of the bootstrap.
+        folders: 2 to 26 folders that hold results.json, or exactly one folder with it below them; the first is the
+            baseline.
+        tasks: names of the tasks to compare, as far as all evaluations have them; None for all that they have in
+            common.
+        seed: seed of the bootstrap.
 
     Raises:
-        UserError: a file is missing or damaged, or the evaluations do not compare.
+        UserError: there are too few or too many folders; a file is missing or damaged; a task is unknown; or the
+            evaluations have no task in common or are not comparable.
     """
     if len(folders) < 2:
         raise UserError("give two or more evaluations to compare; the first is the baseline")
@@ -78,7 +81,7 @@ def compare(folders: Sequence[str | Path], *, tasks: Sequence[str] | None = None
 
 
 def find_evaluation(path: Path) -> Path:
-    """The folder itself if it holds results.json, or the one below it that does.
+    """Return the folder of an evaluation: the path itself if it holds results.json, or the one below it that does.
 
     Raises:
         UserError: there is none, or more than one.
@@ -97,7 +100,7 @@ def find_evaluation(path: Path) -> Path:
 
 
 def _choose_tasks(sides: Sequence[Side], wanted: Sequence[str] | None) -> tuple[list[str], dict[str, list[str]]]:
-    """The tasks to compare, and those that not all have with the labels of those that do."""
+    """Return the tasks to compare, and each task that some evaluations lack with the labels of those that have it."""
     having: dict[str, list[str]] = {}
     for side in sides:
         for name in side.results["tasks"]:
@@ -126,7 +129,11 @@ def _check_comparable(name: str, baseline: Side, other: Side) -> None:
 
 
 def _answers(side: Side, name: str) -> Answers:
-    """A task's samples, if they are those that its result was made of."""
+    """Read a task's samples, and check that their number and, for accuracy, their mean score agree with results.json.
+
+    Raises:
+        UserError: the file is missing or damaged, or it does not agree with results.json.
+    """
     answers, task = read_answers(side.folder, name), side.results["tasks"][name]
     scores = [sample.score for sample in answers.samples.values()]
     if not scores or len(scores) != task["n"]:
@@ -142,7 +149,7 @@ def _answers(side: Side, name: str) -> Answers:
 def _compare_task(
     name: str, baseline: Side, other: Side, pairs: Sequence[PairedSample], seed: int
 ) -> tuple[TaskComparison, Floats]:
-    """The comparison, and the difference in each bootstrap replicate."""
+    """Return the comparison of a task, and the difference in each bootstrap replicate."""
     old, new = (np.array([getattr(p, side).score for p in pairs], dtype=np.float64) for side in ("before", "after"))
     replicates = resampled_means(new - old, replicates=REPLICATES, seed=seed, stream=name)
     estimate = Estimate(float(old.mean()), float(new.mean()), interval(replicates, CONFIDENCE))
@@ -160,7 +167,7 @@ def _compare_task(
 
 
 def _averages(compared: Sequence[tuple[TaskComparison, Floats]]) -> list[AverageComparison]:
-    """Language, vision and overall, as far as there are such tasks."""
+    """Compare the averages over language, vision and all tasks, as far as there are such tasks."""
     averages = []
     for name in (*MODALITIES, "overall"):
         group = [(task, drawn) for task, drawn in compared if name in ("overall", task.modality)]

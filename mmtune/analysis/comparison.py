@@ -1,4 +1,4 @@
-"""What a comparison of evaluations found, as objects and as JSON."""
+"""Results of a comparison of evaluations, as objects and as JSON."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ REPLICATES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the evaluations.
+    """One evaluation of a comparison.
 
     Attributes:
         label: A for the baseline, then B, C …
-        folder: with results.json and samples/.
-        results: what results.json says.
+        folder: the folder with results.json and samples/.
+        results: content of results.json.
     """
 
     label: str
@@ -37,32 +37,35 @@ class Side:
 
     @property
     def file(self) -> Path:
-        """The file of the scores."""
+        """Path of results.json."""
         return self.folder / "results.json"
 
     @property
     def model(self) -> str:
-        """The model's name: of a run, its folder."""
+        """Reference to the model as recorded in results.json, for a run its folder; `unknown` where it is missing."""
         return str(self.results.get("model", "unknown"))
 
     def seconds(self, tasks: Sequence[str]) -> float | None:
-        """What scoring these tasks took, or None where it was not written down."""
+        """Return the seconds that evaluating these tasks took, or None where a task has no record of it."""
         seconds = [self.results["tasks"][name].get("seconds") for name in tasks]
         return sum(seconds) if all(fits(Number, value) for value in seconds) else None
 
     def training(self) -> dict[str, float] | None:
-        """Seconds and operations of the run that made the model, or None where the model is no run with a ledger."""
+        """Return seconds (`train_s`) and floating-point operations (`flops`) of the run that trained the model.
+
+        None where there is no such run, or where its ledger is missing or damaged.
+        """
         try:
             run = run_of(self.folder, self.model)
             ledger = None if run is None else read_ledger(run)
-        except UserError:  # the cost stands beside the scores where it is known; they do not depend on it
+        except UserError:  # the scores can be shown without the cost
             return None
         return ledger and {"train_s": float(ledger["train_s"]), "flops": float(sum(ledger["flops"].values()))}
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Two scores from 0 to 1 and the confidence interval of their difference."""
+    """Scores of the baseline and of the other model, from 0 to 1, and the confidence interval of their difference."""
 
     baseline: float
     other: float
@@ -70,26 +73,27 @@ class Estimate:
 
     @property
     def difference(self) -> float:
-        """The other's gain over the baseline."""
+        """Score of the other model minus that of the baseline."""
         return self.other - self.baseline
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return not self.interval[0] <= 0 <= self.interval[1]
 
 
 @dataclass(frozen=True, slots=True)
 class TaskComparison:
-    """One task.
+    """Comparison of two models on one task.
 
     Attributes:
-        name: of the task.
+        name: name of the task.
         modality: language or vision.
-        rows: how many samples.
-        estimate: of the mean score of the samples.
-        flips: the samples whose score changed, in the order of the rows.
-        reported: metric and both scores of results.json, where the task's score is not the samples' mean score.
+        rows: number of samples.
+        estimate: mean scores of the samples, and the interval of their difference.
+        flips: samples whose score changed, in the order of the rows.
+        reported: metric and both scores in results.json, where a score there is not the mean score of the samples; else
+            None.
     """
 
     name: str
@@ -101,23 +105,23 @@ class TaskComparison:
 
     @property
     def gained(self) -> int:
-        """Samples whose score rose: wrong before, right now, where scores are 0 or 1."""
+        """Number of samples whose score rose; where scores are 0 or 1, from wrong to right."""
         return sum(flip.change > 0 for flip in self.flips)
 
     @property
     def lost(self) -> int:
-        """Samples whose score fell."""
+        """Number of samples whose score fell."""
         return len(self.flips) - self.gained
 
     @property
     def p_value(self) -> float:
-        """Of the exact McNemar test on the flips."""
+        """P value of the exact McNemar test on the flips."""
         return sign_test(self.gained, self.lost)
 
 
 @dataclass(frozen=True, slots=True)
 class AverageComparison:
-    """The unweighted mean over some of the tasks compared."""
+    """Comparison of two models by the unweighted mean score over some of the compared tasks."""
 
     name: str
     tasks: list[str]
@@ -126,7 +130,7 @@ class AverageComparison:
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """One evaluation against the baseline."""
+    """Comparison of one evaluation with the baseline: its tasks and their averages."""
 
     other: Side
     tasks: list[TaskComparison]
@@ -135,14 +139,14 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All evaluations against the first of them.
+    """Comparison of several evaluations with the first of them.
 
     Attributes:
-        baseline: the first.
-        against: the others, each against it.
-        tasks: what was compared: the tasks that all have, in the baseline's order.
-        left_out: the tasks that not all have, with the labels of those that do.
-        seed: of the bootstrap.
+        baseline: the first evaluation.
+        against: the comparison of each other evaluation with the baseline.
+        tasks: the compared tasks, which all evaluations have, in the baseline's order.
+        left_out: tasks that some evaluations lack, each with the labels of those that have it.
+        seed: seed of the bootstrap.
     """
 
     baseline: Side
@@ -153,11 +157,11 @@ class Comparison:
 
     @property
     def sides(self) -> list[Side]:
-        """Baseline and others."""
+        """All evaluations, the baseline first."""
         return [self.baseline, *(one.other for one in self.against)]
 
     def method(self) -> list[str]:
-        """How the figures came about, in a few sentences."""
+        """Return sentences that describe intervals, tests, averages, and tasks that were left out."""
         count = "the one task" if len(self.tasks) == 1 else f"the {len(self.tasks)} tasks"
         return [
             f"Intervals: {100 * CONFIDENCE:.0f} %, paired percentile bootstrap over the samples, "
@@ -177,7 +181,7 @@ class Comparison:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of `comparison.json`."""
+        """Return the content of `comparison.json`."""
         return {
             "method": {
                 "interval": "paired percentile bootstrap",
@@ -212,8 +216,8 @@ class Comparison:
 
 
 def write_json_file(comparison: Comparison, target: Path) -> None:
-    """Write `comparison.json`, whole or not at all."""
-    # in ASCII, nothing that a model said acts on a terminal that shows the file, and lone surrogates can be written
+    """Write `comparison.json` atomically."""
+    # ASCII, so that control characters of a response do not reach a terminal, and lone surrogates can be written
     text = json.dumps(comparison.as_dict(), indent=2) + "\n"
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="ascii")
@@ -255,5 +259,5 @@ def _task_values(task: TaskComparison) -> dict[str, Any]:
 
 
 def _listed(labels: Sequence[str]) -> str:
-    """`A`, `A and B`, `A, B and C`."""
+    """Join labels: `A`, `A and B`, `A, B and C`."""
     return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))

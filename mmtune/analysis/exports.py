@@ -1,4 +1,4 @@
-"""A report's tables as CSV, with every digit, and as LaTeX, rounded for a paper."""
+"""Tables of a report as CSV, in full precision, and as LaTeX, rounded for a paper."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def write_tables(study: Study, folder: Path, baseline: ScoredVariant | None) -> 
 
 
 def csv_text(rows: Sequence[Sequence[Cell]]) -> str:
-    """Rows as CSV (RFC 4180); numbers as Python writes them, so that reading gives the same number.
+    """Format rows as CSV (RFC 4180), with numbers as Python prints them, so that reading gives the same number.
 
-    A text that a spreadsheet would run as a formula (`=`, `+`, `-`, `@` at its start) gets an apostrophe before it, as
-    OWASP's page on CSV injection advises.
+    Text that a spreadsheet would run as a formula (`=`, `+`, `-`, `@` at its start) gets an apostrophe in front, as
+    OWASP's page on CSV injection advises. Control characters are made visible.
     """
     stream = io.StringIO()
     csv.writer(stream).writerows([[_plain(cell) if isinstance(cell, str) else cell for cell in row] for row in rows])
@@ -59,7 +59,7 @@ def csv_text(rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX shows it; line breaks become spaces."""
+    """Escape text for LaTeX; line breaks and other whitespace become single spaces."""
     return "".join(_LATEX.get(character, character) for character in " ".join(visible(text).split()))
 
 
@@ -109,7 +109,7 @@ def _cost_rows(study: Study, baseline: ScoredVariant | None) -> list[list[Cell]]
 
 
 def _tabular(columns: str, head: Sequence[str], groups: Sequence[Sequence[Sequence[str]]]) -> str:
-    """A table for LaTeX's booktabs; cells are LaTeX already."""
+    """Return a table in the style of LaTeX's booktabs, with a rule between groups; cells are already LaTeX."""
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(cells) + r" \\"

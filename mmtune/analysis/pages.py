@@ -1,4 +1,4 @@
-"""Pages of HTML that need nothing else: no network, no other file."""
+"""Self-contained HTML pages, which need no network and no other file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mmtune.analysis.tables import p_text, points_text
 from mmtune.common.files import atomic_path
 from mmtune.common.text import visible
 
-FLIPS_PER_TASK = 300  # what a phone still scrolls through; comparison.json has all
+FLIPS_PER_TASK = 300  # as many as a phone still scrolls through; comparison.json has all
 
 
 def write_page(template: str, target: Path, **values: Any) -> None:
-    """Fill a template of `mmtune/analysis/templates` and write it, whole or not at all.
+    """Render a template of `mmtune/analysis/templates` and write it atomically.
 
-    Everything filled in is escaped, and characters that act or hide are made visible: answers are untrusted text. The
-    page's Content-Security-Policy lets only its own style sheet and script through, by their SHA-256 (CSP level 3,
-    section 2.3.1), and pictures that are in the page; nothing else is loaded, run or sent.
+    Values are escaped, and control characters and invisible characters in them are made visible, because answers are
+    untrusted text. The page's Content-Security-Policy allows only its own style sheet and script, by their SHA-256 (CSP
+    level 3, section 2.3.1), and images as data URLs; nothing else is loaded, run or sent.
 
     Args:
-        template: `NAME.html`; `NAME.css` and `NAME.js` beside it go into the page.
+        template: `NAME.html`; `page.css`, and `NAME.css` and `NAME.js` beside it, are included in the page.
         target: the file to write.
-        values: what the template speaks of.
+        values: variables of the template.
     """
     environment = Environment(
         loader=PackageLoader("mmtune.analysis"),
@@ -51,7 +51,7 @@ def write_page(template: str, target: Path, **values: Any) -> None:
 
 
 def embedded_json(value: Any) -> Markup:
-    """JSON that stands in a page's script element as data and cannot end it: in ASCII, without `<`, `>` and `&`."""
+    """Return JSON for a script element, which it cannot close: in ASCII, with `<`, `>` and `&` escaped."""
     text = json.dumps(value, separators=(",", ":"))
     return Markup(text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026"))
 
@@ -61,14 +61,14 @@ def _csp_hash(text: str) -> str:
 
 
 def write_comparison_page(comparison: Comparison, target: Path) -> None:
-    """Write a comparison as a page: scores, intervals drawn to scale, and the flipped samples, searchable."""
+    """Write a comparison as a page, with scores, intervals drawn to scale, and a search in the flipped samples."""
     estimates = [task.estimate for one in comparison.against for task in one.tasks]
     estimates += [average.estimate for one in comparison.against for average in one.averages]
-    # points of difference at the edge of the drawing, the same for all
+    # difference at the edge of the drawing, the same for all intervals
     reach = max(abs(end) for estimate in estimates for end in estimate.interval) or 0.01
 
     def drawn(estimate: Estimate) -> dict[str, float]:
-        """Where interval and difference stand, in per cent of the drawing's width."""
+        """Return the positions of interval and difference, in percent of the width of the drawing."""
         low, middle, high = (
             50 + 50 * value / reach for value in (estimate.interval[0], estimate.difference, estimate.interval[1])
         )

@@ -1,4 +1,4 @@
-"""`reproduce.json`: the runs of a comparison, finished or not. `mmtune reproduce` writes it, reports are made of it."""
+"""Schema of `reproduce.json`, which `mmtune reproduce` writes for reports: runs of a comparison, finished or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RECORD = "reproduce.json"
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """A run and its evaluation, as paths from the comparison's folder; the run is None where it is not in there."""
+    """Run and its evaluation, as paths relative to the comparison's folder; the run is None where it lies elsewhere."""
 
     seed: int | None
     run: str | None
@@ -23,7 +23,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class PlannedVariant:
-    """Runs that differ in their seed alone."""
+    """Named variant: runs that differ only in their seed."""
 
     name: str
     runs: list[PlannedRun]
@@ -31,14 +31,14 @@ class PlannedVariant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What `reproduce.json` holds.
+    """Content of `reproduce.json`.
 
     Attributes:
-        settings: what must be the same when the comparison goes on.
-        inputs: the content that its runs are made of, as hashes by name.
-        seeds: of the runs.
-        variants: what is compared.
-        seen: tasks that are not unseen, and why.
+        settings: settings that must be unchanged when the comparison is continued.
+        inputs: hashes of the input files and settings of the runs, by name.
+        seeds: seeds of the runs.
+        variants: the compared variants.
+        seen: tasks with rows or images in the training data, or not compared with it, each with the reason.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def read_plan(folder: Path) -> Plan:
     """Read the `reproduce.json` of a folder.
 
     Raises:
-        UserError: it is missing or damaged; key and file are named.
+        UserError: it is missing or damaged; the message names the file and the key.
     """
     file = folder / RECORD
     return validate(Plan, read_json(file), str(file), extra="ignore", remedy="it was not written by mmtune reproduce")

@@ -1,4 +1,4 @@
-"""A report's pictures: drawn once for the page, in four forms, and as PNG and SVG for papers."""
+"""Plots of a report: as SVG for the page, light or dark and wide or narrow, and as PNG and SVG files for papers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours (jfly.uni-koeln.de/color), which colour-blind readers can tell apart, on white and on black
+# Okabe & Ito's colors (jfly.uni-koeln.de/color), which color-blind readers can distinguish, on white and on black
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
 _ON_DARK = ("#4ba3e3", "#f0803c", "#2fc195", "#e39ac2", "#f2b632", "#a5d8f5", "#a8a8a8")  # the same, lighter
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-# and the place of their colour
+# kinds of tokens, each with the index of its color
 _TOKENS = {"text, learnt": 0, "text, read": 5, "image": 1, "padding": 6}
 _UNITS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
 _SMOOTH = 0.9
@@ -31,13 +31,13 @@ _SMOOTH = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a picture is drawn.
+    """Style of a plot.
 
     Attributes:
-        ink: colour of text and axes.
-        grid: colour of the lines behind.
-        colours: of the variants, in turn.
-        narrow: for a phone: panels stand below each other.
+        ink: color of text and axes.
+        grid: color of the grid lines.
+        colours: colors of the variants, reused in turn.
+        narrow: whether the plot is for a phone, with its panels below each other.
     """
 
     ink: str = "#1c2430"
@@ -47,7 +47,7 @@ class Look:
 
     @property
     def width(self) -> float:
-        """In inches; letters stay as large as the page's when it is scaled to the page."""
+        """Width in inches, such that text is as large as the page's when the plot is scaled to the page."""
         return 4.4 if self.narrow else 9.6
 
 
@@ -62,12 +62,12 @@ TITLES = {
 
 
 def svg_figures(study: Study, look: Look) -> dict[str, bytes]:
-    """The pictures as SVG, by name; those that there is nothing to draw for are left out."""
+    """Return the plots as SVG, by name, without those that have no data."""
     return {name: _saved(figure, "svg") for name, figure in _drawn(study, look).items()}
 
 
 def write_plots(study: Study, folder: Path) -> list[Path]:
-    """Write every picture as `NAME.svg` and `NAME.png` (200 dots an inch), and return their paths."""
+    """Write every plot as `NAME.svg` and `NAME.png` (200 dots per inch), and return their paths."""
     written = []
     for name, figure in _drawn(study, LIGHT).items():
         for kind in ("svg", "png"):
@@ -78,7 +78,7 @@ def write_plots(study: Study, folder: Path) -> list[Path]:
 
 
 def flop_unit(largest: float) -> tuple[float, str]:
-    """What to divide floating-point operations by, and what they are called then."""
+    """Return the divisor and the name of the unit for floating-point operations up to `largest`."""
     for size, name in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
         if largest >= size:
             return size, name
@@ -104,7 +104,7 @@ def _style(look: Look) -> Any:
     return {
         **dict.fromkeys(ink, look.ink),
         "font.size": 10,
-        "font.family": "DejaVu Sans",  # wider than what browsers put in its place, so that nothing is cut
+        "font.family": "DejaVu Sans",  # wider than the fonts that browsers substitute, so that no text is cut
         "text.parse_math": False,  # a dollar in a name is a dollar
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -121,9 +121,9 @@ def _saved(figure: Figure, kind: str) -> bytes:
     import matplotlib as mpl
 
     stream = io.BytesIO()
-    # the same study gives the same bytes; letters stay letters
+    # a fixed salt gives the same bytes for the same study; text stays text, not outlines
     with mpl.rc_context({"svg.hashsalt": "mmtune", "svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the PNG says it too
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the PNG shows a box there
         paper = {"facecolor": "white", "dpi": 200} if kind == "png" else {"transparent": True}
         figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None, **paper)
     return stream.getvalue()
@@ -140,7 +140,7 @@ def _names(study: Study) -> dict[str, str]:
 
 
 def _looks(study: Study, look: Look) -> dict[str, dict[str, str]]:
-    """Colour and marker of each variant, the same in all pictures."""
+    """Return color and marker of each variant, the same in all plots."""
     return {
         variant.name: {"color": look.colours[i % len(look.colours)], "marker": _MARKERS[i % len(_MARKERS)]}
         for i, variant in enumerate(study.variants)
@@ -148,7 +148,7 @@ def _looks(study: Study, look: Look) -> dict[str, dict[str, str]]:
 
 
 def _legend(figure: Figure, handles: Mapping[str, Any], look: Look) -> None:
-    """The variants' names, above all panels."""
+    """Draw one legend above all panels."""
     widest = max(map(len, handles))
     columns = max(1, min(len(handles), int(look.width * 11) // (widest + 6)))
     figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=columns)
@@ -186,7 +186,7 @@ def _score_against_flops(study: Study, look: Look) -> Figure | None:
                     markersize=8,
                     capsize=4,
                 )
-            else:  # what the others begin with, or what no run of ours made: no operations to place it by
+            else:  # base of the others, or a model without a ledger: it has no operations on the x axis
                 handle = axis.axhline(100 * score.mean, color=colour, linestyle="--", linewidth=1.4)
                 axis.axhspan(
                     100 * (score.mean - score.stderr), 100 * (score.mean + score.stderr), color=colour, alpha=0.12
@@ -203,7 +203,7 @@ def _score_against_flops(study: Study, look: Look) -> Figure | None:
 
 
 def _plain_log_axis(axis: Axes) -> None:
-    """Ticks as plain figures, few enough to be read."""
+    """Label a logarithmic x axis with plain numbers, few enough to be readable."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axis.get_xlim()
@@ -301,5 +301,5 @@ def _loss(study: Study, look: Look) -> Figure | None:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """The exponential moving average, with a tenth of each new value."""
+    """Return the exponential moving average, in which each new value has the weight 1 - _SMOOTH."""
     return list(itertools.accumulate(values, lambda old, new: _SMOOTH * old + (1 - _SMOOTH) * new))

@@ -1,4 +1,4 @@
-"""What runs and evaluations left behind, read back: results, samples, ledgers and logged metrics."""
+"""Readers of the output files of runs and evaluations: results, samples and logged metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmtune.common.files import parse_json, read_json
 from mmtune.common.schema import Natural, Number, Share, validate
 
 MODALITIES = ("language", "vision")
-# what must be the same for two scores of a task to compare, and what it means if it is not
+# fields that must be equal for two scores of a task to be comparable, each with what a difference means
 _COMPARABLE = {
     "dataset.fingerprint": "they were scored on different rows, or on more of them",
     "version": "the task file was changed between them",
@@ -32,7 +32,7 @@ _AGAIN = "run the evaluation again"
 
 @dataclass(frozen=True, slots=True)
 class _TaskScores:
-    """What is needed of a task in `results.json`."""
+    """Required fields of a task in `results.json`."""
 
     modality: str
     version: Natural
@@ -47,14 +47,14 @@ class _TaskScores:
 
 @dataclass(frozen=True, slots=True)
 class _Results:
-    """What is needed of `results.json`."""
+    """Required fields of `results.json`."""
 
     tasks: dict[str, _TaskScores]
 
 
 @dataclass(frozen=True, slots=True)
 class TaskChange:
-    """One task's score before and after a training, shares from 0 to 1."""
+    """Scores of one task before and after training, as shares from 0 to 1."""
 
     name: str
     modality: str
@@ -68,15 +68,16 @@ class TaskChange:
 
     @property
     def change(self) -> float:
-        """The gain."""
+        """Score after training minus score before."""
         return self.after - self.before
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One question and what a model made of it.
+    """One question with a model's response and its score.
 
-    `prediction` is None where no valid answer was found; `image` stands for the photo's bytes, None without a photo.
+    `prediction` is None where the response holds no valid answer. `image` is the SHA-256 of the image's bytes (of
+    several images: of their digests), None without an image or where the field is no SHA-256.
     """
 
     id: int | str
@@ -89,7 +90,7 @@ class Sample:
 
     @property
     def more(self) -> str:
-        """The raw response where it says more than the prediction, apart from case and punctuation; else nothing."""
+        """Raw response where it differs from the prediction in more than case, spaces and punctuation; else empty."""
 
         def words(text: str) -> str:
             return "".join(c for c in text.casefold() if c.isalnum())
@@ -100,7 +101,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """A file of samples, by id in the file's order."""
+    """Samples of a file by id, in the order of the file."""
 
     file: Path
     samples: dict[int | str, Sample]
@@ -108,34 +109,34 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class PairedSample:
-    """The same question answered before and after, or by a baseline and by another model."""
+    """Same question answered before and after training, or by a baseline and by another model."""
 
     before: Sample
     after: Sample
 
     @property
     def change(self) -> float:
-        """The gain in score."""
+        """Score after minus score before."""
         return self.after.score - self.before.score
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """An evaluation's results.json.
+    """Read and check the results.json of an evaluation.
 
     Raises:
-        UserError: there is none, or it lacks what a comparison needs.
+        UserError: it is missing or damaged, lacks a required field, or has a task name that is not a file name.
     """
     file = folder / "results.json"
     results: dict[str, Any] = read_json(file)
     validate(_Results, results, str(file), extra="ignore", remedy=_AGAIN)
     for name in results["tasks"]:
-        if not name or set(name) & set("/\\\0"):  # it names a file in samples/, and none elsewhere
+        if not name or set(name) & set("/\\\0"):  # the name becomes a file in samples/, and must not lead elsewhere
             raise UserError(f"{file}: task {name!r}: not a name that mmtune eval writes; {_AGAIN}")
     return results
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str] | None:
-    """Why two results of a task do not compare: what differs, with both values, and what that means; or None."""
+    """Return the first field, with both values, that makes two results incomparable, and what it means; else None."""
     for field, meaning in _COMPARABLE.items():
         first, second = (_look_up(task, field) for task in (old, new))
         if first != second:
@@ -144,10 +145,10 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> tuple[str, str] | No
 
 
 def task_changes(before: dict[str, Any], after: dict[str, Any]) -> list[TaskChange]:
-    """The tasks both evaluations have, in order.
+    """Return the changes of the tasks that both evaluations have, in the order of `before`.
 
     Raises:
-        UserError: a task was scored on other rows or under another protocol.
+        UserError: the two scores of a task are not comparable, such as on other rows or under another protocol.
     """
     changes = []
     for name, old in before["tasks"].items():
@@ -170,7 +171,7 @@ def task_changes(before: dict[str, Any], after: dict[str, Any]) -> list[TaskChan
 
 
 def read_answers(folder: Path, task: str) -> Answers:
-    """A task's samples.
+    """Read the samples of a task.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -190,16 +191,16 @@ def read_answers(folder: Path, task: str) -> Answers:
                 samples[sample.id] = sample
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; {_AGAIN}") from None
-    except ValueError as error:  # neither JSON nor, it may be, UTF-8
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{file}, after line {number}: damaged ({error}); {_AGAIN}") from None
     return Answers(file, samples)
 
 
 def pair(before: Answers, after: Answers) -> list[PairedSample]:
-    """Two models' samples matched by id, in the first one's order.
+    """Match two models' samples by id, in the order of the first.
 
     Raises:
-        UserError: they do not hold the same questions.
+        UserError: the two do not hold the same ids, prompts and targets.
     """
     files = f"{before.file} and {after.file}: not the same samples"
     for one, other in ((before, after), (after, before)):
@@ -214,16 +215,16 @@ def pair(before: Answers, after: Answers) -> list[PairedSample]:
 
 
 def paired_samples(before: Path, after: Path, task: str) -> list[PairedSample]:
-    """A task's samples of two evaluations, matched by id, in the first one's order.
+    """Read a task's samples of two evaluations, matched by id, in the order of the first.
 
     Raises:
-        UserError: a file is missing or damaged, or the two do not hold the same questions.
+        UserError: a file is missing or damaged, or the two do not hold the same ids, prompts and targets.
     """
     return pair(read_answers(before, task), read_answers(after, task))
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """A run's metrics.csv, one dict a row, empty cells left out; [] where there is none.
+    """Read the metrics.csv of a run, one dict per row without empty cells; [] where the file is missing.
 
     Raises:
         UserError: it is damaged.
@@ -238,25 +239,25 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
                 found = {k: float(v) for k, v in row.items() if v}
                 int(found.get("step", 0))
                 rows.append(found)
-    except (csv.Error, ValueError, TypeError, OverflowError) as error:  # a cell that is no number, or one too many
+    except (csv.Error, ValueError, TypeError, OverflowError) as error:  # no number, or too many cells
         problem = f"damaged ({brief(str(error))}); delete it to do without the losses"
         raise UserError(f"{file}, row {len(rows) + 1}: {problem}") from None
     return rows
 
 
 def _digest(image: Any) -> str | None:
-    """A photo's digest, or None for what is none: it names a file."""
+    """Return a SHA-256 in hex digits, or None for any other value: the digest names a file."""
     return image if isinstance(image, str) and re.fullmatch("[0-9a-f]{64}", image) else None
 
 
 def _look_up(task: dict[str, Any], field: str) -> Any:
     if field == "dataset.fingerprint":
         return task["dataset"].get("fingerprint")
-    # evaluations from before there was a choice generated their answers, at once
+    # older evaluations lack these fields: they generated answers, without thinking
     return task.get(field, {"answering": "generate", "thinking_budget": 0}.get(field))
 
 
 def _short(value: Any) -> str:
-    """A value in ASCII, cut: it may come from anywhere and goes to the terminal."""
+    """Format a value as ASCII JSON for the terminal; above 20 characters, 16 are kept, with an ellipsis."""
     text = json.dumps(value)
     return text if len(text) <= 20 else f"{text[:16]}…"

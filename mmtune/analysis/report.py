@@ -1,4 +1,4 @@
-"""A self-contained page about variants: scores beside cost, answers side by side, losses, settings, versions."""
+"""Report on variants, a self-contained page: scores, cost, answers side by side, losses, settings, versions."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from mmtune.analysis.variants import TrainedRun, Variant
 
 SAMPLES_PER_TASK = 500
 _NARROW = "(max-width: 48rem)"
-# the style sheet shows one theme: a browser that prints does not choose among a picture's sources again
+# themes are switched by the style sheet: browsers do not choose anew among the sources of a picture when they print
 _FORMS = {"light": {_NARROW: LIGHT_NARROW, "": LIGHT}, "dark": {_NARROW: DARK_NARROW, "": DARK}}
-_UNTOLD = {"out", "ckpt_path"}  # where a run was written says nothing about the run
+_UNTOLD = {"out", "ckpt_path"}  # output paths, which do not describe the run
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A set or an average in the table of scores.
+    """Row of the table of scores: an evaluation set or an average.
 
     Attributes:
-        name: of the set or average.
-        rows: how many samples; None of an average.
-        average: whether it is one.
-        averaged: whether the set is in the averages.
-        scores: per variant.
-        unparsed: share of answers without a valid prediction per variant, the mean over seeds; None of an average.
+        name: name of the set or average.
+        rows: number of samples; None for an average.
+        average: whether the row is an average.
+        averaged: whether the set is part of the averages; True for an average.
+        scores: one score per variant.
+        unparsed: share of answers without a valid prediction per variant, averaged over seeds; None for an average.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Row:
     unparsed: list[float] | None
 
     def clear(self, i: int) -> bool:
-        """Whether variant i differs from the first by more than two standard errors of the difference, unpaired."""
+        """Return whether score i differs from the first by over two standard errors of the difference, unpaired."""
         first, other = self.scores[0], self.scores[i]
         return abs(other.mean - first.mean) > 2 * (first.stderr**2 + other.stderr**2) ** 0.5
 
@@ -59,22 +59,23 @@ def write_report(
     plots: Path | None = None,
     tables: Path | None = None,
 ) -> list[str]:
-    """Write the page as one HTML file that needs nothing else.
+    """Write the report as one self-contained HTML file.
 
     Args:
-        variants: as `read_variants` gives them; answers are compared with those of the first.
+        variants: variants from `read_variants`; answers are compared with those of the first.
         target: the file to write.
-        title: of the page.
-        baseline: the variant that the others are cheaper than; the most costly tuned one where None.
-        samples: at most so many of each task are on the page.
-        plots: a folder for the pictures as SVG and PNG.
-        tables: a folder for the tables as CSV and LaTeX.
+        title: title of the page.
+        baseline: name of the variant whose cost the others' is compared with; None for the tuned variant with the most
+            training operations, if there are at least two.
+        samples: maximum number of samples of each task on the page.
+        plots: folder for the plots as SVG and PNG; None to write none.
+        tables: folder for the tables as CSV and LaTeX; None to write none.
 
     Returns:
-        What is left out, or does not compare, for people.
+        Warnings for the user about what is left out or not comparable.
 
     Raises:
-        UserError: a file is damaged, there is nothing to compare, or no variant is called as the baseline.
+        UserError: a file is missing or damaged, there is nothing to report, or no variant has the baseline's name.
     """
     found = study(variants)
     against = found.baseline(baseline)
@@ -118,7 +119,7 @@ def _rows(found: Study) -> list[Row]:
 
 
 def _figures(found: Study) -> dict[str, tuple[str, dict[str, dict[str, str]]]]:
-    """Title and forms of each picture: by theme and media query, the picture as a data URL."""
+    """Return the title of each plot, and the plot as a data URL by theme and media query."""
     drawn = {
         theme: {media: svg_figures(found, look) for media, look in looks.items()} for theme, looks in _FORMS.items()
     }
@@ -133,7 +134,7 @@ def _figures(found: Study) -> dict[str, tuple[str, dict[str, dict[str, str]]]]:
 
 
 def _resources(found: Study) -> list[str]:
-    """Peak memory and energy of each variant, the largest of its runs, as far as the ledgers have them."""
+    """Describe peak memory and energy of each variant, the maximum over its runs, as far as the ledgers have them."""
     lines = []
     for variant in found.variants:
         most: dict[str, float] = {}
@@ -156,7 +157,7 @@ def _config(run: TrainedRun) -> dict[str, Any]:
 
 
 def _versions(run: TrainedRun) -> dict[str, Any]:
-    """What the run and its evaluation were computed with and on."""
+    """Return suite, date, model and protocols of an evaluation, and hardware and versions of it and of the training."""
     results, ledger = run.results, run.ledger or {}
     told = {"suite": results.get("suite"), "evaluated": results.get("created"), "model": results.get("model")}
     for what, kinds in (("evaluation", results), ("training", ledger)):
@@ -170,12 +171,12 @@ def _versions(run: TrainedRun) -> dict[str, Any]:
 def _settings(
     found: Study, read: Callable[[TrainedRun], dict[str, Any]], *, differing: bool = False
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Each key with its values by variant; one value alone, without a variant, where all have it.
+    """Return each key with its values by variant; a single value under the name "" where all variants agree.
 
     Args:
         found: the variants.
-        read: what a run says; a run that says nothing is left out.
-        differing: only keys whose values are not all the same.
+        read: returns the values of a run by key; runs without values are left out.
+        differing: whether to return only keys on which variants differ.
     """
     told = {variant.name: [values for run in variant.runs if (values := read(run))] for variant in found.variants}
     told = {name: runs for name, runs in told.items() if runs}

@@ -1,4 +1,4 @@
-"""The run that an evaluated model is of: which one it was, its settings and what it cost."""
+"""Training run of an evaluated model: find its directory, and read its settings and its ledger."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _with(*names: str) -> AfterValidator:
 
 @dataclass(frozen=True, slots=True)
 class _Ledger:
-    """What is needed of `ledger.json`."""
+    """Required fields of `ledger.json`."""
 
     train_s: Number
     samples: Number
@@ -36,11 +36,14 @@ class _Ledger:
 
 
 def run_of(evaluation: Path, model: str) -> Path | None:
-    """The run that made the model: the folder above the evaluation if it is that run, or where the model is.
+    """Return the directory of the run that trained the model, or None if it is not found.
+
+    It is the evaluation's folder or the nearest one above it that holds a ledger and belongs to the model, else the
+    path that the model's name stands for, if a ledger is there.
 
     Args:
         evaluation: the folder of the evaluation.
-        model: what its results call the model.
+        model: name of the model in the results of the evaluation.
     """
     for folder in (evaluation, *evaluation.absolute().parents):
         if (folder / "ledger.json").is_file() and _is_model(folder, model):
@@ -53,10 +56,10 @@ def run_of(evaluation: Path, model: str) -> Path | None:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """A run's config.yaml, flat, by dotted key; {} where there is none.
+    """Read the config.yaml of a run as a flat dict by dotted key; {} where the file is missing.
 
     Raises:
-        UserError: it is no YAML mapping.
+        UserError: it is not a YAML mapping.
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -68,10 +71,10 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def read_ledger(run: Path) -> dict[str, Any] | None:
-    """A run's ledger.json; None where there is none.
+    """Read the ledger.json of a run; None where the file is missing.
 
     Raises:
-        UserError: it lacks a figure.
+        UserError: it is damaged or lacks a required field.
     """
     file = run / "ledger.json"
     if not file.is_file():
@@ -82,7 +85,10 @@ def read_ledger(run: Path) -> dict[str, Any] | None:
 
 
 def _is_model(run: Path, model: str) -> bool:
-    """Whether results that name this model are of the run, which may have been moved since, or written elsewhere."""
+    """Return whether the model's name is that of the run's folder, or of its recorded output folder.
+
+    Paths are not compared: the run may have been moved since.
+    """
     name = Path(model.removesuffix("/model")).name
     return bool(name) and ":" not in model and name in (run.resolve().name, Path(str(read_config(run).get("out"))).name)
 

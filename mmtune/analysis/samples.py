@@ -1,4 +1,4 @@
-"""The samples that a page shows: the same questions, answered by every variant, with small photos."""
+"""Samples on the page of a report: the same questions, answered by every variant, with thumbnails of images."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from mmtune.common.text import visible
 
 PROMPT_CHARACTERS = 3000
 ANSWER_CHARACTERS = 1000
-IMAGE_BYTES = 6 * 2**20  # of all photos on a page
-_LARGEST_IMAGE = 2**18  # bytes of one, of which those that are kept have a few thousand
+IMAGE_BYTES = 6 * 2**20  # limit for all images on a page
+_LARGEST_IMAGE = 2**18  # limit for one image, in bytes; thumbnails have a few thousand
 _JPEG = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True, slots=True)
 class SampleSet:
-    """What a page shows.
+    """Samples on a page.
 
     Attributes:
-        data: for the page's script: `variants`, `tasks` (name, modality), `rows` and `images` (base64 of JPEG files). A
-            row is task, id, prompt, target, photo (an index or -1) and one answer per variant: prediction, raw response
-            where it says more, score; null where the variant was asked something else under this id.
-        shown: how many samples of each task are there, and how many there are in all.
-        images: how many photos are there, and how many the samples shown have.
+        data: data of the page's script: `variants`, `tasks` (name, modality), `rows` and `images` (base64 of JPEG
+            files). A row is task (an index), id, prompt, target, image (an index or -1) and one answer per variant:
+            prediction (null where none was found), raw response where it differs (else empty), score. An answer is null
+            where the variant has no sample of this id with the same prompt and target.
+        shown: for each task, the number of samples on the page and in the evaluation.
+        images: number of distinct images on the page, and number of those that its samples have.
     """
 
     data: dict[str, Any]
@@ -38,7 +39,11 @@ class SampleSet:
 
 
 def collect(study: Study, per_task: int) -> SampleSet:
-    """The first samples of each task, as the first run of every variant answered them; none is picked by its outcome.
+    """Collect the first samples of each task, whatever their scores, with the answers of each variant's first run.
+
+    Args:
+        study: the variants and their tasks.
+        per_task: maximum number of samples of each task.
 
     Raises:
         UserError: a file of samples is missing or damaged.
@@ -83,7 +88,7 @@ def _answer(sample: Sample) -> list[Any]:
 
 
 def _begin_cut(text: str) -> str:
-    """The end of a text that is too long, where a prompt has its question."""
+    """Cut the beginning of a text that is too long: the question of a prompt is at its end."""
     return text if len(text) <= PROMPT_CHARACTERS else "…" + text[1 - PROMPT_CHARACTERS :]
 
 
@@ -92,7 +97,7 @@ def _end_cut(text: str) -> str:
 
 
 def _images(folders: Iterable[Path], wanted: dict[str, str]) -> dict[str, bytes]:
-    """The small photos that the evaluations kept, as far as they are there and the page has room."""
+    """Read the thumbnails that the evaluations kept, by name, up to IMAGE_BYTES in all; missing ones are left out."""
     found: dict[str, bytes] = {}
     left = IMAGE_BYTES
     for folder in folders:
@@ -106,14 +111,18 @@ def _images(folders: Iterable[Path], wanted: dict[str, str]) -> dict[str, bytes]
 
 
 def _read_images(file: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Photos by name; nothing from a file that is missing, damaged or compressed, since a page does without them."""
+    """Yield name and content of images in a ZIP file.
+
+    Images that are missing, compressed or too large are skipped. A missing or damaged file ends the iteration without
+    an error, since a page does not need its images.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             members = {member.filename: member for member in archive.infolist()}
             for name in names:
                 member = members.get(f"{name}.jpg")
-                # as the evaluator writes them; what is compressed may be a thousand times as large
+                # uncompressed, as the evaluator writes them; compressed data can expand a thousand times
                 if member and member.compress_type == zipfile.ZIP_STORED and member.file_size <= _LARGEST_IMAGE:
                     yield name, archive.read(member)
-    except Exception:  # zipfile raises what it meets: names that are not UTF-8, members with a password
+    except Exception:  # zipfile raises many types, such as for names that are not UTF-8 or members with a password
         return

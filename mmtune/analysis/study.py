@@ -1,4 +1,4 @@
-"""Scores and costs of variants, averaged over seeds, and how much cheaper one variant is than another."""
+"""Scores and training costs of variants, averaged over seeds, and ratios of costs between variants."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AVERAGES = (*MODALITIES, "overall")
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A score from 0 to 1, the mean over seeds, and its standard error."""
+    """Score from 0 to 1, averaged over seeds, with its standard error."""
 
     mean: float
     stderr: float
@@ -25,13 +25,13 @@ class Score:
 
     @classmethod
     def of_seeds(cls, scores: Sequence[float], stderrs: Sequence[float]) -> Score:
-        """The mean over seeds.
+        """Average the scores of several seeds.
 
-        Its standard error is sqrt(s²/n + mean(e²)): s the standard deviation between the n seeds' scores (n − 1 in the
-        denominator), e each one's sampling standard error. The first part shrinks with more seeds. The second does
-        not, because all seeds answer the same sampled questions, so that what makes this sample easy or hard is common
-        to them. A single run has e alone. The spread between seeds holds a part of the sampling error already (which
-        of the questions a seed gets right), so the sum errs on the large side, by at most that part divided by n.
+        The standard error is sqrt(s²/n + mean(e²)), where s is the standard deviation of the n seeds' scores (n − 1 in
+        the denominator) and e the sampling standard error of each seed. The first part shrinks with more seeds. The
+        second does not: all seeds answer the same sampled questions, so that the difficulty of this sample is common to
+        them. The error of a single run is e alone. The spread between seeds already holds a part of the sampling error
+        (which questions a seed gets right), so the sum is too large, by at most that part divided by n.
         """
         mean = sum(scores) / len(scores)
         if len(scores) == 1:
@@ -43,15 +43,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What training took, the mean over a variant's runs.
+    """Training cost of a variant, averaged over its runs.
 
     Attributes:
-        samples: rows trained on.
-        seconds: of training.
-        flops: floating-point operations, in all.
-        flops_by_part: of language model, projector and tower.
-        tokens: text, image, pad and supervised; supervised ones are among the text.
-        tower_passes: photos that went through the vision tower.
+        samples: number of training rows.
+        seconds: training time.
+        flops: floating-point operations in all.
+        flops_by_part: floating-point operations of language model, projector and tower.
+        tokens: numbers of text, image, pad and supervised tokens; supervised tokens are text tokens, too.
+        tower_passes: number of images encoded by the vision tower.
     """
 
     samples: float
@@ -63,7 +63,7 @@ class Cost:
 
     @classmethod
     def of(cls, variant: Variant) -> Cost | None:
-        """The mean of the runs' ledgers; None where a run has none."""
+        """Average the ledgers of a variant's runs; None where a run has no ledger."""
         ledgers = [run.ledger for run in variant.runs if run.ledger is not None]
         if not ledgers or len(ledgers) < len(variant.runs):
             return None
@@ -86,14 +86,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class ScoredVariant:
-    """A variant's figures.
+    """Variant with its scores and its cost.
 
     Attributes:
-        variant: whose.
-        tasks: the score of each task of the study.
-        averages: language, vision and overall, as far as there are such tasks.
-        cost: of training; None where it is not known. Of a variant that others begin with, what came before theirs.
-        start: whether other variants begin with its model, or it is only aligned: no tuning, and no cost of one.
+        variant: the variant.
+        tasks: score of each task of the study.
+        averages: average scores over language, vision and all tasks, as far as there are such tasks.
+        cost: training cost; None where it is not known. The cost of a variant that others are tuned from is not part of
+            theirs.
+        start: whether other variants are tuned from its model, or it is only aligned; its cost is then no tuning cost.
     """
 
     variant: Variant
@@ -104,17 +105,17 @@ class ScoredVariant:
 
     @property
     def name(self) -> str:
-        """The variant's name."""
+        """Name of the variant."""
         return self.variant.name
 
     @property
     def runs(self) -> list[TrainedRun]:
-        """Its finished runs."""
+        """Finished runs of the variant."""
         return self.variant.runs
 
     @property
     def tuned(self) -> bool:
-        """Whether tuning made it, at a known cost."""
+        """Whether the variant was tuned, at a known cost."""
         return self.cost is not None and not self.start
 
 
@@ -123,10 +124,10 @@ class Study:
     """Variants scored on the same tasks.
 
     Attributes:
-        variants: those with a finished run.
-        tasks: what all of them were scored on, by name, with the modality.
-        averaged: the tasks that the averages are over: unseen by all, and scored alike.
-        warnings: why something is left out, or does not compare; for people.
+        variants: variants with a finished run.
+        tasks: modality of each task that all runs were scored on, by name.
+        averaged: names of the tasks in the averages: unseen by all variants, and with comparable scores.
+        warnings: messages for the user about what is left out or not comparable.
     """
 
     variants: list[ScoredVariant]
@@ -136,11 +137,13 @@ class Study:
 
     @property
     def averages(self) -> list[str]:
-        """The averages there are."""
+        """Names of the averages that have tasks: language, vision, overall."""
         return [name for name in AVERAGES if any(name in ("overall", self.tasks[task]) for task in self.averaged)]
 
     def baseline(self, name: str | None = None) -> ScoredVariant | None:
-        """The variant of this name; without one, the most costly tuned variant; None with fewer than two.
+        """Return the variant of this name, or the tuned variant with the most training operations if `name` is None.
+
+        Without a name, None where fewer than two variants are tuned.
 
         Raises:
             UserError: no variant has this name.
@@ -158,12 +161,14 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class Cheaper:
-    """How many times fewer operations a variant's training took than a baseline's.
+    """Ratios of a baseline's training operations to those of a variant.
 
     Attributes:
-        at_equal_samples: per row trained on, so for equally many rows; None where one of the costs is not known.
-        at_same_score: to reach the baseline's score, by average: at least so many times, because the variant may have
-            reached it before its end. None where the variant ends below the baseline, or a cost is not known.
+        at_equal_samples: ratio for equally many training rows; None where one of the two is not tuned or its cost is
+            not known.
+        at_same_score: ratio for reaching the baseline's score, by average. It is a lower bound, because the variant may
+            have reached the score before its end. None where the variant ends below the baseline, or where one of the
+            two is not tuned or its cost is not known.
     """
 
     at_equal_samples: float | None
@@ -173,9 +178,10 @@ class Cheaper:
 def study(variants: Sequence[Variant]) -> Study:
     """Score variants on the tasks that all their runs have.
 
-    Averages are unweighted means over the tasks that no variant has seen and that were scored alike for all (same rows,
-    task version, protocol, way of answering). Their sampling error is that of independent tasks, sqrt(Σe²)/k; between
-    seeds it is the averages themselves that are compared, since a seed may move several tasks together.
+    Averages are unweighted means over the tasks that no variant has seen and whose scores are comparable in all runs
+    (same rows, task version, protocol, metric, way of answering). Their sampling error is that of k independent tasks,
+    sqrt(Σe²)/k. The spread between seeds is that of the averages themselves, since a seed may shift several tasks
+    together.
 
     Raises:
         UserError: no run is finished, or the variants have no task in common.
@@ -212,7 +218,7 @@ def study(variants: Sequence[Variant]) -> Study:
 
 
 def cheaper(variant: ScoredVariant, baseline: ScoredVariant) -> Cheaper:
-    """How many times cheaper the variant's training was than the baseline's, in floating-point operations."""
+    """Compute how many times fewer floating-point operations the variant's training took than the baseline's."""
     if not (variant.cost and baseline.cost and variant.tuned and baseline.tuned and variant.cost.flops):
         return Cheaper(None, dict.fromkeys(variant.averages))
     times = baseline.cost.flops / variant.cost.flops
@@ -245,7 +251,7 @@ def _scored(variant: Variant, tasks: Mapping[str, str], averaged: Sequence[str],
 
 
 def _places(model: str) -> set[Path]:
-    """The run directory that a reference to a run or to its model stands for; nothing for a name from the hub."""
+    """Return the run directory of a reference to a run or to its model; empty where there is none, as for a hub id."""
     try:
         place = locate(model)
     except UserError:
@@ -255,7 +261,7 @@ def _places(model: str) -> set[Path]:
 
 
 def _unlike(name: str, runs: Sequence[TrainedRun]) -> str | None:
-    """Why a task's scores do not compare, or None if they do."""
+    """Return why a task's scores are not comparable, or None if they are."""
     first = runs[0]
     for run in runs[1:]:
         if found := difference(first.results["tasks"][name], run.results["tasks"][name]):
@@ -264,7 +270,7 @@ def _unlike(name: str, runs: Sequence[TrainedRun]) -> str | None:
 
 
 def _different_samples(variants: Sequence[ScoredVariant]) -> list[str]:
-    """A warning where tuned runs were trained on differently many rows."""
+    """Return a warning if tuned runs were trained on different numbers of rows; else an empty list."""
     ledgers = [run.ledger for variant in variants if variant.tuned for run in variant.runs]
     rows = {ledger["samples"] for ledger in ledgers if ledger is not None}
     if len(rows) < 2:

@@ -1,4 +1,4 @@
-"""Scores, comparisons and costs as terminal tables."""
+"""Terminal tables of scores, comparisons and costs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmtune.common.text import ending, one_line, visible
 
 
 def change_table(changes: Sequence[TaskChange], title: str) -> Table:
-    """Score before and after for each task and the average of each modality, in per cent."""
+    """Return a table of scores before and after training, per task and averaged per modality, in percent."""
     table = Table(title=title, title_justify="left", show_edge=False)
     for heading in ("task", "rows", "before", "after", "change", "unparsed before", "after"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
@@ -45,7 +45,7 @@ def example_table(
     title: str = "The same questions, before and after",
     sides: tuple[str, str] = ("before", "after"),
 ) -> Table:
-    """Questions with both answers side by side; what models and data sets say is shown as plain text."""
+    """Return a table of questions with both answers side by side, without markup or control characters."""
     table = Table(title=Text(title, style="table.title"), title_justify="left", show_edge=False)
     for heading in ("task", "id", "question", "right answer", *sides):
         table.add_column(heading, overflow="fold", min_width=32 if heading == "question" else None)
@@ -62,7 +62,7 @@ def example_table(
 
 
 def evaluations_table(comparison: Comparison) -> Table:
-    """What is compared, and what it cost."""
+    """Return a table of the compared evaluations, with the cost of evaluation and training."""
     table = Table(title="What is compared", title_justify="left", show_edge=False)
     for heading in ("", "evaluation", "model"):
         table.add_column(heading, overflow="fold")
@@ -83,7 +83,7 @@ def evaluations_table(comparison: Comparison) -> Table:
 
 
 def comparison_table(comparison: Comparison, against: Against) -> Table:
-    """Scores, difference, interval and flips of each task and average, in per cent and points."""
+    """Return a table with scores in percent, difference and interval in points, and flips, per task and average."""
     first, second = comparison.baseline.label, against.other.label
     table = Table(
         title=f"{second} against {first}: per cent, and points of difference", title_justify="left", show_edge=False
@@ -113,17 +113,18 @@ def comparison_table(comparison: Comparison, against: Against) -> Table:
 
 
 def study_table(study: Study, baseline: str | None = None) -> Table:
-    """Averages beside cost, a variant in a row, and how many times cheaper it was than the baseline.
+    """Return a table of average scores and training cost, one row per variant, with the cost ratio to the baseline.
 
     Args:
-        study: what is shown.
-        baseline: a variant's name; the most costly tuned one where None.
+        study: the variants.
+        baseline: name of a variant; None for the tuned variant with the most training operations, if there are at least
+            two.
 
     Raises:
         UserError: no variant has this name.
     """
     table = Table(title="Score beside cost, per cent ± one standard error", title_justify="left", show_edge=False)
-    table.pad_edge, table.collapse_padding = False, True  # its columns are many
+    table.pad_edge, table.collapse_padding = False, True  # it has many columns
     table.add_column("variant", overflow="fold", min_width=13)
     size, unit = flop_unit(max((variant.cost.flops for variant in study.variants if variant.cost), default=0.0))
     for heading in (*study.averages, "rows", "text tokens", "image tokens", "passes", unit, "seconds", "cheaper"):
@@ -149,7 +150,7 @@ def study_table(study: Study, baseline: str | None = None) -> Table:
 
 
 def flips_table(comparison: Comparison, against: Against, count: int) -> Table:
-    """The first few flipped samples of each task."""
+    """Return a table of the first `count` flipped samples of each task."""
     labels = (comparison.baseline.label, against.other.label)
     shown = [(task.name, flip) for task in against.tasks for flip in task.flips[:count]]
     total = sum(len(task.flips) for task in against.tasks)
@@ -157,21 +158,21 @@ def flips_table(comparison: Comparison, against: Against, count: int) -> Table:
 
 
 def points_text(share: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """Format a difference of shares in percentage points, with its sign."""
     points = round(100 * share, 1)
     return f"{points:+.1f}".replace("-", "−") if points else "0.0"
 
 
 def p_text(value: float) -> str:
-    """A p value with as many digits as are of use."""
+    """Format a p value with three decimals; smaller ones as `<0.001`."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def cost_lines(ledger: dict[str, Any]) -> list[str]:
-    """A ledger in a few sentences."""
+    """Return lines that summarize a ledger: rows, time, tokens, operations, parameters, memory."""
     tokens, flops = ledger["tokens"], ledger["flops"]
     speed = ""
-    if "tokens_per_s" in ledger:  # not in the contract, so another tool's ledger may be without
+    if "tokens_per_s" in ledger:  # not a required field, so another tool's ledger may lack it
         rate, used = sum(ledger["tokens_per_s"].values()), ledger["model_flop_utilisation"]
         speed = f": {rate:,.0f} tokens a second, at {used:.0%} of the machine's matrix-product peak"
     return [
@@ -185,7 +186,7 @@ def cost_lines(ledger: dict[str, Any]) -> list[str]:
 
 
 def _answer(sample: Sample) -> Text:
-    """The answer found, and the raw response where that says more."""
+    """Format the prediction, with the raw response where it differs."""
     found = "unparsed" if sample.prediction is None else one_line(sample.prediction, 40)
     answer = Text(found, style="green" if sample.score else "red")
     return answer.append(f" ← {one_line(sample.more, 40)}", style="dim") if sample.more else answer

@@ -1,4 +1,4 @@
-"""What is compared in a report: variants, each a model trained in one way, once or with several seeds."""
+"""Variants of a report: each is one way of training a model, run once or with several seeds."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SEED_KEYS = ("seed", "model.seed", "seed_everything", "data.train.seed")
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """One evaluated model, and the run that made it.
+    """Evaluated model, with the run that trained it.
 
     Attributes:
         evaluation: the folder with results.json and samples/.
-        results: what results.json says.
-        run: the run directory; None of a model that no run made, or whose run is not here.
-        ledger: the run's ledger.json; None without a run.
-        seed: of the run; None where it is not known.
+        results: content of results.json.
+        run: the run directory; None for a model without a run, or where the run is not found.
+        ledger: content of the run's ledger.json; None without a run or without the file.
+        seed: seed of the run; None where it is not known.
     """
 
     evaluation: Path
@@ -37,12 +37,12 @@ class TrainedRun:
 
     @classmethod
     def read(cls, evaluation: Path, run: Path | None = None, seed: int | None = None) -> TrainedRun:
-        """Read an evaluation, and the ledger of the run that it is of.
+        """Read an evaluation, and the ledger of the run that trained its model.
 
         Args:
             evaluation: a folder with results.json.
-            run: the run directory; looked for where None.
-            seed: of the run; taken from its configuration where None.
+            run: the run directory; None to search for it.
+            seed: seed of the run; None to read it from the run's configuration.
 
         Raises:
             UserError: a file is missing or damaged.
@@ -57,30 +57,31 @@ class TrainedRun:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """The run's settings by dotted key; {} without a run."""
+        """Settings of the run by dotted key; {} without a run or without its config.yaml."""
         return {} if self.run is None else read_config(self.run)
 
     @property
     def aligned_only(self) -> bool:
-        """Whether the run only aligned the projector: what the tuned variants begin with, not one of them."""
+        """Whether the run only aligned the projector, as for the base of the tuned variants."""
         return self.config.get("model.stage") == "align"
 
     @functools.cached_property
     def losses(self) -> list[tuple[int, float]]:
-        """Step and training loss, as logged; [] where none were."""
+        """Logged training losses, as pairs of step and loss; [] where none are logged."""
         rows = [] if self.run is None else read_metrics(self.run)
         return [(int(row["step"]), row["train_loss"]) for row in rows if "step" in row and "train_loss" in row]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
-        name: as the report calls it.
-        runs: what is finished.
-        unfinished: runs that are planned and not finished, each by its folder.
-        seen: tasks that are not unseen, and why: their rows or photos are in what the variants were trained on.
+        name: name in the report.
+        runs: finished runs.
+        unfinished: folders of planned runs that are not finished.
+        seen: tasks with rows or images in the training data of a variant, or not compared with it, each with the
+            reason.
     """
 
     name: str
@@ -90,14 +91,16 @@ class Variant:
 
 
 def read_variants(paths: Sequence[str | Path]) -> list[Variant]:
-    """The variants that paths stand for.
+    """Read the variants that paths stand for.
 
     A path is a run directory with one evaluation in it or below it, an evaluation's folder, or a folder with
-    `reproduce.json`, which expands to its variants. `LABEL=PATH` names the variant; paths of one label are its
-    seeds. Without a label a variant is called as its folder, or by the whole path where two folders have one name.
+    `reproduce.json`, which expands to its variants. `LABEL=PATH` names the variant; paths with the same
+    label are its seeds. Without a label, the variant's name is that of its folder, or the whole path where two folders
+    have the same name.
 
     Raises:
-        UserError: a path holds no evaluation, or several; a file is missing or damaged; a path is given twice.
+        UserError: there are no paths; a path holds no evaluation, or several; a file is missing or damaged; an
+            evaluation is given twice; a folder with `reproduce.json` has a label or no finished run.
     """
     if not paths:
         raise UserError("give one run or more: folders that mmtune fit or mmtune eval wrote")
@@ -121,7 +124,7 @@ def read_variants(paths: Sequence[str | Path]) -> list[Variant]:
 
 
 def _labelled(text: str) -> tuple[str | None, Path]:
-    """`LABEL=PATH` or a path, which may hold an equals sign itself."""
+    """Split `LABEL=PATH`; an existing path that contains an equals sign has no label."""
     label, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return None, Path(text)
@@ -135,7 +138,7 @@ def _read_run(path: Path) -> TrainedRun:
 
 
 def _planned(folder: Path, label: str | None) -> list[Variant]:
-    """The variants of a folder with `reproduce.json`."""
+    """Read the variants of a folder with `reproduce.json`."""
     file = folder / RECORD
     if label is not None:
         raise UserError(f"{label}={folder}: {file} names its variants itself; give {folder} without a label")

@@ -1,1 +1,1 @@
-"""Experiments of several commands: quickstart, reproduce."""
+"""Experiments that run several commands: `quickstart` and `reproduce`."""

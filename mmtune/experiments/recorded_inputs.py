@@ -1,4 +1,4 @@
-"""Content of what `quickstart` and `reproduce` start from: files that change between two calls are not the same."""
+"""Hashes of the inputs of `quickstart` and `reproduce`, which show whether files have changed between two calls."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from mmtune.models.saving import model_folder
 def inputs_of(
     files: Iterable[str], configs: Iterable[str], suite: str, data_root: str | None, base: str | None
 ) -> dict[str, str]:
-    """SHA-256 of all that decides the runs and their scores, by name; photos of rows and the hub's rows left out.
+    """Return the SHA-256 of training files, configs, tasks, evaluation files and the given base model, by name.
+
+    Images of training rows, rows on the hub and the code are not included.
 
     Args:
-        files: of training rows; those that are no local files (hub ids) are left out.
+        files: files of training rows; references that are not local files (hub ids) are left out.
         configs: names or paths of configs of `fit`.
-        suite: a suite's name or file.
-        data_root: where the suite's rows are, or None for the hub.
-        base: the aligned model that was given, or None.
+        suite: name or file of a suite.
+        data_root: folder with the rows of the suite, or None for the hub.
+        base: aligned model given by the user, or None; a hub id is left out.
     """
     found = {name: sha256_file(path) for name in files if (path := locate(name)).is_file()}
     for name in configs:
@@ -41,7 +43,7 @@ def inputs_of(
 
 
 def changed(then: dict[str, str], now: dict[str, str]) -> str:
-    """The first inputs that differ, in words; "" if none does."""
+    """Return the names of the first three inputs that differ, with the number of others; "" if none differs."""
     names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

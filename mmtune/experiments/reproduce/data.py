@@ -1,4 +1,4 @@
-"""Questions about photos, made from lists of what is to be seen in them."""
+"""Questions about images, generated from lists of the objects in them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _CHOICE = ("Which of these is in the photo? Answer with the letter.", "What can 
 
 
 def object_questions(file: Path, seed: int = 0) -> list[dict[str, Any]]:
-    """Questions in LLaVA's format about photos whose objects are known: is it there, how many of these, what is there.
+    """Generate questions in LLaVA's format about the presence, count, names and choice of objects in images.
 
-    Yes and no are asked in balance. What is asked about and not there is drawn as often as it is in other photos, so
-    that an answer cannot be guessed from the word.
+    Questions about presence have "yes" and "no" equally often. Absent objects are drawn by their frequency in other
+    images, so that the answer cannot be guessed from the object's name. Images without objects are skipped.
 
     Args:
-        file: JSON Lines with `image` and `objects`, the names of all kinds of things in it.
-        seed: of what is asked.
+        file: JSON Lines with `image` and `objects`, the names of all kinds of objects in the image.
+        seed: seed of the random choices.
 
     Raises:
-        UserError: the file is missing, or a row lacks one of the two.
+        UserError: the file cannot be read, or a row lacks one of the two keys.
     """
     draw = random.Random(seed)
     images = list(_images(file))
@@ -79,7 +79,7 @@ def _images(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _absent(others: dict[str, int], count: int, draw: random.Random) -> list[str]:
-    """Distinct things, the frequent ones more often (Efraimidis & Spirakis 2006: by the key u^(1/weight))."""
+    """Draw distinct objects, weighted by their frequency (Efraimidis & Spirakis 2006: by the key u^(1/weight))."""
     return sorted(others, key=lambda thing: draw.random() ** (1 / others[thing]), reverse=True)[:count]
 
 

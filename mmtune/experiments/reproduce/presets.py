@@ -1,32 +1,32 @@
-"""What `mmtune reproduce` compares, and the models and data it can compare it on."""
+"""Variants that `mmtune reproduce` compares, and presets of models and data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 BASE = "base"
-# the share of rows without a photo (arXiv 2411.10557, section 4: MLAN, MLAN_v for Llama 2 and for Vicuna, the baseline)
+# share of rows without an image (arXiv 2411.10557, section 4: MLAN, MLAN_v for Llama 2 and for Vicuna, the baseline)
 VARIANTS = {"language-only": 1.0, "88-12": 0.88, "50-50": 0.5, "visual-only": 0.0}
-BASELINE = "visual-only"  # what the others are cheaper than, or not
+BASELINE = "visual-only"  # the variant that the others' costs are compared with
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A base model, the data of both kinds, and what is asked afterwards.
+    """Preset of a reproduction: base model, text and visual data, and evaluation suite.
 
     Attributes:
-        align: the config that makes the base model.
-        tune: the config of every variant.
-        captions: files that the base is aligned on; none where its config names them.
-        text: files of rows without photos.
-        visual: files of rows with photos.
-        objects: a file of photos and what is to be seen in them; questions made of it are visual rows too.
-        image_root: the folder of the photos.
-        samples: rows each variant is trained on.
-        align_steps: steps of the alignment; None takes what its config says.
-        suite: what is asked.
-        limit: rows of each set; None for all.
-        below_data_root: whether the files' paths are relative to --data-root.
+        align: config of the base model's alignment.
+        tune: config of every variant.
+        captions: files for the alignment of the base model; empty where its config names them.
+        text: files of rows without images.
+        visual: files of rows with images.
+        objects: file of images and the objects in them; questions generated from it are visual rows, too.
+        image_root: folder of the images.
+        samples: number of training rows of each variant.
+        align_steps: optimizer steps of the alignment; None for the number in its config.
+        suite: evaluation suite.
+        limit: maximum number of rows of each evaluation set; None for all.
+        below_data_root: whether the paths of files and images are relative to --data-root.
     """
 
     align: str
@@ -44,7 +44,7 @@ class Preset:
 
 
 def _mlan(model: str) -> Preset:
-    """The recipe's data holds 40,000 rows with a photo; that many rows can be had of either kind."""
+    """Return the preset of the paper's recipe; its 40,000 rows are as many as the data has with an image."""
     return Preset(
         align=f"{model}_align",
         tune=f"{model}_lora",

@@ -1,4 +1,4 @@
-"""The folder of a comparison: its settings, and the commands that fill it."""
+"""Folder of a reproduction: its recorded settings and inputs, and the commands that produce its contents."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mmtune.experiments.reproduce.presets import BASE, VARIANTS, Preset
 
 @dataclass(frozen=True)
 class Step:
-    """A command of mmtune that makes a folder's contents.
+    """Command of mmtune that produces the contents of a folder.
 
     Attributes:
-        title: for people.
-        arguments: of the command.
-        results: what is there when it is done.
-        tasks: of an evaluation, those whose scores are there when it is done.
+        title: title shown to the user.
+        arguments: arguments of the command.
+        results: files and folders that exist when the command is done.
+        tasks: for an evaluation, the tasks that have scores when it is done.
     """
 
     title: str
@@ -36,10 +36,10 @@ class Step:
     tasks: tuple[str, ...] = ()
 
     def done(self) -> bool:
-        """Whether it was run to its end.
+        """Return whether the command has finished.
 
         Raises:
-            UserError: the scores are damaged.
+            UserError: the file of the scores is damaged.
         """
         if not all(path.exists() for path in self.results):
             return False
@@ -48,15 +48,15 @@ class Step:
 
 @dataclass
 class Comparison:
-    """What is compared, and where.
+    """Comparison of the variants of a preset, in one output folder.
 
     Attributes:
-        name: the preset's.
-        preset: at the size that was asked for.
-        out: the folder for all of it.
-        seeds: every variant is trained with each.
-        data_root: where data lies, or None.
-        given_base: an aligned model to begin with, or None to make one.
+        name: name of the preset.
+        preset: the preset, with the sizes that the user chose.
+        out: output folder.
+        seeds: seeds; every variant is trained with each.
+        data_root: folder of the data, or None.
+        given_base: aligned model to start from, or None to train one.
     """
 
     name: str
@@ -67,10 +67,13 @@ class Comparison:
     given_base: str | None
 
     def claim(self) -> None:
-        """Make sure that what lies in the folder is this comparison; write down what it is, and its questions.
+        """Check that the output folder is blank or holds this comparison, lock it, and write its record and questions.
+
+        Seeds recorded before are added to `seeds`.
 
         Raises:
-            UserError: it is another one, or something else, or data is missing.
+            UserError: the folder holds a comparison with other settings or inputs, or something else; another process
+                uses it, a link in it leads out of it, or it is not writable; a data file is missing.
         """
         before = None
         if (self.out / RECORD).is_file():
@@ -93,7 +96,8 @@ class Comparison:
         """Write `reproduce.json`, which `mmtune report` reads.
 
         Args:
-            seen: sets that are not unseen, and why.
+            seen: evaluation sets with rows or images in the training data, or not compared with it, each with the
+                reason.
         """
         variants = {BASE: [(None, BASE)]} | {
             variant: [(seed, f"seed-{seed}/{variant}") for seed in self.seeds] for variant in VARIANTS
@@ -107,32 +111,32 @@ class Comparison:
 
     @property
     def check(self) -> Path:
-        """The file that names training rows which an evaluation set holds too."""
+        """Path of the file that lists the training rows which are also in an evaluation set."""
         return self.out / "unseen.json"
 
     @property
     def base(self) -> str:
-        """The aligned model that every variant begins with."""
+        """Aligned model that every variant is tuned from."""
         return self.given_base or str(self.out / BASE)
 
     @property
     def image_root(self) -> str:
-        """The folder of the photos."""
+        """Folder of the images."""
         return self._in_root(self.preset.image_root)
 
     def runs(self) -> Iterator[tuple[int, str, Path]]:
-        """Seed, variant and run directory of everything that is trained from the base."""
+        """Yield seed, variant and run directory of each tuning run."""
         for seed in self.seeds:
             for variant in VARIANTS:
                 yield seed, variant, self.out / f"seed-{seed}" / variant
 
     def sources(self) -> list[str]:
-        """The files that variants are trained on, and those of the base where the preset names them."""
+        """Return the training files of the variants, and those of the alignment where the preset names them."""
         found = self._paths([*self.preset.captions, *self.preset.text, *self.preset.visual])
         return [*dict.fromkeys(found), *self._made()]
 
     def steps(self) -> list[Step]:
-        """All commands, in their order."""
+        """Return all commands, in their order."""
         steps = []
         if self.given_base is None:
             steps.append(self._training("the base model: alignment", self.out / BASE, self.alignment()))
@@ -144,7 +148,7 @@ class Comparison:
         return steps
 
     def alignment(self) -> list[str]:
-        """The flags of `fit` that make the base model, but for `--out`."""
+        """Return the flags of `fit` that train the base model, without `--out`."""
         preset, flags = self.preset, ["--config", self.preset.align]
         if preset.captions:
             flags += ["--data.train.visual", _listed(self._paths(preset.captions))]
@@ -154,7 +158,7 @@ class Comparison:
         return flags
 
     def tuning(self, seed: int, variant: str) -> list[str]:
-        """The flags of `fit` that make a variant, but for `--out` and the base model."""
+        """Return the flags of `fit` that train a variant, without `--out` and the base model."""
         preset, fraction = self.preset, VARIANTS[variant]
         text = self._paths(preset.text) if fraction > 0 else []
         visual = [*self._paths(preset.visual), *self._made()] if fraction < 1 else []
@@ -187,7 +191,7 @@ class Comparison:
         return PlannedRun(seed, None if folder == BASE and self.given_base else folder, f"{folder}/eval")
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same when a comparison goes on, as JSON gives it back."""
+        """Return the settings that later calls for the same folder must repeat, with lists for tuples as in JSON."""
         settings = {"preset": self.name, "base": self.given_base} | asdict(self.preset)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
@@ -201,13 +205,13 @@ class Comparison:
 
     @functools.cached_property
     def _inputs(self) -> dict[str, str]:
-        """The content that all steps are made of."""
+        """SHA-256 of the files, configs, tasks and base model that the steps use, by name."""
         preset = self.preset
         files = [file for file in self._files() if file != self.image_root]
         return inputs_of(files, (preset.align, preset.tune), preset.suite, self.data_root, self.given_base)
 
     def _check_inputs(self, before: dict[str, str]) -> None:
-        """Refuse to go on with other content: what is done already would be taken over, and it is of the old one."""
+        """Raise UserError if inputs have changed: finished steps would be kept, although they used the old inputs."""
         if before and (names := changed(before, self._inputs)):
             raise UserError(
                 f"--out {self.out}: was begun with other content of {names}; put back what it was, or choose another "

@@ -1,1 +1,1 @@
-"""Operations and memory of a training step, counted without weights."""
+"""Floating-point operations and memory of a training step, counted on tensors without values."""

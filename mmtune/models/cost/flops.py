@@ -1,14 +1,14 @@
-"""Floating-point operations of a training step, from the shapes that were computed.
+"""Floating-point operations of a training step, from the shapes of its tensors.
 
-A multiplication and an addition count as two operations. The blocks are counted by torch's own counter, in passes
-through the same architecture without weights (`mmtune.models.cost.weightless`): whatever a model is made of (linear
-layers, transformers' Conv1D, experts and their router, adapters, DoRA, recomputed activations), and with what of it is
-frozen.
-A linear layer of n weights so costs 2n a token forward, 2n backward for its input's gradient and 2n for its weights'
-(arXiv 2001.08361, section 2.1, split by what is needed). Attention over a document of T tokens costs 4·T²·(heads x head
-size) a layer forward and twice that backward (kernels that compute the scores again in the backward pass, as
-FlashAttention does, spend half as much on top; it is not counted). tests/models/test_flops.py holds this against what
-torch counts in real steps.
+A multiplication and an addition count as two operations. Torch's FlopCounterMode counts the blocks of the language
+model, in passes through the same architecture without weights (`mmtune.models.cost.weightless`). The count covers every
+part of a model (linear layers, transformers' Conv1D, experts and their router, adapters, DoRA, recomputed activations),
+and depends on which parameters are frozen.
+A linear layer of n weights costs 2n per token forward, 2n backward for the gradient of its input and 2n for that of its
+weights (arXiv 2001.08361, section 2.1, by part); a gradient that is not needed costs nothing. Attention over a document
+of T tokens costs 4·T²·(heads x head size) per layer forward and twice that backward. Kernels that recompute the scores
+in the backward pass, as FlashAttention does, spend half as much again, which is not counted. tests/models/test_flops.py
+compares the results with torch's counts of real steps.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from mmtune.models.vision import build_tower
 if TYPE_CHECKING:
     from mmtune.models.vlm import TunableModel
 
-_SOME = 8  # tokens; what a document costs is a polynomial of the second degree, which three lengths determine
-_CHUNKS = (32, 64, 128, 256, 512)  # tokens of a chunk, where the config does not say; kernels take powers of two
+_SOME = 8  # tokens; the cost of a document is a polynomial of degree two in its length, which three lengths determine
+_CHUNKS = (32, 64, 128, 256, 512)  # candidate chunk sizes, in tokens, where the config has none: powers of two
 _IN_CHUNKS = re.compile(r"chunk_size|block_size")
 
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Operations by part of the model."""
+    """Floating-point operations of a step by part of the model."""
 
     language: int
     projector: int
@@ -61,7 +61,7 @@ class StepFlops:
 
 
 class FlopsCounter:
-    """Counts the operations of training steps of one model, under the stage it is set to."""
+    """Counts the operations of training steps of one model, with the parameters that its stage trains."""
 
     def __init__(self, model: TunableModel) -> None:
         head = model.base_language.get_output_embeddings()
@@ -74,14 +74,14 @@ class FlopsCounter:
     def step(
         self, *, documents: Sequence[int], supervised: int, image_tokens: int, images: int, head_twice: bool = False
     ) -> StepFlops:
-        """Operations of one forward and backward pass over a pack.
+        """Return the operations of one forward and backward pass over a pack.
 
         Args:
-            documents: tokens of each document of the pack.
-            supervised: tokens learnt from.
-            image_tokens: tokens that are photo features.
-            images: encoded by the tower.
-            head_twice: the logits are computed again in the backward pass (a loss in chunks).
+            documents: number of tokens of each document of the pack.
+            supervised: number of supervised tokens.
+            image_tokens: number of tokens that are image features.
+            images: number of images encoded by the vision tower.
+            head_twice: whether the backward pass recomputes the logits (a loss in chunks).
         """
         cost = self._costs[image_tokens > 0 and self._projector_trained]
         language = cost.of(documents)
@@ -99,18 +99,21 @@ class FlopsCounter:
 
 @dataclass(frozen=True)
 class BlocksCost:
-    """Operations by what they grow with; and whether a gradient comes through at all.
+    """Coefficients of the operations of a forward and backward pass through the blocks.
+
+    A document of n tokens in c chunks costs per_token·n + per_square·n² + per_square_in_chunk·Σm² (m the tokens of each
+    chunk) + per_chunk·(c − 1) + per_square_of_chunks·(c² − 1), and each pass costs `fixed`.
 
     Attributes:
-        per_token: operations a token.
-        per_square: operations a squared token of a document.
-        fixed: operations a pass, which is one of all documents, or of each.
-        per_square_in_chunk: operations a squared token of a chunk (MiniMax's, within 1 % of torch's count).
-        per_chunk: operations of each chunk of a document behind its first; layers of states fill chunks up.
-        per_square_of_chunks: the same of the squared number of chunks.
-        chunk: tokens of a chunk, 0 where there are none.
-        apart: each document is a pass of its own.
-        learns: whether a gradient comes through.
+        per_token: operations per token.
+        per_square: operations per square of a document's tokens.
+        fixed: operations per pass; a pass holds all documents, or one where they are computed apart.
+        per_square_in_chunk: operations per square of a chunk's tokens (MiniMax's, within 1 % of torch's count).
+        per_chunk: operations per chunk of a document after its first; layers with recurrent states pad the last chunk.
+        per_square_of_chunks: operations per square of a document's number of chunks.
+        chunk: tokens of a chunk, 0 for a model without chunks.
+        apart: whether each document has a pass of its own.
+        learns: whether there is a backward pass: the hidden states require a gradient.
     """
 
     per_token: int
@@ -124,7 +127,7 @@ class BlocksCost:
     learns: bool
 
     def of(self, documents: Sequence[int]) -> int:
-        """Operations for documents of so many tokens."""
+        """Return the operations for documents with these numbers of tokens."""
         passes = len(documents) if self.apart else 1
         total = self.per_token * sum(documents) + self.per_square * sum(n**2 for n in documents) + self.fixed * passes
         if self.chunk:
@@ -136,21 +139,21 @@ class BlocksCost:
         return total
 
     def with_more(self, fewer: BlocksCost, others: int) -> BlocksCost:
-        """The cost with so many more blocks than this one has, which has one more than `fewer`."""
+        """Extrapolate this cost to `others` more blocks; `fewer` is the cost with one block less than this one has."""
         names = ("per_token", "per_square", "fixed", "per_square_in_chunk", "per_chunk", "per_square_of_chunks")
         grown = {name: getattr(self, name) + others * (getattr(self, name) - getattr(fewer, name)) for name in names}
         return dataclasses.replace(self, **grown)
 
 
 def blocks_cost(language: Any, *, images_learn: bool = False) -> BlocksCost:
-    """What a pass through the blocks costs, forward and backward.
+    """Count the operations of a forward and backward pass through the blocks.
 
     Args:
-        language: a causal language model without weights, its parameters marked that are trained.
-        images_learn: the gradient must reach the embeddings, though words' are frozen.
+        language: causal language model without weights, with `requires_grad` set on its trained parameters.
+        images_learn: whether the gradient must reach the input embeddings although the word embeddings are frozen.
 
     Raises:
-        UserError: what the model computes depends on the values.
+        UserError: the operations depend on the values of tensors, not only on their shapes.
     """
     base = _base(language)
     count = len(decoder_blocks(base))
@@ -160,14 +163,14 @@ def blocks_cost(language: Any, *, images_learn: bool = False) -> BlocksCost:
     return more.with_more(fewer, count - FEW_BLOCKS)
 
 
-_KNOWN: dict[str, BlocksCost] = {}  # counting takes seconds; a plan, a sweep and the next run ask for the same again
-_FOLDER = "operations"  # of the cache
+_KNOWN: dict[str, BlocksCost] = {}  # counting takes seconds; a plan, a sweep and the next run need the same counts
+_FOLDER = "operations"  # folder in the cache
 _COUNTED = ("attention/*.py", "cost/*.py", "decoding/*.py", "fitness/*.py", "adapters.py", "head.py", "language.py")
 
 
 def _cost_of(model: TunableModel, images_learn: bool) -> BlocksCost:
     language = model.base_language
-    images_learn = images_learn or language.get_input_embeddings().weight.requires_grad  # then words learn as photos do
+    images_learn = images_learn or language.get_input_embeddings().weight.requires_grad  # words learn, as images do
     trained = [name for name, parameter in model.language.named_parameters() if parameter.requires_grad]
     checkpointed = bool(getattr(language, "is_gradient_checkpointing", False))
     settings = [
@@ -189,10 +192,10 @@ def _cost_of(model: TunableModel, images_learn: bool) -> BlocksCost:
 
 
 def _with_blocks(language: Any, blocks: int, images_learn: bool) -> BlocksCost:
-    """The cost with the first so many of the blocks."""
+    """Count the cost of a model that has only the first `blocks` of its blocks."""
     language = copy_with_blocks(language, _base(language), blocks)
     base = _base(language)
-    # what is known of the whole model is asked for before it has fewer blocks, and where tensors have values
+    # the fitness is that of the whole model, and its trial needs values: look it up before num_hidden_layers changes
     with without_values(base) as fitness, FakeTensorMode():
         base.config.get_text_config(decoder=True).num_hidden_layers = blocks
         language._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
@@ -202,7 +205,7 @@ def _with_blocks(language: Any, blocks: int, images_learn: bool) -> BlocksCost:
 
 
 def _chunks(base: Any, fitness: Fitness) -> list[int]:
-    """Of how many tokens the chunks may be in which a model computes its states; nothing where it has none."""
+    """Return the candidate sizes, in tokens, of the chunks in which a model computes states; [] for no chunks."""
     if fitness.packed or not _IN_CHUNKS.search(inspect.getsource(sys.modules[type(base).__module__])):
         return []
     settings = base.config.get_text_config(decoder=True).to_dict()
@@ -211,7 +214,12 @@ def _chunks(base: Any, fitness: Fitness) -> list[int]:
 
 
 def _by_length(count: Callable[[int], int], chunks: Sequence[int]) -> BlocksCost:
-    """The cost of a document from counts at some lengths, in chunks of one of these sizes or in none."""
+    """Fit the cost of a document to operation counts at a few lengths.
+
+    Args:
+        count: returns the operations for a document of a number of tokens.
+        chunks: candidate chunk sizes; the first at which the cost deviates from a polynomial of degree two is taken.
+    """
     once, twice, thrice = (count(times * _SOME) for times in (1, 2, 3))
     per_square = (thrice - 2 * twice + once) // (2 * _SOME**2)
     per_token = (twice - once) // _SOME - 3 * _SOME * per_square
@@ -220,7 +228,7 @@ def _by_length(count: Callable[[int], int], chunks: Sequence[int]) -> BlocksCost
     for size in chunks:
         beyond, full, next_beyond = size + 1, 2 * size, 2 * size + 1
         if second := count(beyond) - smooth.of([beyond]):
-            # some kernels fill the last chunk up, others compute the square of what it holds
+            # some kernels pad the last chunk, others compute the square of the tokens it holds
             inside = (second - count(full) + smooth.of([full])) // (2 * size * (size - 1))
             second += 2 * size * inside
             third = count(next_beyond) - smooth.of([next_beyond]) + (2 * size**2 + 4 * size) * inside
@@ -237,12 +245,16 @@ def _by_length(count: Callable[[int], int], chunks: Sequence[int]) -> BlocksCost
 
 
 def _blocks_pass(base: Any, fitness: Fitness, tokens: int, images_learn: bool) -> tuple[int, bool]:
-    """Operations of a pass with one document, forward and backward, and whether there was a way back."""
+    """Return the operations of a pass with one document, and whether it had a backward pass.
+
+    Raises:
+        UserError: the operations depend on the values of tensors, not only on their shapes.
+    """
     words = base.get_input_embeddings().weight
     embeddings = torch.empty(tokens, words.shape[1], dtype=words.dtype)
     embeddings.requires_grad_(images_learn or words.requires_grad)
     try:
-        # the plain kernel: it computes 4 products backward, where fused ones compute the scores again
+        # the plain kernel, with 4 products backward: fused kernels recompute the scores
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             hidden = decoder_pass(base, fitness, embeddings, [tokens])
             if hidden.requires_grad:
@@ -256,12 +268,12 @@ def _blocks_pass(base: Any, fitness: Fitness, tokens: int, images_learn: bool) -
 
 
 def _base(language: Any) -> Any:
-    """The transformers model, out of peft's wrapper."""
+    """Return the transformers model without peft's wrapper."""
     return language.get_base_model() if hasattr(language, "peft_config") else language
 
 
 def tower_flops(model: TunableModel) -> int:
-    """Operations to encode one photo, counted on a copy without weights."""
+    """Count the operations of encoding one image, on a copy of the vision tower without weights."""
     assert model.spec.vision is not None
     tower = build_tower(model.spec.vision, meta=True)
     size = tower.shape.size
@@ -271,13 +283,13 @@ def tower_flops(model: TunableModel) -> int:
 
 
 def matrix_product_peak(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:
-    """Operations per second of the fastest of several large matrix products: what a device can do at best.
+    """Measure the peak operations per second of a device: those of the fastest of several large matrix products.
 
-    Takes about half a second; a machine that is busy with other work gives less.
+    It takes about half a second; other work on the machine lowers the result.
     """
     on_cuda = torch.device(device).type == "cuda"
     size = 8192 if on_cuda else 1024
-    generator = torch.Generator(device).manual_seed(0)  # of its own: measuring must not change what training draws
+    generator = torch.Generator(device).manual_seed(0)  # separate: training must draw the same numbers
     a, b = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))
     seconds: list[float] = []
     begun = time.perf_counter()
@@ -291,7 +303,7 @@ def matrix_product_peak(device: torch.device | str = "cpu", dtype: torch.dtype =
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Parameters that are trained, and all; a weight packed into 4 bits counts as what it stands for."""
+    """Count trained parameters and all parameters; a weight packed into 4 bits counts with its unpacked size."""
     sizes: dict[nn.Parameter, int] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -301,4 +313,4 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def _size(layer: Any) -> int:
-    return int(layer.in_features * layer.out_features)  # not numel(): quantised weights are packed
+    return int(layer.in_features * layer.out_features)  # not numel(): quantized weights are packed

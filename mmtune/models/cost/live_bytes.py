@@ -1,4 +1,4 @@
-"""Bytes of the storages that are alive, in each phase of a pass through a model's blocks."""
+"""Peak bytes of live tensor storages, in each phase of a pass through a model's blocks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class Phase(NamedTuple):
-    """A part of a pass.
+    """Part of a pass, between two events.
 
     Attributes:
         stage: `forward`, then `backward`.
-        event: what it begins with: a block's `input`, `output` or `gradient`; nothing at the beginning of a stage.
-        block: whose; the last is -1.
-        time: how often this has been in the stage; documents may be computed one by one.
+        event: event that begins the phase: a block's `input`, `output` or `gradient`; empty at the start of a stage.
+        block: index of the block; -1 for the last.
+        time: number of earlier phases with the same stage, event and block, as documents may be computed one by one.
     """
 
     stage: str
@@ -33,10 +33,12 @@ Peaks = dict[Phase, int]
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive.
+    """Counts the bytes of live tensor storages.
+
+    The storages of the tensors it is created with count as 0 bytes.
 
     Attributes:
-        peaks: the most there were in each phase.
+        peaks: maximum number of bytes in each phase.
     """
 
     def __init__(self, known: Iterable[torch.Tensor]) -> None:
@@ -51,18 +53,18 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def peak(self) -> int:
-        """The most there ever were."""
+        """Maximum number of bytes over all phases."""
         return max(self.peaks.values())
 
     def mark(self, stage: str = "", event: str = "", block: int = 0) -> None:
-        """Begin a phase, of the present stage if none is named."""
+        """Begin a phase, in the current stage if none is named."""
         phase = Phase(stage or self._phase.stage, event, block)
         self._phase = phase._replace(time=self._times[phase])
         self._times[phase] += 1
         self.peaks[self._phase] = self._now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute, and count what is new in the result."""
+        """Run an operation, and count the new storages in its result."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -86,7 +88,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def mark_blocks(blocks: nn.ModuleList, live: LiveBytes) -> None:
-    """Have each block begin a phase when it is called, when it returns, and when its output's gradient is there."""
+    """Add hooks that begin a phase when a block is called, when it returns, and when its output gets its gradient."""
 
     def follow(block: nn.Module, place: int) -> None:
         def returned(_: Any, __: Any, output: Any) -> None:
@@ -103,9 +105,10 @@ def mark_blocks(blocks: nn.ModuleList, live: LiveBytes) -> None:
 
 
 def with_more_blocks(fewer: Peaks, more: Peaks, others: int) -> Peaks:
-    """Peaks with so many more blocks than `more` has, which has one more than `fewer`, all but the first alike.
+    """Extrapolate peaks to `others` more blocks than `more` has, which has one more than `fewer`.
 
-    In one phase, what all other blocks hold does not change, so its peak is linear in their number. What a block in the
-    middle has lies between those of its neighbours.
+    All blocks but the first are alike. In one phase, the bytes that the other blocks hold do not change, so the peak is
+    linear in their number. Phases of further middle blocks are left out: their peaks lie between those of their
+    neighbors.
     """
     return {phase: more[phase] + others * (more[phase] - peak) for phase, peak in fewer.items()}

@@ -1,10 +1,11 @@
-"""Memory of a training step, found without spending any: the step is run on tensors that have shapes and no values.
+"""Memory of a training step, estimated by running the step on tensors that have shapes and no values.
 
-The model's own code runs under torch's FakeTensorMode, forward and backward, and every storage that comes and goes is
-counted, so that adapters, DoRA, gradient checkpointing, autocast's copies and the chunks of the loss cost here what
-they cost there. Of blocks that are alike, a few are run: in each phase of a pass, bytes grow by as many a block. What
-stays from step to step (weights, gradients, AdamW's moments) is arithmetic, also where it is spread over devices. Not
-counted: what a kernel takes for itself, an allocator's gaps, a GPU's own context.
+The model's own code runs under torch's FakeTensorMode, forward and backward, and every storage that is allocated and
+freed is counted, including those of adapters, DoRA, gradient checkpointing, autocast's copies and the chunks of the
+loss. Of identical blocks, only a few are run, since the bytes in each phase of a pass grow linearly with their number.
+What stays from step to step (weights, gradients, AdamW's moments) is computed from sizes, also where it is divided
+among devices. Not counted: buffers of the model, memory that kernels allocate internally, fragmentation of the
+allocator, and the context of a GPU.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from mmtune.models.head import Head
 from mmtune.models.language import decoder_blocks
 from mmtune.models.vlm import TunableModel
 
-# bytes a weight; NF4 has an 8-bit scale per 64 weights and a float32 per 256 scales (arXiv 2305.14314, section 3)
+# bytes per weight; NF4 has an 8-bit scale per 64 weights and a float32 per 256 scales (arXiv 2305.14314, section 3)
 QUANTISED_BYTES = {"nf4": (4 + 8 / 64 + 32 / (64 * 256)) / 8, "int8": 1.0}
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a strategy keeps what stays in memory between steps, in bytes a trained weight.
+    """Division of the persistent training state among devices, in bytes per trained weight.
 
     Attributes:
-        everywhere: that every device holds.
-        divided: that the devices share.
-        gathers: weights are divided, too, and a block's are put together when it is computed.
-        blocks_alone: of the weights, only those of the language model's blocks are divided.
+        everywhere: bytes that every device holds.
+        divided: bytes that are divided among the devices.
+        gathers: whether weights are divided, too, and those of a block are gathered when it is computed.
+        blocks_alone: whether, of the frozen weights, only those of the language model's blocks are divided.
     """
 
     everywhere: int
@@ -45,9 +46,9 @@ class Sharding:
     blocks_alone: bool = False
 
 
-# Four bytes each: the weight, AdamW's two moments, the gradient. Where gradients are not divided, the step meets them.
+# Four bytes each: weight, AdamW's two moments, gradient. Undivided gradients are counted in the working memory.
 ONE_DEVICE = Sharding(12)
-DDP = Sharding(12 + 4)  # gradients are exchanged through buckets, together as large as they
+DDP = Sharding(12 + 4)  # 4 for the buckets that exchange gradients, as large as all gradients
 FSDP = Sharding(0, 12 + 4, gathers=True, blocks_alone=True)  # mmtune.training.sharding
 # DeepSpeed keeps 16-bit weights and gradients beside the float32 ones (arXiv 1910.02054, section 3.1)
 ZERO_2 = Sharding(2, 12 + 2)
@@ -56,11 +57,11 @@ ZERO_3 = Sharding(0, 2 + 12 + 2, gathers=True)
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes on each device when most are in use, in one training step.
+    """Peak memory of one training step on each device, in bytes.
 
     Attributes:
         frozen: weights that are not trained.
-        trained: weights that are, AdamW's moments of them, and what else a strategy keeps of them.
+        trained: trained weights, their optimizer moments, and what else a strategy keeps per trained weight.
         working: activations, temporaries, and the gradients that are not divided among devices.
     """
 
@@ -70,19 +71,19 @@ class StepMemory:
 
     @property
     def peak(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.frozen + self.trained + self.working
 
 
 @dataclass(frozen=True)
 class PackShape:
-    """What a pack's memory and operations depend on.
+    """Shape of a pack, which determines its memory and its operations.
 
     Attributes:
-        documents: tokens of each document, its photos' included.
-        supervised: tokens learnt from.
-        images: how many there are.
-        tokens_per_image: of the documents' tokens.
+        documents: number of tokens of each document, with those of its images.
+        supervised: number of supervised tokens.
+        images: number of images.
+        tokens_per_image: number of the documents' tokens that each image takes.
     """
 
     documents: tuple[int, ...]
@@ -92,12 +93,12 @@ class PackShape:
 
     @property
     def tokens(self) -> int:
-        """Of all documents."""
+        """Number of tokens of all documents."""
         return sum(self.documents)
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that are photo features."""
+        """Number of tokens that are image features."""
         return self.images * self.tokens_per_image
 
 
@@ -114,16 +115,16 @@ def step_memory(
     moments: float = 8,
     on_gpu: bool = True,
 ) -> StepMemory:
-    """Memory of a training step on each device.
+    """Compute the memory of a training step on each device.
 
     Args:
-        model: on the meta device, its stage set.
-        working: bytes that come and go, from `working_bytes`; with `keep_gradients` where the sharding divides nothing.
-        sharding: what is divided among the devices.
-        devices: how many share it.
-        autocast: the type that products are computed in, where it is not that of the weights.
-        moments: bytes that the optimizer's take, a trained weight; AdamW's own are 8.
-        on_gpu: AdamW updates all weights at once there, and one after the other on a CPU.
+        model: model on the meta device, with its stage set.
+        working: temporary bytes from `working_bytes`, with `keep_gradients` if the sharding divides nothing.
+        sharding: division of the training state among the devices.
+        devices: number of devices.
+        autocast: data type of matrix products where it is not that of the weights.
+        moments: bytes of the optimizer's moments per trained weight; 8 for AdamW.
+        on_gpu: whether the step runs on a GPU, where AdamW updates all weights at once; on a CPU, one after the other.
     """
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     blocks = decoder_blocks(model.base_language)
@@ -132,14 +133,14 @@ def step_memory(
         quantised = _frozen_linear_weights(model)
         saved = sum(_bytes(w) - round(w.numel() * QUANTISED_BYTES[model.spec.quantise]) for w in quantised)
         frozen, in_blocks = frozen - saved, in_blocks - saved
-        working += max(map(_bytes, quantised))  # one layer's weights, unpacked while it is computed
+        working += max(map(_bytes, quantised))  # the weights of one layer, unpacked while it is computed
     if sharding.gathers:
         divided = in_blocks if sharding.blocks_alone else frozen
         frozen += divided // devices - divided
-        # the block that is computed and the one that is fetched meanwhile
+        # the block that is computed, and the next one, which is gathered meanwhile
         largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
         working += 2 * largest * (autocast or model.base_language.dtype).itemsize
-    # the update has the gradients, and the roots of the second moments
+    # the update holds the gradients and the square roots of the second moments
     if sharding.divided:
         update = 4 * sum(trained) // devices
     else:
@@ -155,16 +156,16 @@ def step_memory(
 
 @dataclass(frozen=True)
 class TrainingPass:
-    """A forward and backward pass.
+    """Settings of a forward and backward pass.
 
     Attributes:
-        pack: what it computes.
-        loss: from hidden states [supervised, hidden], targets [supervised] and the output layer to a scalar.
-        autocast: the type that products are computed in, where it is not that of the weights.
-        accumulates: an optimizer step is made of several packs.
-        tower_runs: photos are encoded in the step; otherwise their features are read.
-        keep_gradients: otherwise they leave as soon as they are there, as where they are divided among devices, and the
-            weights are in the type that products are computed in.
+        pack: shape of the pack.
+        loss: function from hidden states [supervised, hidden], targets [supervised] and the output layer to a scalar.
+        autocast: data type of matrix products where it is not that of the weights.
+        accumulates: whether an optimizer step accumulates the gradients of several packs.
+        tower_runs: whether the vision tower encodes images in the step; otherwise precomputed features are read.
+        keep_gradients: whether gradients stay in memory. Otherwise each is freed as soon as it is computed, as where
+            gradients are divided among devices, and the weights have the data type of the matrix products.
     """
 
     pack: PackShape
@@ -176,11 +177,11 @@ class TrainingPass:
 
 
 def working_bytes(model: TunableModel, work: TrainingPass) -> int:
-    """Bytes beyond the weights' when most are in use, in a forward and backward pass.
+    """Return the peak bytes of a forward and backward pass, without the weights.
 
     Args:
-        model: on the meta device, its stage set; it stays as it is.
-        work: the pass.
+        model: model on the meta device, with its stage set; it is not changed.
+        work: settings of the pass.
     """
     count = len(decoder_blocks(model.base_language))
     if not blocks_alike(model.base_language, settings=True):
@@ -190,10 +191,10 @@ def working_bytes(model: TunableModel, work: TrainingPass) -> int:
 
 
 def peaks_with_blocks(model: TunableModel, blocks: int, work: TrainingPass) -> Peaks:
-    """The most bytes beyond the weights' in each phase of a pass through the first so many blocks."""
+    """Return the peak bytes, without the weights, in each phase of a pass through the first `blocks` blocks."""
     model = copy_with_blocks(model, model.base_language, blocks)
     base, autocast = model.base_language, work.autocast
-    # what is known of the whole model is asked for before it has fewer blocks
+    # the fitness is that of the whole model: look it up before num_hidden_layers changes
     with without_values(base), FakeTensorMode():
         base.config.get_text_config(decoder=True).num_hidden_layers = blocks
         model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
@@ -207,11 +208,11 @@ def peaks_with_blocks(model: TunableModel, blocks: int, work: TrainingPass) -> P
         with LiveBytes([*model.parameters(), *model.buffers()]) as live:
             batch = _pack_without_values(model, work)
             mark_blocks(decoder_blocks(base), live)
-            if work.keep_gradients:  # those of the step before are there until the backward pass begins
+            if work.keep_gradients:  # gradients of the previous step stay until the backward pass begins
                 for parameter in trained:
                     parameter.grad = torch.empty_like(parameter)
             with torch.autocast("cpu", autocast, enabled=autocast is not None):
-                # a copy, as picking the supervised positions makes one
+                # a copy, as selecting the supervised positions makes one
                 states = model(batch)[: work.pack.supervised].clone()
                 total = work.loss(states, batch.targets[: work.pack.supervised], model.output_layer)
             if work.keep_gradients and not work.accumulates:
@@ -248,6 +249,6 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def _frozen_linear_weights(model: TunableModel) -> list[torch.Tensor]:
-    """Weights of the blocks' linear layers: what quantisation packs."""
+    """Return the frozen weights of the base model's linear layers, which quantization packs."""
     layers = [m for m in model.base_language.base_model.modules() if isinstance(m, nn.Linear | Conv1D)]
     return [layer.weight for layer in layers if not layer.weight.requires_grad]

@@ -1,8 +1,8 @@
-"""Passes through a language model without weights, in which operations and bytes are counted before any are spent.
+"""Passes through a language model without weights, for counting operations and bytes before training.
 
-Tensors on the meta device have a shape and no values. Nothing can be routed to experts by values that are not there, so
-each token is given to the first expert, as often as it has experts: this takes the operations and the memory of any
-other routing. (transformers' grouped products are not known to torch's counter, and in float32 not to its shapes.)
+Tensors on the meta device have a shape and no values, so tokens cannot be routed to experts by values. Each token goes
+to the first expert instead, as many times as it has experts: this takes the same operations and memory as any other
+routing. (torch's counter does not know transformers' grouped products, nor can torch infer their shapes in float32.)
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 _Model = TypeVar("_Model", bound=nn.Module)
 
 FIRST_EXPERT = "mmtune_first_expert"
-FEW_BLOCKS = 3  # the first differs where embeddings are frozen, and one is one more
+FEW_BLOCKS = 3  # the first block differs where embeddings are frozen; counts with 2 and 3 blocks give the cost of one
 
 
 def language_without_weights(model: TunableModel) -> Any:
-    """The language model of the same shape on the meta device, with the same weights to be trained.
+    """Return the language model on the meta device, with the same shapes and the same parameters to be trained.
 
     Returns:
-        It itself where it has no weights.
+        A new model in training mode, or the language model of `model` itself if it is on the meta device.
     """
     if next(model.language.parameters()).is_meta:
         return model.language
@@ -56,9 +56,10 @@ def language_without_weights(model: TunableModel) -> Any:
 
 
 def blocks_alike(base: Any, *, settings: bool = False) -> bool:
-    """Whether there are more than a few blocks and all but the first have the same layers, trained or not.
+    """Return whether there are more than FEW_BLOCKS blocks, and all but the first have the same layers and parameters.
 
-    With `settings`, their layers' own settings are the same, too: windows of attention, for one.
+    Parameters are compared by name, shape and whether they are trained. With `settings`, the settings of the layers are
+    compared, too, such as the window of attention.
     """
     blocks = decoder_blocks(base)
     kinds = {
@@ -77,32 +78,32 @@ def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
 
 
 def copy_with_blocks(model: _Model, base: Any, blocks: int) -> _Model:
-    """A copy of a model of which `base` is a part, with the first so many of base's blocks.
+    """Copy a model that contains `base`, with only the first `blocks` of the blocks of `base`.
 
-    The config still names as many as there were.
+    The number of blocks in the config is not changed.
     """
     left_out = decoder_blocks(base)[blocks:]
-    copies: dict[int, Any] = {id(block): nn.Identity() for block in left_out}  # for deepcopy, they are copied already
+    copies: dict[int, Any] = {id(block): nn.Identity() for block in left_out}  # memo of deepcopy: in their place
     model = copy.deepcopy(model, copies)
     del decoder_blocks(copies[id(base)])[blocks:]
     return model
 
 
 def adapters_note(spec: ModelSpec) -> str | None:
-    """Which share of a model of experts has no adapter, as one line; None where there is nothing to say."""
+    """Describe in one line the weights of the blocks without an adapter or quantization, or return None."""
     if spec.lora is None:
         return None
     return weights_without_adapter(empty_language(spec.language), spec.lora, spec.quantise)
 
 
 def decoder_pass(base: Any, fitness: Fitness, embeddings: torch.Tensor, documents: Sequence[int]) -> torch.Tensor:
-    """The last hidden states [tokens, hidden] of a pack of documents, within `without_values`.
+    """Compute the last hidden states [tokens, hidden] of a pack of documents, within `without_values`.
 
     Args:
-        base: a causal language model of transformers.
-        fitness: how it is computed, from `without_values`.
+        base: causal language model of transformers.
+        fitness: result of the model's trial, from `without_values`.
         embeddings: [tokens, hidden].
-        documents: tokens of each.
+        documents: number of tokens of each document.
     """
     lengths = list(documents)
     places = torch.empty(len(embeddings), dtype=torch.int64, device=embeddings.device)
@@ -116,10 +117,11 @@ def decoder_pass(base: Any, fitness: Fitness, embeddings: torch.Tensor, document
 
 @contextlib.contextmanager
 def without_values(base: Any) -> Iterator[Fitness]:
-    """Within, a causal language model looks at no values: forward, and backward where it recomputes.
+    """Let a causal language model compute without looking at values, forward and in the backward pass's recomputation.
 
     Yields:
-        How it is computed; it may be tried for that, so this is entered while tensors still have values.
+        Result of the model's trial, which says how it is computed. The trial may run now, so enter this context before
+        a mode in which tensors have no values.
     """
     before = base.config._experts_implementation
     base.config._experts_implementation = FIRST_EXPERT
@@ -134,7 +136,17 @@ def without_values(base: Any) -> Iterator[Fitness]:
 def _through_first_expert(
     experts: Any, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """As transformers' grouped products: hidden [tokens, hidden], chosen and weights [tokens, experts a token]."""
+    """Compute the layer of experts with the first expert alone, in place of transformers' grouped products.
+
+    Args:
+        experts: module of the experts.
+        hidden: [tokens, hidden].
+        chosen: [tokens, experts per token]; only its shape matters.
+        weights: [tokens, experts per token], the router's weights.
+
+    Returns:
+        [tokens, hidden].
+    """
     count = chosen.shape[-1]
 
     def product(rows: torch.Tensor, name: str) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""Check of a language model against transformers' own figures."""
+"""Checks of whether mmtune's computations of a language model agree with transformers' own code."""

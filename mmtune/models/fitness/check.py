@@ -1,8 +1,8 @@
-"""How a language model is computed so that every figure is that of its own code: together, one by one, or not at all.
+"""Choice of how a language model is computed: documents together in packs, one by one, or not at all.
 
-What decides is a trial (`mmtune.models.fitness.trial`) on a small copy of the same config. What it finds is kept in
-the cache, by the content of the config and of the code that was tried; a refusal is not: lack of memory can bring one
-about.
+The results must equal those of the model's own code. A trial (`mmtune.models.fitness.trial`) on a small copy of the
+same config decides. Its result is cached on disk, under a hash of the config and of the code in the trial. A refusal is
+kept in this process only, because a lack of memory can cause one.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from mmtune.models.fitness.result import Fitness, UnfitError
 from mmtune.models.fitness.trial import examine
 from mmtune.models.outcomes import keep_outcome, outcome_key, read_outcome, settings_of
 
-# what decides a trial's outcome, in the folder of models
+# code that decides a trial's outcome, below mmtune/models
 _TRIED = ("attention/*.py", "decoding/*.py", "fitness/*.py", "head.py")
-_FOLDER = "families"  # of the cache
+_FOLDER = "families"  # folder in the cache
 
 
 def fitness_of(config: Any, reference: str, *, sees: bool = False) -> Fitness:
-    """How the language model of this config is computed.
+    """Return how the language model of this config is computed.
 
     Args:
-        config: of transformers.
-        reference: what the model is called in the message.
-        sees: it is to be given photos.
+        config: config of transformers.
+        reference: name of the model in error messages.
+        sees: whether the model must accept images.
 
     Raises:
-        UserError: it cannot be computed here, or not with photos; memory is too small to try it.
+        UserError: the model cannot be computed here, or not with images; the trial ran out of memory.
     """
     try:
         fitness = _known(config)
@@ -43,7 +43,7 @@ def fitness_of(config: Any, reference: str, *, sees: bool = False) -> Fitness:
 
 
 def architecture(config: Any) -> str:
-    """The class that a config stands for, or the config's own where transformers knows no causal language model."""
+    """Return the class name of the config's causal language model, or of the config where transformers has none."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -51,7 +51,12 @@ def architecture(config: Any) -> str:
 
 
 def _known(config: Any) -> Fitness:
-    """What the trial gave, now or before."""
+    """Return the result of the trial, from memory, from the cache on disk, or by running it.
+
+    Raises:
+        UnfitError: the model cannot be computed here.
+        UserError: the trial ran out of memory.
+    """
     key = outcome_key(settings_of(config), _TRIED)
     if key not in _outcomes:
         known = read_outcome(_FOLDER, key, Fitness)
@@ -77,9 +82,9 @@ def _try(config: Any) -> Fitness | str:
         return examine(config)
     except UnfitError as error:
         return str(error)
-    except MemoryError as error:  # which says nothing of the model
+    except MemoryError as error:  # it says nothing about the model
         raise UserError(
             f"out of memory while a small copy of the language model was tried ({error}); free some, and try again"
         ) from None
-    except Exception as error:  # transformers' code with a config that nobody has tried; any way it ends, it is unfit
+    except Exception as error:  # untested code of transformers; any error means that the model is unfit
         return f"its trial ended in {type(error).__name__}: {brief(' '.join(str(error).split()), 200)}"

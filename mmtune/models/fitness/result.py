@@ -1,4 +1,4 @@
-"""Result of the trial of a language model: how its figures are computed, or why they cannot be."""
+"""Result of the trial of a language model: how it is computed, or why it cannot be."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Way = Literal["packed", "one by one"]
 
 @dataclass(frozen=True, slots=True)
 class Fitness:
-    """How a language model is computed.
+    """Way to compute a language model, found by its trial.
 
     Attributes:
-        way: `packed`: documents and prompts share passes, and none sees another; `one by one`: each goes through the
-            model's own code alone.
-        reason: why it is not packed.
-        body: the name of the module that gives the hidden states.
-        plain_head: the output layer is all that follows the hidden states.
-        by_embeddings: it takes embeddings in place of token ids.
-        sees: it answers from embeddings, too, and so can be given photos.
+        way: `packed`: documents and prompts share passes, and none attends to another; `one by one`: each has a pass of
+            its own through the model's code.
+        reason: why the model is not packed; empty if it is.
+        body: name of the module that computes the hidden states.
+        plain_head: whether the output layer alone follows the hidden states.
+        by_embeddings: whether the model accepts embeddings in place of token ids.
+        sees: whether the model also generates from embeddings, and so accepts images.
     """
 
     way: Way
@@ -35,9 +35,9 @@ class Fitness:
         return self.way == "packed"
 
     def told(self, name: str) -> str:
-        """What to say of a model that is not packed, and costs more for it."""
+        """Return a message that a model is not packed, and so costs more time, with the reason."""
         return f"{name}: documents and prompts are computed one by one: {self.reason}"
 
 
 class UnfitError(Exception):
-    """A language model whose own figures cannot be had; the message says why."""
+    """Language model whose results cannot be reproduced; the message is the reason."""

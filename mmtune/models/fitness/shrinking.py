@@ -1,9 +1,10 @@
-"""Shrink the config of a language model to one that can be tried in a moment, every kind of its layers kept.
+"""Configs of small copies of language models, for a quick trial that covers every kind of layer.
 
-Widths and counts of heads are divided by one number, so that what is the product of two of them stays it; widths of a
-head stay. Layers are left out that are like another one. Lengths at which a model changes what it does (windows,
-chunks, the length that rotary frequencies were made for) are made shorter than the documents of a trial, and caps low
-enough to be felt. What is small already stays as it is.
+Widths and numbers of heads are divided by the same divisor, so that a width that is the product of heads and head size
+remains so; head sizes are kept. Layers that are like another one are left out. Numbers of experts and the vocabulary
+are limited. Lengths at which a model changes its computation (windows, chunks, the original length of rotary
+frequencies) are made shorter than the documents of a trial, and soft caps low enough to have an effect. Values
+already below these limits are kept, except for the lengths of rotary frequencies.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 LONGEST = 26  # tokens of the longest document of a trial
-THRESHOLD = 12  # where a model changes what it does
+THRESHOLD = 12  # tokens; length at which a model changes its computation
 VOCABULARY = 128
-FIRST_SPECIAL = 100  # ids from here on are those of special tokens, and no document of a trial has them
+FIRST_SPECIAL = 100  # ids from here on belong to special tokens, which no document of a trial contains
 _LAYERS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers", "num_blocks",
     "encoder_layers", "num_encoder_layers", "depth",
@@ -48,12 +49,12 @@ Settings = dict[str, Any]
 
 
 def shrunk(config: Any, *, heads: int | None, turns: int | None) -> Any:
-    """A config of the same class and flags for a small model.
+    """Return a config of a small model, with the same class and flags.
 
     Args:
-        config: of a language model of transformers; it stays as it is.
-        heads: divide widths so that so many heads are left; None leaves widths as they are.
-        turns: leave out layers that are like another one; of kinds that come in turns, so many turns stay. None leaves
+        config: config of a language model of transformers; it is not changed.
+        heads: number of attention heads to which the widths are scaled down; None keeps the widths.
+        turns: number of layers kept of each kind, or, where the config lists no kinds, of periods of layers; None keeps
             all layers.
     """
     settings = copy.deepcopy(config.to_dict())
@@ -69,7 +70,7 @@ def shrunk(config: Any, *, heads: int | None, turns: int | None) -> Any:
 
 
 def _parts(settings: Settings) -> Iterator[Settings]:
-    """A config's settings, and those of the models inside it."""
+    """Yield the settings of a config, and those of the models nested in it."""
     yield settings
     for name, value in settings.items():
         if isinstance(value, dict) and "model_type" in value and name != "attribute_map":
@@ -103,7 +104,11 @@ def _cut_layers(part: Settings, turns: int) -> None:
 
 
 def _kept(part: Settings, depth: int, turns: int) -> list[int]:
-    """The numbers of the layers that stay: the first two of each kind, or enough to hold what comes in turns."""
+    """Return the indices of the kept layers.
+
+    They are the first `turns` of each kind, at least two in all; where the config lists no kinds of layers, `turns`
+    periods (such as an interval between layers of a kind) and one layer.
+    """
     lists = {key: value for key, value in part.items() if isinstance(value, list) and value}
     each = [value for value in lists.values() if len(value) == depth and not _are_layers(value, depth)]
     special = part.get("per_layer_config")
@@ -134,7 +139,7 @@ def _kept(part: Settings, depth: int, turns: int) -> list[int]:
 
 
 def _are_layers(value: Any, depth: int) -> bool:
-    """Whether a list holds numbers of layers."""
+    """Return whether a list holds indices of layers: integers below `depth` in ascending order."""
     if not (isinstance(value, list) and value and all(type(i) is int for i in value)):
         return False
     return value == sorted(set(value)) and value[-1] < depth and (len(value) > 1 or depth > 1)
@@ -162,7 +167,11 @@ def _narrow(part: Settings, heads: int) -> None:
 
 
 def _divisor(part: Settings, heads: int) -> int:
-    """What leaves so many heads, or the fewest above; in a model without heads, what leaves a width of 32 a head."""
+    """Return the divisor of widths that leaves `heads` heads, or the next larger number of heads that is possible.
+
+    If no number from `heads` to one below the model's own is possible, one head is left. In a model without heads, the
+    divisor leaves a width of 32 per head.
+    """
     for key in ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"):
         count = part.get(key)
         if isinstance(count, int) and count > 0:
@@ -174,7 +183,7 @@ def _divisor(part: Settings, heads: int) -> int:
 
 
 def _width(width: int, divisor: int) -> int:
-    """A width in proportion, up to a multiple of 16 where it cannot be divided: kernels ask for multiples of 4."""
+    """Divide a width, rounded up to a multiple of 16 unless the quotient is an integer multiple of 4 (for kernels)."""
     return width // divisor if width % divisor == 0 and width // divisor % 4 == 0 else 16 * -(-width // (16 * divisor))
 
 
@@ -210,7 +219,7 @@ def _shorten(part: Settings) -> None:
 
 def _shorten_rope(part: Settings, rope: Settings) -> None:
     kind = rope.get("rope_type", rope.get("type"))
-    if kind == "dynamic":  # which counts the length that it was made for in max_position_embeddings
+    if kind == "dynamic":  # its original length is max_position_embeddings
         part["max_position_embeddings"] = THRESHOLD
     for holder in (rope, part):
         if isinstance(holder.get("original_max_position_embeddings"), int):

@@ -1,8 +1,9 @@
-"""Try, on a small copy, whether a language model can be computed as mmtune computes it.
+"""Trial, on a small copy, of whether mmtune's ways of computing a language model give the model's own results.
 
-The truth is the model's own forward on one document at a time. Held against it are the logits, the loss and its
-gradients of several documents in a pack, and the logits of prompts that share a beginning and grow side by side.
-Random weights hide faults (norms of 1, biases of 0, gates that are shut), so every weight gets a value that is felt.
+The reference is the model's own forward pass on one document at a time. Compared with it are the logits and gradients
+of several documents in a pack, and the logits of prompts that share a prefix and are completed together. The model's
+own loss is compared with the cross entropy of the reference. Initial weights hide faults (norms of 1, biases of 0,
+closed gates), so every parameter gets a random value that affects the output.
 """
 
 from __future__ import annotations
@@ -39,18 +40,19 @@ from mmtune.models.fitness.shrinking import LONGEST, shrunk
 from mmtune.models.head import Head
 from mmtune.models.pretrained import build_causal_model
 
-_SMALL = 3_000_000  # parameters that are tried as they are
-_MOST = 60_000_000  # parameters of a copy that is tried
-_LENGTHS = (9, LONGEST, 17)  # of the documents: short, beyond every threshold, and shorter again
-_TOLERANCE = 2e-3  # of the logits' deviation, or of a tensor's largest gradient; what leaks is hundreds of times that
-_INSIDE = ("", ".decoder", ".transformer", ".language_model", ".encoder")  # where the body may be below the base model
+_SMALL = 3_000_000  # maximum number of parameters of a model that is tried without shrinking
+_MOST = 60_000_000  # maximum number of parameters of a small copy
+_LENGTHS = (9, LONGEST, 17)  # tokens of the documents: short, beyond every threshold, and shorter again
+_TOLERANCE = 2e-3  # of the logits' standard deviation, or of the largest gradient; leaks are hundreds of times that
+_INSIDE = ("", ".decoder", ".transformer", ".language_model", ".encoder")  # body's path in the base model
 
 
 def examine(config: Any) -> Fitness:
-    """Find out how a language model of this config can be computed.
+    """Determine by trial how a language model of this config can be computed.
 
     Raises:
-        UnfitError: nothing that mmtune can do gives its own figures.
+        UnfitError: no way of computing it gives its own results, or no small copy of it can be tried.
+        MemoryError: there is too little memory for the trial.
     """
     with (
         _disable_current_modes(),
@@ -72,7 +74,7 @@ def _small_model(config: Any) -> Any:
     small = sum(parameter.numel() for parameter in whole.parameters()) <= _SMALL
     kinds = {type(module) for module in whole.modules()}
     del whole
-    cuts = (1, 2, None)  # in turns of layers; weights of one turn may be tied to those of the next
+    cuts = (1, 2, None)  # numbers of turns of layers; weights of one turn may be tied to those of the next
     attempts = [(None, None)] if small else [(heads, turns) for turns in cuts for heads in (2, 4, 8)]
     problem = ""
     for heads, turns in [*attempts, (None, 1)]:
@@ -87,7 +89,7 @@ def _small_model(config: Any) -> Any:
             with torch.no_grad():
                 if not bool(model(input_ids=_ids(3)[None], use_cache=False).logits.isfinite().all()):
                     raise ValueError("its logits are not finite")
-        except Exception as error:  # transformers' code with sizes that nobody has tried
+        except Exception as error:  # transformers' code with untested sizes
             _pass_on(error)
             problem = problem or _said(error)
         else:
@@ -96,13 +98,13 @@ def _small_model(config: Any) -> Any:
 
 
 def _size(config: Any) -> int:
-    """Parameters of a model of this config."""
+    """Return the number of parameters of a model of this config."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_causal_model(config).parameters())
 
 
 def _spread(model: nn.Module) -> None:
-    """Give every weight a value with which nothing in the model is without effect."""
+    """Randomize every parameter, so that each part of the model affects the output."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -113,7 +115,7 @@ def _spread(model: nn.Module) -> None:
 
 
 def _inputs(module: nn.Module, name: str, parameter: torch.Tensor) -> int:
-    """How many values a weight's product sums up, 0 where it is none that can be redrawn."""
+    """Return the fan-in of a weight that is drawn anew, or 0 for a parameter that only gets noise added."""
     if isinstance(module, nn.Embedding):
         return 1
     if isinstance(module, nn.Linear) and name == "weight":
@@ -124,7 +126,7 @@ def _inputs(module: nn.Module, name: str, parameter: torch.Tensor) -> int:
 
 
 def _ids(length: int, seed: int = 0) -> torch.Tensor:
-    """Token ids, none of them special."""
+    """Return random token ids [length], none of them special."""
     return torch.randint(10, 100, (length,), generator=torch.Generator().manual_seed(1000 * seed + length))
 
 
@@ -132,7 +134,7 @@ def _ids(length: int, seed: int = 0) -> torch.Tensor:
 
 
 class _Trial:
-    """A small model, its documents, and what its own forward says of them."""
+    """Small model with its documents and the logits that its own forward pass gives for them."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -141,7 +143,7 @@ class _Trial:
         self.deviation = float(torch.cat(self.own).std())
 
     def outcome(self) -> Fitness:
-        """See `examine`."""
+        """Run all checks and return the result; raise UnfitError if no way of computing the model gives its results."""
         self._check_next_tokens()
         self._check_loss()
         self.body = self._find_body()
@@ -158,22 +160,26 @@ class _Trial:
         return Fitness("one by one" if reason else "packed", reason, self.body, self.head.plain, by_embeddings, sees)
 
     def _own_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """The truth: [tokens, vocabulary], by a model that has seen nothing before."""
+        """Compute the reference logits [tokens, vocabulary], without state from earlier, longer documents."""
         forget_lengths(self.model)
         with torch.no_grad():
             logits: torch.Tensor = self.model(input_ids=ids[None], use_cache=False).logits[0]
         return logits
 
     def _differ(self, found: torch.Tensor, own: torch.Tensor) -> bool:
-        # what is no number differs
+        # NaN counts as different
         return not float((found.detach() - own).abs().max()) < _TOLERANCE * self.deviation
 
     def _check_next_tokens(self) -> None:
-        """Make sure that a token is told from all those before it, and from no other."""
+        """Check that logits depend on the preceding token, and on no later one.
+
+        Raises:
+            UnfitError: they do not.
+        """
         ids, own = self.documents[1], self.own[1]
         for place, told, problem in (
             (-1, slice(0, -1), "what it says of a token depends on the tokens after it"),
-            # the neighbour, for a chunk of attention may begin anywhere before
+            # only the neighbor, since a chunk of attention may begin after any earlier token
             (-2, slice(-1, None), "what it says of a token does not depend on the tokens before it"),
         ):
             other = ids.clone()
@@ -182,7 +188,11 @@ class _Trial:
                 raise UnfitError(problem)
 
     def _check_loss(self) -> None:
-        """Hold its own loss against the cross entropy; what routers of experts add to it is left out."""
+        """Check that the model's own loss, without that of the routers of experts, is the cross entropy.
+
+        Raises:
+            UnfitError: it is not.
+        """
         ids = self.documents[1]
         forget_lengths(self.model)
         with _without_router_loss(self.model), torch.no_grad():
@@ -193,7 +203,7 @@ class _Trial:
 
     def _find_body(self) -> str:
         problem, prefix = "no module gives the hidden states", self.model.base_model_prefix
-        base = prefix if hasattr(self.model, prefix) else "model"  # Llama 4's code gives another prefix
+        base = prefix if hasattr(self.model, prefix) else "model"  # Llama 4's code names a prefix that it lacks
         for inside in _INSIDE:
             body = base + inside
             try:
@@ -214,7 +224,7 @@ class _Trial:
         return hidden
 
     def _some(self) -> torch.Tensor:
-        """Places in no order, as those of a loss or a likelihood may be anywhere."""
+        """Return positions out of order: a loss or a likelihood may need the logits of any positions."""
         return torch.tensor([7, 3, 11])
 
     def _plain_head(self) -> bool:
@@ -259,7 +269,7 @@ class _Trial:
     # ---------------------------------------------------------------- packed
 
     def _why_not_packed(self) -> str:
-        """What goes wrong in a pack; nothing where all is well."""
+        """Return why packs give wrong results, or an empty string if all checks pass."""
         for check, problem in (
             (self._pack_is_right, "documents of a pack depend on each other"),
             (self._gradients_are_right, "gradients of a pack are not the sum of its documents'"),
@@ -306,7 +316,7 @@ class _Trial:
         return {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
 
     def _tree_is_right(self) -> bool:
-        """Answer prompts that share a beginning, and hold the logits of every step against the truth."""
+        """Return whether prompts with a common prefix, completed together, get the reference logits at every step."""
         begin, steps, found = _ids(7, 1).numpy(), 4, list[torch.Tensor]()
         prompts = [np.concatenate([begin, _ids(length, 2).numpy()]) for length in (3, LONGEST - 10, 8)]
 
@@ -327,28 +337,28 @@ class _Trial:
 
 
 def _certain(rows: int, vocabulary: int) -> torch.Tensor:
-    """Logits [rows, vocabulary] that leave no doubt which token follows, another in each row."""
+    """Return logits [rows, vocabulary] that make the next token certain, a different one in each row."""
     logits = torch.zeros(rows, vocabulary)
     logits[range(rows), range(50, 50 + rows)] = 1.0
     return logits
 
 
 class _Certain(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
-    """Leaves no doubt which token follows."""
+    """Logits processor that makes the next token certain."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return _certain(*scores.shape)
 
 
 class _Characters:
-    """A tokenizer whose tokens are characters."""
+    """Tokenizer whose token ids are the code points of characters."""
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
-        """The characters of these numbers."""
+        """Return the characters with these code points."""
         return "".join(map(chr, ids))
 
     def convert_ids_to_tokens(self, token: int) -> str:
-        """The character of this number."""
+        """Return the character with this code point."""
         return chr(token)
 
 
@@ -367,7 +377,7 @@ def _without_router_loss(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what transformers says of a model to itself, which is not the user's."""
+    """Suppress warnings and log messages of transformers, which concern only the small copy of the user's model."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.CRITICAL)
     try:
@@ -383,10 +393,10 @@ def _said(error: Exception) -> str:
 
 
 def _pass_on(error: Exception) -> None:
-    """Raise a lack of memory, which says nothing of the model.
+    """Raise an out-of-memory error again, since it says nothing about the model; ignore other errors.
 
     Raises:
-        MemoryError: it was one.
+        MemoryError: the error was a lack of memory.
     """
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
         raise MemoryError(_said(error))
