@@ -1,4 +1,4 @@
-"""The contract of all parts: what is asked, what is answered, and how an answer is judged."""
+"""Interfaces that all parts share: prompts, sampling options, completions, generators and verifiers."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from mmtune.common.errors import UserError, brief
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "window", "thinking"]
 Capability = Literal["images", "loglikelihood", "sampling", "thinking", "always_thinks", "window", "batching"]
-"""What a generator may be able to do beyond one greedy answer to a text.
+"""Capability of a generator beyond one greedy answer to a text.
 
-It is shown `images`, scores choices (`loglikelihood`), draws several completions (`sampling`), thinks first where it is
-told to (`thinking`) or always (`always_thinks`), has the attributes `window`, `too_long` and `past_window` (`window`),
-or `batch_tokens` and `share_prefixes` (`batching`).
+`images`: it accepts images. `loglikelihood`: it computes the log-probability of choices. `sampling`: it draws several
+completions. `thinking`: it generates a thought before the answer on request; `always_thinks`: it always does. `window`:
+it has the attributes `window`, `too_long` and `past_window`. `batching`: it has the attributes `batch_tokens` and
+`share_prefixes`.
 """
 
-LEAST_TEMPERATURE = LEAST_TOP_P = 0.001  # far below, float32 has no number left for the likelihoods
+LEAST_TEMPERATURE = LEAST_TOP_P = 0.001  # float32 cannot represent the probabilities far below
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one speaker says.
+    """Turn of a conversation.
 
     Attributes:
-        role: who speaks.
-        text: what is said.
-        supervised: whether an answer is learned; one that is not is context for those that follow.
-        thought: whether the text begins with a thought that the row gives apart from the answer.
+        role: role of the speaker.
+        text: text of the turn.
+        supervised: whether an answer is supervised; an unsupervised one is only context for later answers.
+        thought: whether the text begins with a thought that the row holds separately from the answer.
     """
 
     role: Role
@@ -40,15 +41,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation up to the answer that is asked for.
+    """Conversation up to the answer to generate.
 
     Attributes:
         turns: an optional system turn, then user and assistant in alternation, the user last. `<image>` in a user's
-            text marks where an image goes.
-        images: in the order of their marks.
-        response_prefix: how the answer begins; it is given, and not part of the completion.
-        name: decides, with seed and sample, the random numbers of a completion, so that they depend on no other prompt;
-            the place in the call by default.
+            text marks the place of an image.
+        images: images in the order of their marks.
+        response_prefix: given beginning of the answer, which is not part of the completion.
+        name: name that decides, with seed and sample number, the random numbers of a completion, so that they do not
+            depend on other prompts; None takes the prompt's position in the call.
     """
 
     turns: tuple[Turn, ...]
@@ -66,32 +67,33 @@ class Prompt:
         response_prefix: str = "",
         name: str | None = None,
     ) -> Prompt:
-        """A prompt of one user turn."""
+        """Create a prompt of one user turn, after the system turn if one is given."""
         turns = (Turn("system", system),) if system is not None else ()
         return cls((*turns, Turn("user", text)), tuple(images), response_prefix, name)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How completions are chosen.
+    """Sampling options of completions.
 
     Attributes:
-        n: completions of each prompt.
-        temperature: 0 takes the likeliest token each time; above, tokens are drawn, the more evenly the higher.
+        n: number of completions of each prompt.
+        temperature: 0 takes the likeliest token each time; above 0, tokens are drawn, the more evenly the higher it is.
         top_p: draw only from the likeliest tokens that together have this probability (nucleus sampling, arXiv
             1904.09751, section 3.1).
-        top_k: draw only from so many likeliest tokens; 0 from all.
-        min_p: draw only from tokens with at least this share of the likeliest one's probability (arXiv 2407.01082).
-        presence_penalty: subtracted from the logit of each token that the completion already has.
-        repetition_penalty: logits of tokens that prompt or completion already have are divided by it where positive,
-            and multiplied by it where negative (CTRL, arXiv 1909.05858, section 4.1).
-        max_tokens: the most tokens a completion may have, its thought not counted.
-        stop: strings that end a completion, which includes the first.
-        thinking_budget: the most tokens of a thought before the answer; 0 has it answer at once.
-        thinking_overrun: what follows a thought that is longer: `unparsed`, no answer; `close`, the mark that ends a
-            thought, and the answer.
-        seed: decides all random numbers, with the prompt's name and the sample's number; None draws others each time.
-        logprobs: have completions tell the log-probability of their tokens.
+        top_k: draw only from this number of likeliest tokens; 0 draws from all.
+        min_p: draw only from tokens with at least this fraction of the likeliest token's probability (arXiv
+            2407.01082).
+        presence_penalty: value subtracted from the logit of each token that the completion already contains.
+        repetition_penalty: divisor of positive logits, and factor of negative ones, of tokens that the prompt or the
+            completion already contains (CTRL, arXiv 1909.05858, section 4.1).
+        max_tokens: maximum number of tokens of a completion, without its thought.
+        stop: strings that end a completion; the completion includes the first one found.
+        thinking_budget: maximum number of tokens of a thought before the answer; 0 generates the answer directly.
+        thinking_overrun: what follows a thought that exceeds the budget: `unparsed`, no answer; `close`, the mark that
+            ends a thought, and the answer.
+        seed: seed of all random numbers, with the prompt's name and the sample number; None draws a new one each time.
+        logprobs: compute the log-probability of each completion.
 
     Raises:
         UserError: a value is out of its range.
@@ -139,22 +141,23 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken each time."""
+        """Whether the likeliest token is chosen each time."""
         return self.temperature == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model wrote after a prompt.
+    """Text that a model generated after a prompt.
 
     Attributes:
-        text: the answer, after the response prefix, up to and with the first stop string.
-        thought: what was thought before it, with the mark that ends a thought where there is one.
-        finish_reason: `stop` at its end or a stop string, `length` at the most tokens that were asked for, `window`
-            where the model can read no further, `thinking` where the thought took all that was allowed and no answer
-            followed.
-        tokens: how many were generated, the thought's and the one that ended it included.
-        logprob: the natural log-probability of these tokens, by the model itself; None if it was not asked for.
+        text: the answer, without the response prefix, up to and including the first stop string.
+        thought: the thought before the answer, with the mark that ends a thought where there is one.
+        finish_reason: `stop` at the end of the turn or a stop string, `length` at the maximum number of tokens,
+            `window` at the end of the model's context window, `thinking` where the thought used up its budget and no
+            answer followed.
+        tokens: number of generated tokens, including those of the thought and the one that ended the completion.
+        logprob: natural log-probability of these tokens under the model, before penalties and sampling options; None if
+            it was not requested.
     """
 
     text: str
@@ -165,17 +168,17 @@ class Completion:
 
     @property
     def response(self) -> str:
-        """All that was written: the thought, an empty line, and the answer."""
+        """Whole generated text: the thought, an empty line, and the answer."""
         return f"{self.thought}\n\n{self.text}" if self.thought and self.text else self.thought + self.text
 
 
 @runtime_checkable
 class Generator(Protocol):
-    """Anything that completes prompts.
+    """Generator of completions: a model of mmtune, or any object with these members.
 
     Attributes:
-        name: what is printed and stored.
-        fingerprint: changes with the weights and the template; decides whether old completions still hold.
+        name: name for output and stored results.
+        fingerprint: hash that changes with the weights and the template; decides whether stored completions are valid.
     """
 
     @property
@@ -185,36 +188,35 @@ class Generator(Protocol):
     def fingerprint(self) -> str: ...  # noqa: D102
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[list[Completion]]:
-        """The `params.n` completions of each prompt.
+        """Generate `params.n` completions of each prompt.
 
-        Prompts of one call may share images (the same object) and long beginnings; those that do stand next to each
-        other.
+        Prompts of one call may share images (the same object) and long prefixes; those that do are adjacent.
         """
         ...
 
 
 class Scorer(Generator, Protocol):
-    """A generator with the capability `loglikelihood`."""
+    """Generator with the capability `loglikelihood`."""
 
     def loglikelihood(self, prompts: Sequence[Prompt], choices: Sequence[Sequence[str]]) -> list[list[float]]:
-        """For each prompt, the summed natural log-probability of each of its choices right after the prefix."""
+        """Compute, for each prompt, the summed natural log-probability of each choice after the response prefix."""
         ...
 
 
 def capabilities(generator: Any) -> frozenset[Capability]:
-    """What a generator declares to be able to do; nothing where it declares nothing."""
+    """Return the capabilities that a generator declares; empty if it declares none."""
     return frozenset(getattr(generator, "capabilities", ()))
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier says of a completion.
+    """Result of a verifier for one completion.
 
     Attributes:
         score: from 0 (wrong) to 1 (right).
-        answer: what was read in the completion; None where nothing was found.
-        details: further figures, by name.
-        error: why there is no judgment; None where there is one.
+        answer: answer extracted from the completion; None if none was found.
+        details: further values, by name.
+        error: reason why the completion could not be judged; None if it was.
 
     Raises:
         UserError: the score is not from 0 to 1.
@@ -231,35 +233,35 @@ class Verdict:
 
 
 class Verifier(Protocol):
-    """Judges completions: by a rule, by a program, or by a model."""
+    """Verifier of completions, by a rule, a program, or a model."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
 
     def verify(self, completion: Completion, reference: Any) -> Verdict:
-        """The verdict on a completion, given what was wanted."""
+        """Score a completion against the reference."""
         ...
 
 
 class Selector(Protocol):
-    """Chooses among the completions of one prompt."""
+    """Selector of one among the completions of a prompt."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
 
     def select(self, completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> int:
-        """The place of the chosen completion."""
+        """Return the index of the chosen completion."""
         ...
 
 
 class RowSource(Protocol):
-    """Rows that are drawn from a seed instead of read from a file; version and seed are their fingerprint."""
+    """Source of rows that are generated from a seed, not read from a file; version and seed are their fingerprint."""
 
     @property
     def version(self) -> str: ...  # noqa: D102
 
     def rows(self, seed: int) -> Iterator[Mapping[str, Any]]:
-        """The rows of a seed, the same ones each time."""
+        """Generate the rows of a seed, the same ones each time."""
         ...
 
 

@@ -1,1 +1,1 @@
-"""Applications on top of generation."""
+"""Applications that use generation: the chat page."""

@@ -1,1 +1,1 @@
-"""The commands. Imports all the rest and is imported by none."""
+"""Commands of `mmtune`; they may import every other package, and no other package imports them."""

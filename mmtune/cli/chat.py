@@ -1,4 +1,4 @@
-"""`mmtune chat`: talk to a model in the terminal, or in a page of one's own browser."""
+"""`mmtune chat`: conversation with a model in the terminal, or in a web page on this machine."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ Ctrl-C stops an answer, and the conversation goes on."""
 class ChatOptions:
     """Talk to a model, about photos too: in the terminal, or with --web in a page.
 
-    From a pipe every line is a turn, and a mistake ends it.
+    From a pipe, every line is a turn, and an error ends the conversation.
 
     Attributes:
         model: a run directory, a saved model, or a language model (folder or hub id).
-        image: a photo to show with what is said first.
-        language: the language model that adapters or a projector belong to, in place of the one that they name (its
-            path on somebody's machine, say).
-        template: how the model (not --compare's) writes conversations down (vicuna_v1, llama_2, chatml, tokenizer), in
-            place of what is recorded. Folders of the released LLaVA code do not record it: vicuna_v1 is taken for them.
-        template_date: the date (2026-01-31) that a template of --model writes which asks for today's, in place of what
-            is recorded.
+        image: a photo to show with the first message.
+        language: the language model that adapters or a projector belong to, in place of the one that they name (which
+            may be a path on another machine).
+        template: the template of --model (not of --compare) that renders conversations (vicuna_v1, llama_2, chatml,
+            tokenizer), in place of the recorded one. Folders of the released LLaVA code record none: vicuna_v1 is used.
+        template_date: the date (2026-01-31) that the template of --model writes in place of today's date, instead of
+            the recorded one.
         system: a system prompt in place of the template's own.
         temperature: 0 answers with the likeliest token each time; above, tokens are drawn, the more evenly the higher.
         top_p: draw only from the likeliest tokens that together have this probability.
         max_tokens: the most tokens an answer may have.
-        thinking_budget: let the model think before it answers, at most so many tokens, and show the thought; 0 has it
-            answer at once. For models whose template can ask for it, as Qwen3's.
-        past_window: what becomes of a conversation longer than the model reads: refuse what is said, or shorten it by
-            the oldest questions, with their answers and photos.
-        seed: the same one draws the same answers.
+        thinking_budget: let the model think before it answers, at most so many tokens, and show the thought; 0 answers
+            at once. For models whose template supports it, as Qwen3's.
+        past_window: for a conversation longer than the model can read: refuse the message, or shorten the conversation
+            by the oldest questions, with their answers and photos.
+        seed: the same seed draws the same answers; a new one each time where not given.
         device: auto (the GPU where there is one), cpu, cuda, cuda:1.
         web: serve a page for a browser on this machine.
         compare: with --web, a second model that answers beside the first.
-        host: with --web, the address to listen at. Anyone who reaches another than this machine's own can use the
-            models.
+        host: with --web, the address to listen at. With another address than this machine's own (127.0.0.1), anyone who
+            can reach it can use the models.
         port: with --web, the port; 0 takes a free one.
     """
 
@@ -90,10 +90,11 @@ class ChatOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Load the model and talk until the user leaves.
+    """Load the model, and hold the conversation until the user leaves; return the exit status 0.
 
     Raises:
-        UserError: no such model, photo or device, an option out of its range; from a pipe, a turn that cannot be said.
+        UserError: there is no such model, photo or device, a package is missing, an option is out of range; from a
+            pipe, also an invalid line.
     """
     options = parse(build_parser("chat", ChatOptions), ChatOptions, argv)
     if options.web and not all(importlib.util.find_spec(name) for name in ("starlette", "uvicorn")):
@@ -130,7 +131,7 @@ def main(argv: list[str]) -> int:
 
 
 def load(name: str, device: str, **given: str | None) -> VisionLanguageModel:
-    """A model as it is evaluated: its adapters folded in, which is faster."""
+    """Load a model as for an evaluation: adapters are merged into the weights, which is faster, unless quantized."""
     from mmtune.evaluation.run.load_model import fold_adapters, load_model
     from mmtune.generation.generator import VisionLanguageModel
 
@@ -141,23 +142,23 @@ def load(name: str, device: str, **given: str | None) -> VisionLanguageModel:
 
 
 class Conversation:
-    """A conversation in the terminal, or by lines from a pipe."""
+    """Conversation in the terminal, or by lines from a pipe."""
 
     def __init__(self, chat: Chat, sampling: SamplingParams, images: list[Image.Image]) -> None:
         """
         Args:
-            chat: answers.
-            sampling: how.
-            images: shown with what is said first.
+            chat: conversation with the model.
+            sampling: sampling options of the answers.
+            images: images of the first message.
         """
         self._chat, self._sampling, self._images = chat, sampling, images
         self._live, self._forgotten = sys.stdin.isatty(), 0
 
     def run(self) -> None:
-        """Talk until the user leaves.
+        """Read messages and commands, and print the answers, until the user leaves.
 
         Raises:
-            UserError: a mistake in a line from a pipe; in a terminal it is shown and the conversation goes on.
+            UserError: a line from a pipe is invalid; in a terminal, the error is printed, and the next line is read.
         """
         if self._live:
             with contextlib.suppress(ImportError):
@@ -178,7 +179,7 @@ class Conversation:
 
     def _lines(self) -> Iterator[str]:
         if not self._live:
-            sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # no mistake of the model's
+            sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]  # invalid UTF-8 is no reason to end
             yield from (line.strip() for line in sys.stdin)
             return
         while True:
@@ -191,13 +192,17 @@ class Conversation:
                 print("\n(Ctrl-D leaves)")
 
     def _say(self, text: str) -> None:
-        """Print the answer as it comes."""
+        """Send a message, and print the answer while it is generated.
+
+        Raises:
+            UserError: the message is refused; its images are kept for the next one.
+        """
         images, self._images = self._images, []
         try:
             with contextlib.closing(self._chat.say(text, images, sampling=self._sampling)) as pieces:
                 before = ""
                 for piece in pieces:
-                    sys.stdout.write(visible(piece, before))  # print would not know what came before
+                    sys.stdout.write(visible(piece, before))  # depends on the piece before, unlike print
                     sys.stdout.flush()
                     before = piece or before
             print(flush=True)
@@ -211,7 +216,7 @@ class Conversation:
             print(" (stopped)", flush=True)
 
     def _tell_of_window(self) -> None:
-        """Say what the model's window took, on stderr, where it is no part of the answer."""
+        """Print to stderr whether the context window cut off the answer, or removed turns of the conversation."""
         window = self._chat.model.window
         if self._chat.finish_reason == "window":
             print(f"(cut off: the model reads {window:,} tokens; /reset begins anew)", file=sys.stderr, flush=True)
@@ -221,7 +226,11 @@ class Conversation:
         self._forgotten = self._chat.forgotten
 
     def _command(self, line: str) -> bool:
-        """Do what a line that begins with a slash asks. False if that is to leave."""
+        """Run a command, a line that begins with a slash; return False if it ends the conversation.
+
+        Raises:
+            UserError: there is no such command, or its image cannot be shown.
+        """
         name, _, rest = line.partition(" ")
         if name == "/exit":
             return False
@@ -240,7 +249,7 @@ class Conversation:
     def _show(self, file: str) -> None:
         if not file:
             raise UserError("/image: name the photo's file, as /image cat.jpg")
-        # as terminals write a path that is dropped on them
+        # quotes and escapes, as terminals add them to a path that is dropped there
         path = Path(file.strip("'\"").replace("\\ ", " ")).expanduser()
         if self._chat.model.tower is None:
             raise UserError(f"/image {file}: {self._chat.model.name} has no vision tower, so it cannot see photos")
@@ -249,6 +258,6 @@ class Conversation:
         self._note(f"{path.name}, {image.width} × {image.height}: it goes with what you say next.")
 
     def _note(self, text: str) -> None:
-        """Tell a person, and not a pipe."""
+        """Print a text on a terminal; print nothing if the input is a pipe."""
         if self._live:
             print(visible(text), flush=True)

@@ -1,4 +1,4 @@
-"""`mmtune compare`: what one model gets right that another does not, and how sure the difference is."""
+"""`mmtune compare`: differences between evaluations, their confidence intervals, and the flipped samples."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class CompareOptions:
     Attributes:
         evaluations: folders that `mmtune eval` wrote, the baseline first; or runs with one such folder inside.
         out: a folder for comparison.json, with every flipped sample; nothing is written without it.
-        html: write comparison.html to --out too, a page that needs nothing else.
+        html: write comparison.html to --out too, a page of one file.
         tasks: only these tasks, separated by commas.
         flips: how many flipped samples of each task are shown here.
-        seed: of the bootstrap behind the intervals.
+        seed: seed of the bootstrap that estimates the intervals.
     """
 
     evaluations: list[str] = field(default_factory=list)
@@ -46,10 +46,11 @@ class CompareOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Compare, print, and write what was asked for.
+    """Compare evaluations, print the tables, and write the requested files; return the exit status 0.
 
     Raises:
-        UserError: the evaluations do not compare, or a file of theirs is missing or damaged.
+        UserError: the evaluations cannot be compared, or a file of theirs is missing or damaged, or --out cannot be
+            written.
     """
     options = parse(build_parser("compare", CompareOptions, positional="evaluations"), CompareOptions, argv)
     names = None

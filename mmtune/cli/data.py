@@ -1,4 +1,4 @@
-"""`mmtune data`: what training will see of your files."""
+"""`mmtune data`: survey of training files, with the text and the tokens that training will see."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmtune.data.survey import Sample, Survey
 
 _LISTED = 20
-# messages of the readers name the flags of `mmtune fit`
+# flags of `mmtune fit` in the readers' messages, and their replacements
 _FLAGS = {
     "--data.train.image_root": "--image-root",
     "--data.max_length": "--max-length",
@@ -31,21 +31,21 @@ _FLAGS = {
 
 @dataclass
 class DataOptions:
-    """Show what training will see of files: rows, lengths, faults, and samples with what is learnt marked.
+    """Show what training will see of files: rows, lengths, faults, and samples with the learnt text marked.
 
     With --unseen, show instead what they have in common with an evaluation.
 
     Attributes:
         files: .json, .jsonl, .csv or .parquet files, package:NAME/file, or hub ids (owner/name:config:split).
-        template: how conversations are written down: vicuna_v1, llama_2, plain, chatml, or tokenizer for the
+        template: the template that renders conversations: vicuna_v1, llama_2, plain, chatml, or tokenizer for the
             tokenizer's own.
-        template_date: the date (2026-01-31) that a template writes which asks for today's; today's where not given.
-        tokenizer: the language model whose tokens are counted: hub id, folder or .gguf file.
+        template_date: the date (2026-01-31) that the template writes in place of today's date; today's by default.
+        tokenizer: the language model whose tokenizer counts the tokens: hub id, folder or .gguf file.
         image_root: the folder photo paths are relative to; without it, the file's own folder or its `images`.
         max_length: tokens a row may have in training; longer ones are counted and listed.
         tokens_per_image: positions one photo takes; 0 for a text-only model.
         check_images: decode every photo.
-        show: how many rows to print as they will be learnt, from the first on.
+        show: how many rows to print as training will see them, from the first on.
         row: print this row (the line number in JSON Lines) instead.
         on_bad_row: `error` makes the command exit with 2 if rows cannot be used, `skip` only lists them.
         json: print one JSON object instead of text.
@@ -84,12 +84,12 @@ class DataOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Survey files and print what was found. Returns 2 if rows cannot be used, unless they may be skipped.
+    """Survey files and print the result; return 2 if rows cannot be used and `--on-bad-row` is `error`, else 0.
 
-    With --unseen, compare them with an evaluation instead.
+    With --unseen, compare the files with an evaluation instead, and return 0.
 
     Raises:
-        UserError: a wrong flag, or a file that cannot be read at all.
+        UserError: a flag is invalid, or a file cannot be read at all.
     """
     options = parse(build_parser("data", DataOptions, positional="files"), DataOptions, argv)
     from rich.console import Console
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
                 _print_survey(console, one, options)
                 for sample in one.samples:
                     _print_sample(console, one, sample, options.tokens_per_image)
-        sys.stdout.write(captured.get())  # rich itself exits with 1 when the reader (head, less) has seen enough
+        sys.stdout.write(captured.get())  # rich itself exits with 1 when the reader (head, less) closes the pipe
     return _verdict(surveys, options)
 
 
@@ -132,7 +132,7 @@ def _surveys(options: DataOptions) -> list[Survey]:
     inputs = _inputs(options)
     surveys = []
     for source in options.files:
-        with Console(stderr=True).status(f"reading {source}"):  # shows itself on a terminal only
+        with Console(stderr=True).status(f"reading {source}"):  # visible on a terminal only
             found = survey(
                 source,
                 inputs,
@@ -261,7 +261,7 @@ def _print_sample(console: Console, one: Survey, sample: Sample, tokens_per_imag
 
 
 def _marked(sample: Sample, tokens_per_image: int, *, colours: bool) -> Text:
-    """The text with what is learnt in colour, or in brackets where there is no colour."""
+    """Return the text with the supervised parts in color, or in brackets if the console has no color."""
     from rich.text import Text
 
     text, position = Text(), 0

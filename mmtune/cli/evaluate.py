@@ -1,4 +1,4 @@
-"""`mmtune eval`: score a model zero-shot on a suite of language and vision sets."""
+"""`mmtune eval`: zero-shot evaluation of a model on a suite of language and vision sets."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ class EvaluateOptions:
         suite: a suite that mmtune ships (mlan9, local9, quickstart), a suite file, or a task file.
         out: the folder for answers.sqlite, which keeps answers as they come in, and for results.json and samples/,
             written after every finished task.
-        language: the language model that adapters or a projector belong to, in place of the one that they name (its
-            path on somebody's machine, say).
-        template: how the model writes conversations down (vicuna_v1, llama_2, chatml, tokenizer), in place of what is
-            recorded. Folders of the released LLaVA code do not record it: vicuna_v1 is taken for them.
-        template_date: the date (2026-01-31) that a template writes which asks for today's: by default what the model is
-            recorded with, else the day on which the evaluation in --out began.
+        language: the language model that adapters or a projector belong to, in place of the one that they name (which
+            may be a path on another machine).
+        template: the template that renders conversations (vicuna_v1, llama_2, chatml, tokenizer), in place of the
+            recorded one. Folders of the released LLaVA code record none: vicuna_v1 is used.
+        template_date: the date (2026-01-31) that the template writes in place of today's date: by default the date
+            recorded with the model, else the day on which the evaluation in --out began.
         tasks: only these tasks of the suite, separated by commas.
         limit: only the first so many rows of each task.
         data_root: read DIR/hub/<hub id>/<config>/<split>.parquet in place of the Hugging Face hub.
         batch_tokens: how many tokens are held in memory at once, fewer where it runs out; does not change the scores.
-        seed: of the bootstrap that estimates the standard errors.
+        seed: seed of the bootstrap that estimates the standard errors.
         device: auto (the GPU where there is one; under torchrun each process its own), cpu, cuda, cuda:1.
-        resume: take over the answers in --out of the same model, task files, protocol and rows; if not, ask again.
+        resume: reuse the answers in --out of the same model, task files, protocol and rows; if not, generate all again.
         protocol: blind never looks at the gold answer to word a question; mlan does what the paper's files
             do. The suite's own where not given.
         answering: generate an answer and extract it, or compare how likely the choices are, by their summed
             log-probability (likelihood) or by that per character (likelihood_norm). The tasks' own where not given.
-        thinking_budget: let the model think before it answers, at most so many tokens (4096, say), and read what it
-            says after </think>; 0 has it answer at once, as tasks do unless their file says otherwise. For models
-            whose template can ask for it, as Qwen3's.
-        past_window: what becomes of rows whose prompt leaves no room in the window of the model: refuse the evaluation
-            before anything is asked, or shorten them by the beginning of what the user says.
-        share_prefixes: compute only once what prompts begin with in common; does not change the scores.
+        thinking_budget: let the model think before it answers, at most so many tokens (for example 4096), and score the
+            text after </think>; 0 answers at once, the default of tasks unless their file says otherwise. For models
+            whose template supports it, as Qwen3's.
+        past_window: for rows whose prompt leaves no room in the context window of the model: refuse the evaluation
+            before it starts, or shorten them by the beginning of what the user says.
+        share_prefixes: compute the common prefix of prompts only once; does not change the scores.
         strict: stop at the first photo that cannot be decoded, instead of counting its question as wrong.
         trust_metric_code: run the Python code of metrics that a task file takes from `evaluate` (a hub id or a local
             file), with your rights. Without it such a task file is refused.
@@ -79,10 +79,13 @@ class EvaluateOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Run the evaluation and print its scores. Of several processes under torchrun, one does.
+    """Run the evaluation and print its scores; of several processes under torchrun, only the first prints.
+
+    Returns:
+        Exit status: 0; 2 in the processes that end because another one failed.
 
     Raises:
-        UserError: anything the user can mend, found before the model is loaded where possible.
+        UserError: any error that the user can fix, found before the model is loaded where possible.
     """
     workers = join()
     try:
@@ -125,7 +128,7 @@ def _evaluate(options: EvaluateOptions) -> Results:
 
 
 def print_scores(results: Results, out: Path) -> None:
-    """Show the scores, their cost, and where the answers are."""
+    """Print the scores, their cost, and the paths of the results and the answers."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     console.print(score_table(results))
     console.print(cost_line(results))
@@ -134,7 +137,7 @@ def print_scores(results: Results, out: Path) -> None:
 
 
 def score_table(results: Results) -> Table:
-    """The scores as a table, in per cent."""
+    """Format the scores as a table, in percent."""
     table = Table(title=Text(visible(f"{results.model} on {results.suite}")), title_justify="left")
     table.add_column("task")
     table.add_column("kind")
@@ -151,7 +154,7 @@ def score_table(results: Results) -> Table:
 
 
 def cost_line(results: Results) -> str:
-    """What the scores took to compute."""
+    """Format the cost of the evaluation: seconds, tokens, and images through the vision tower."""
     cost = results.cost
     return (
         f"{cost['seconds']:.0f} s, {cost['prompt_tokens']:,.0f} prompt tokens "

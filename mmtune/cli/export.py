@@ -1,4 +1,4 @@
-"""`mmtune export`: write a trained model for other tools."""
+"""`mmtune export`: conversion of a trained model to the formats of other tools."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class ExportOptions:
             in peft's layout, and the projector; `merged`: mmtune's own layout, the adapters merged into the language
             model.
         out: the folder to write (-o for short); it must be empty or not there.
-        language: the language model that adapters or a projector belong to, in place of the one that they name (its
-            path on somebody's machine, say).
-        template: how the model writes conversations down (vicuna_v1, llama_2, chatml, tokenizer), in place of what is
-            recorded. Folders of the released LLaVA code do not record it: vicuna_v1 is taken for them.
-        template_date: what the template writes for the day's date (2026-01-31), in place of what is recorded.
-        dtype: of the weights; `auto` is that of the base's files. `peft` holds only what was trained, and keeps it as
-            it was.
-        max_shard_size: the most that one file of weights may hold, as 500MB or 5GB.
+        language: the language model that adapters or a projector belong to, in place of the one that they name (which
+            may be a path on another machine).
+        template: the template that renders conversations (vicuna_v1, llama_2, chatml, tokenizer), in place of the
+            recorded one. Folders of the released LLaVA code record none: vicuna_v1 is used.
+        template_date: the date (2026-01-31) that the template writes in place of today's date, instead of the recorded
+            one.
+        dtype: type of the weights; `auto` is that of the base's files. `peft` holds only the trained weights, in the
+            type that they have.
+        max_shard_size: maximum size of one file of weights, as 500MB or 5GB.
     """
 
     run: list[str]
@@ -53,7 +54,7 @@ class ExportOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Load the model, write it, and say where it is.
+    """Load the model, write it, and print its folder and size; return the exit status 0.
 
     Raises:
         UserError: there is no such model, the format cannot hold it, or the folder cannot be written.

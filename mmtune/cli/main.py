@@ -1,4 +1,4 @@
-"""The `mmtune` command. Imports nothing heavy until a command is chosen."""
+"""Entry point of the `mmtune` command; large libraries are imported only after a command is chosen."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The help of the command itself."""
+    """Return the help of `mmtune` itself, with the list of commands."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
@@ -50,14 +50,24 @@ def usage() -> str:
 
 
 def quieten_libraries() -> None:
-    """Have libraries that are imported after this show no bars and no advice, which would drown ours."""
+    """Set environment variables that suppress progress bars, advice and warnings of libraries imported later."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Returns 0, 2 for what a user can mend; a bug of ours raises, which exits with 1."""
+    """Run a command, and print errors that the user can fix in one line; any other exception is raised.
+
+    With `--debug`, errors that the user can fix are raised as well.
+
+    Args:
+        argv: arguments; those of the process by default.
+
+    Returns:
+        Exit status: that of the command; 2 after an error that the user can fix, also one of the disk; 130 after
+        Ctrl-C; 0 if the reader of the output closed the pipe.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -74,9 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         if command not in COMMANDS:
             raise UserError(f"unknown command {command!r}; {did_you_mean(command, COMMANDS)}")
         quieten_libraries()
-        # peft asks transformers, which warns of the name
+        # peft reads this attribute of transformers, which warns that it is deprecated
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a 4-bit kernel for CPUs that is not used
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an unused 4-bit kernel for CPUs
         module = importlib.import_module(COMMANDS[command][0])
         return int(module.main(arguments if command in ("fit", "validate") else arguments[1:]))
     except UserError as error:
@@ -84,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _report(str(error))
     except BrokenPipeError:
-        # the reader of our output (head, less) has seen enough; Python's own flush at exit must not complain again
+        # the reader of the output (head, less) closed the pipe; Python's own flush at exit must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

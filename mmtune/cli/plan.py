@@ -1,4 +1,4 @@
-"""`mmtune plan`: what a run will take, before anything is spent."""
+"""`mmtune plan`: estimate of a run's tokens, operations, memory and time, before it starts."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ from mmtune.training.recipes import recipe_of_base
 
 
 class PlanTrainer(pl.Trainer):
-    """Names the command and its arguments; it is never made."""
+    """Trainer class that defines the subcommand `plan` and its flags; it is never instantiated."""
 
     def plan(self) -> None:
-        """Nothing to train."""
+        """Do nothing: a plan trains nothing."""
 
 
 class PlanCLI(TrainingCLI):
-    """The flags of `mmtune fit`, and the numbers that stand for data which is not there."""
+    """Command line of `mmtune plan`: the flags of `fit`, and numbers of rows and tokens in place of missing data.
+
+    Attributes:
+        notes: assumptions of the plan.
+        options: the parsed config, before it is instantiated.
+        trainer_config: the parsed options of the trainer.
+    """
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The one command."""
+        """Return the only subcommand, `plan`."""
         return {"plan": set()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -50,25 +56,25 @@ class PlanCLI(TrainingCLI):
         parser.add_argument("--json", type=str | None, default=None, help="Also write the plan to this file.")
 
     def link_data(self, parser: LightningArgumentParser) -> None:
-        """Do not: the data is told of the model only if it is read, and the model needs a tokenizer only then."""
+        """Link nothing: the data needs the model's inputs, and so the tokenizer, only if it is read."""
 
     def instantiate_classes(self) -> None:
-        """Make the module and the data, and no trainer: it would ask for the GPUs."""
+        """Instantiate the module and the data, but no trainer, which would require the GPUs."""
         self.notes: list[str] = []
         config = self.config.plan
         self._take_parts_from_recipe(config.model)
         self.options, self.trainer_config = config.clone(), config.trainer.clone()
-        config.trainer.strategy = "auto"  # may need a library that is not here
+        config.trainer.strategy = "auto"  # a strategy may need a library that is not installed
         for key in ("callbacks", "logger", "plugins", "profiler"):
             config.trainer[key] = None
         made = self.parser.instantiate_classes(self.config).plan
         self.model, self.datamodule = made.model, made.data
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing: the plan is made from the parts."""
+        """Do nothing: `make_plan` uses the module and the data."""
 
     def _take_parts_from_recipe(self, model: Any) -> None:
-        """Where the model is to start from a run that is yet to be made, plan for what its recipe puts together."""
+        """Replace a base run that does not exist yet by the parts that its shipped config names, and add a note."""
         if recipe_of_base(model.base) is None:
             return
         file = find_resource("configs", Path(model.base).name)
@@ -77,10 +83,10 @@ class PlanCLI(TrainingCLI):
 
 
 def main(argv: list[str]) -> int:
-    """Plan a run and print what it will take.
+    """Plan a run and print the estimates; return the exit status 0.
 
     Raises:
-        UserError: a wrong flag, or neither data nor numbers to plan with.
+        UserError: a flag is invalid, or there are neither data nor numbers to plan with.
     """
     cli, made = make_plan(argv)
     print_plan(made)

@@ -1,4 +1,4 @@
-"""`mmtune quickstart`: tune a small real model on text alone, and see what changed for language and for vision."""
+"""`mmtune quickstart`: tuning of a small model on text alone, with language and vision scores before and after."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmtune.experiments.recorded_inputs import changed, inputs_of
 
 RECORD = "quickstart.json"
 ALIGNED = "package:mmtune/assets/quickstart"
-# rows a task is scored on, and optimiser steps
+# evaluation rows of each task, and optimizer steps
 BUDGETS = {"full": (100, 120), "small": (12, 4)}
 
 
@@ -45,7 +45,7 @@ class QuickstartOptions:
 
 @dataclass(frozen=True)
 class _Record:
-    """What `quickstart.json` holds: the budget, and what the run starts from, as hashes by name."""
+    """Content of `quickstart.json`: the budget, and the SHA-256 hashes of the run's inputs by name."""
 
     budget: str
     inputs: dict[str, str] | None = None
@@ -55,10 +55,10 @@ def main(argv: list[str]) -> int:
     """Run the quickstart.
 
     Returns:
-        0, or 143 and 130 where SIGTERM or Ctrl-C ended it.
+        Exit status: 0, 143 after SIGTERM, 130 after Ctrl-C.
 
     Raises:
-        UserError: a package with data or weights is missing, or `--out` holds something else.
+        UserError: a package with data or weights is missing, `--out` holds something else, or the inputs have changed.
     """
     options = parse(build_parser("quickstart", QuickstartOptions), QuickstartOptions, argv)
     return run_chain(lambda: _run(options))
@@ -92,7 +92,11 @@ def _run(options: QuickstartOptions) -> int:
 
 
 def _claim(run: Path, budget: str) -> None:
-    """Make sure that what lies in the run directory is this quickstart."""
+    """Check that the run directory holds a quickstart of this budget; claim an empty one.
+
+    Raises:
+        UserError: it holds something else.
+    """
     marker = run / RECORD
     if marker.is_file():
         if _record(run).budget != budget:
@@ -110,14 +114,16 @@ def _record(run: Path) -> _Record:
 
 
 def _check_inputs(run: Path, data: Path) -> None:
-    """Record what the run starts from, by content; what is finished counts only as long as that is unchanged.
+    """Compare the hashes of the run's inputs with the recorded ones, and record them.
+
+    Finished parts of a run are valid only while its inputs are unchanged.
 
     Raises:
-        UserError: it has changed since the run began.
+        UserError: an input has changed since the run began.
     """
     record = _record(run)
     now = inputs_of([str(data / "instructions.jsonl")], ["quickstart"], "quickstart", str(data), ALIGNED)
-    now = {name.removeprefix(f"{data}/"): digest for name, digest in now.items()}  # the cache may be moved
+    now = {name.removeprefix(f"{data}/"): digest for name, digest in now.items()}  # so that the cache can be moved
     if record.inputs is not None and (names := changed(record.inputs, now)):
         raise UserError(f"--out {run}: was begun with other contents of {names}; choose another folder")
     write_json(run / RECORD, asdict(replace(record, inputs=now)))
@@ -153,6 +159,6 @@ def _show(run: Path) -> None:
 
 
 def _telling(run: Path, change: TaskChange, count: int = 3) -> list[PairedSample]:
-    """The first few samples of a task; nothing is picked by its outcome."""
+    """Return the first samples of a task, at most `count`; they are not selected by their outcome."""
     pairs = paired_samples(run / "before", run / "after", change.name)
     return [pair for pair, _ in zip(pairs, range(count), strict=False)]

@@ -1,4 +1,4 @@
-"""`mmtune report`: one page about runs: scores beside what training cost, and every answer."""
+"""`mmtune report`: one page about runs, with scores beside training costs, losses, settings and answers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mmtune.common.text import visible
 
 @dataclass
 class ReportOptions:
-    """Write one page about runs that needs nothing else: scores beside cost, losses, settings, searchable answers.
+    """Write one self-contained page about runs: scores beside cost, losses, settings, searchable answers.
 
     Attributes:
         runs: run directories with one evaluation inside, evaluations, or what `mmtune reproduce` wrote; LABEL=RUN names
             one, and several of one label are seeds of one variant. Answers are compared with those of the first.
-        out: the page.
+        out: the file of the page.
         plots: a folder for the pictures as SVG and PNG.
         tables: a folder for the tables as CSV and LaTeX.
-        title: of the page.
-        baseline: the label of the variant that the others are cheaper than; the most costly tuned one without it.
+        title: title of the page.
+        baseline: label of the variant whose cost the others are compared with; by default the most costly tuned one.
         samples: at most so many answers of each set are on the page.
     """
 
@@ -44,7 +44,7 @@ class ReportOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Write the page, and what else was asked for.
+    """Write the page, and the requested plots and tables; return the exit status 0.
 
     Raises:
         UserError: a run cannot be read, or a file cannot be written.

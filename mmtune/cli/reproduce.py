@@ -1,4 +1,4 @@
-"""`mmtune reproduce`: the paper's comparison, cost beside score, from one aligned base model."""
+"""`mmtune reproduce`: the paper's comparison of costs and scores, from one aligned base model."""
 
 from __future__ import annotations
 
@@ -66,21 +66,25 @@ class ReproduceOptions:
                 raise UserError(f"{flag} {value}: must be at least {least}")
 
 
-class StepFailed(Exception):  # noqa: N818  # passed on as its exit status, after the step's own message
-    """A step ended without its result."""
+class StepFailed(Exception):  # noqa: N818  # converted to its exit status, after the step's own message
+    """Error for a step that ended without its result.
+
+    Attributes:
+        status: exit status of the step, or 1.
+    """
 
     def __init__(self, status: int) -> None:
         self.status = status
 
 
 def main(argv: list[str]) -> int:
-    """Run what is not done yet, and show cost beside score.
+    """Run the steps that are not done yet, print costs beside scores, and write the report; with `--plan`, only plan.
 
     Returns:
-        0, or the exit status of the step that ended it.
+        Exit status: 0, that of the step that failed, 143 after SIGTERM, or 130 after Ctrl-C.
 
     Raises:
-        UserError: a wrong flag, data that is not there, or a folder that holds something else.
+        UserError: a flag is invalid, data is missing, or the folder holds something else.
     """
     options = parse(build_parser("reproduce", ReproduceOptions), ReproduceOptions, argv)
     comparison = Comparison(
@@ -113,7 +117,7 @@ def _compare(comparison: Comparison, *, plan_alone: bool) -> int:
 
 
 def _scaled(preset: Preset, options: ReproduceOptions) -> Preset:
-    """The preset at the size that was asked for."""
+    """Return the preset with the requested numbers of rows and steps, and the requested config of the variants."""
     samples = options.budget or preset.samples
     share = min(1.0, samples / preset.samples)
 
@@ -130,7 +134,7 @@ def _scaled(preset: Preset, options: ReproduceOptions) -> Preset:
 
 
 def _plan_table(comparison: Comparison) -> Table:
-    """What training each variant once takes, as `mmtune plan` reckons."""
+    """Build a table of the estimates of `mmtune plan` for training each variant once."""
     from mmtune.cli.plan import make_plan
 
     count = len(comparison.seeds)
@@ -147,7 +151,7 @@ def _plan_table(comparison: Comparison) -> Table:
         flags = comparison.tuning(comparison.seeds[0], variant)
         if Path(comparison.base).exists() or comparison.given_base:
             flags += ["--model.base", comparison.base]
-        else:  # the base is yet to be made: of the parts that its config names
+        else:  # the base does not exist yet: plan with the parts that its config names
             flags = [*comparison.alignment()[:2], *flags, "--model.base", "null"]
         cli, plan = make_plan([*flags, "--compared=false"])
         here = plan.cards[-1] if cli.trainer_config.accelerator == "cpu" else plan.cards[0]
@@ -170,7 +174,7 @@ def _plan_table(comparison: Comparison) -> Table:
 
 
 def _check(comparison: Comparison) -> None:
-    """Look for evaluation rows among the training rows, once; `fit` leaves out those that are found."""
+    """Search the training rows for evaluation rows, unless that is done; `fit` leaves out those that are found."""
     from mmtune.data.conversation import Conversation
     from mmtune.data.sources.readers import BadRows, read_conversations
     from mmtune.evaluation.contamination.check import check_contamination
@@ -193,7 +197,11 @@ def _check(comparison: Comparison) -> None:
 
 
 def _run(steps: list[Step]) -> None:
-    """Run what is not done, each step in a process of its own, so that its memory is counted apart."""
+    """Run the steps that are not done, each in a separate process, so that its memory is measured separately.
+
+    Raises:
+        StepFailed: a step failed, or ended without its result.
+    """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for number, step in enumerate(steps, 1):
         heading = f"[bold]{number}/{len(steps)}[/] {step.title}"
@@ -207,7 +215,11 @@ def _run(steps: list[Step]) -> None:
 
 
 def _run_process(command: list[str]) -> int:
-    """Its exit status; SIGTERM is passed on to it, so that it can save what it has."""
+    """Run a command in a process, and pass SIGTERM on to it so that it can save its state.
+
+    Returns:
+        Its exit status; 128 + N if signal N ended it, and 143 if SIGTERM arrived but it finished with status 0.
+    """
     passed_on: list[int] = []
     process = subprocess.Popen(command, stdout=sys.stderr)
 
@@ -218,18 +230,18 @@ def _run_process(command: list[str]) -> int:
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         status = process.wait()
-    except KeyboardInterrupt:  # the terminal has sent it to the step, too
+    except KeyboardInterrupt:  # the terminal sends Ctrl-C to the step as well
         process.wait()
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-    if passed_on and status == 0:  # it was too late to stop the step, and the next one must not begin
+    if passed_on and status == 0:  # the step had finished already; the next one must not start
         return 128 + signal.SIGTERM
     return 128 - status if status < 0 else status
 
 
 def _seen(comparison: Comparison) -> dict[str, str]:
-    """The sets that cannot be called unseen, by what was recorded of each run, and why."""
+    """Return the evaluation sets that overlap with training rows, or were not checked, each with the reason."""
     from mmtune.evaluation.contamination.check import read_set_checks
 
     runs = [] if comparison.given_base else [(BASE, comparison.out / BASE)]
@@ -245,7 +257,7 @@ def _seen(comparison: Comparison) -> dict[str, str]:
 
 
 def _show(comparison: Comparison) -> None:
-    """Print cost beside score, and write the report."""
+    """Print costs beside scores, and write the report, plots and tables."""
     from mmtune.analysis.report import write_report
     from mmtune.analysis.study import study
     from mmtune.analysis.tables import study_table

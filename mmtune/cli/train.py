@@ -1,4 +1,4 @@
-"""`mmtune fit` and `mmtune validate`: Lightning's command line over mmtune's module and data."""
+"""`mmtune fit` and `mmtune validate`: Lightning's command line with mmtune's module and data."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ from mmtune.training.trainer_options import check_trainer_options
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes `RUN/config.yaml`, with which the run can be done again."""
+    """Callback that writes `RUN/config.yaml`, with which the run can be repeated."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Nothing yet: a run that the checkpoint does not belong to is refused after this."""
+        """Do nothing: a checkpoint of another run is refused after this hook, and before `on_fit_start`."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the resolved config before anything is computed, and tell it the loggers."""
+        """Write the resolved config before training, and send it to the loggers; only the first process does."""
         assert isinstance(pl_module, InstructionTuning)
         self.config.model.template_date = pl_module.spec.template_date
         if trainer.is_global_zero:
@@ -63,11 +63,11 @@ class SaveConfig(SaveConfigCallback):
 
 
 class TrainingCLI(LightningCLI):
-    """Lightning's command line with a run directory: `--out` holds all that a run leaves behind."""
+    """Lightning's command line with a run directory, `--out`, for all files of a run."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The commands, and the arguments that the command line fills in itself."""
+        """Return the subcommands, each with the arguments of the trainer's method that become no flags."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule"},
@@ -111,11 +111,14 @@ class TrainingCLI(LightningCLI):
         self.link_data(parser)
 
     def link_data(self, parser: LightningArgumentParser) -> None:
-        """Tell the data of the model."""
+        """Link the inputs of the model to the data module."""
         parser.link_arguments("model.inputs", "data.inputs", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Have the help begin with what is mmtune's: Lightning's own comes first, and is three quarters of it."""
+        """Create the parser of a subcommand, with a help that lists mmtune's options before Lightning's.
+
+        Lightning's own options are three quarters of the help, and come first by default.
+        """
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.description = COMMANDS[subcommand][1].capitalize() + "."
         parser.usage = f"mmtune {subcommand} [--config NAME] [--out DIR] [--model.…] [--data.…] [--trainer.…]"
@@ -127,10 +130,10 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about arguments that do not come from sys.argv.
 
-        Nothing is made yet of what the arguments name; what may not be made is refused here.
+        No class that the arguments name is instantiated yet; `check_config` refuses those that are not trusted.
 
         Raises:
-            UserError: they do not parse, or name code that is not to be run.
+            UserError: the arguments cannot be parsed, or `check_config` refuses them.
         """
         try:
             self.config = parser.parse_args(args)
@@ -139,10 +142,10 @@ class TrainingCLI(LightningCLI):
         check_config(self.config[self.config.subcommand], args)
 
     def _set_seed(self) -> None:
-        """Seed the generators.
+        """Seed the random number generators.
 
         Raises:
-            UserError: numpy takes no such seed.
+            UserError: numpy does not accept the seed.
         """
         try:
             super()._set_seed()
@@ -150,7 +153,11 @@ class TrainingCLI(LightningCLI):
             raise UserError(f"--seed_everything: {error}") from None
 
     def instantiate_classes(self) -> None:
-        """Look for the loggers' packages before anything is made."""
+        """Check that the loggers' packages are installed, set the template date of a run to resume, and instantiate.
+
+        Raises:
+            UserError: a package is missing, or another date is given than the run to resume began with.
+        """
         trainer = self._get(self.config, "trainer", default={})
         check_loggers(trainer.get("logger"))
         if self.subcommand == "fit":
@@ -160,22 +167,22 @@ class TrainingCLI(LightningCLI):
     def fit(
         self, model: InstructionTuning, datamodule: InstructionData, ckpt_path: str | None = None, **options: Any
     ) -> None:
-        """Train as `mmtune.fit` does, in place of Lightning's `fit`."""
+        """Train with `mmtune.training.trainer.train`, in place of Lightning's `fit`; `options` are not used."""
         model.new_schedule = self._get(self.config_init, "new_schedule")
         train(self.trainer, model, datamodule, Path(self._get(self.config_init, "out")), ckpt_path=ckpt_path)
 
     def before_validate(self) -> None:
-        """Look at the model's parts before the data is read."""
+        """Check that every part of the model exists, before the data is read."""
         self.model.check_parts()
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: checkpoints hold no flags, and one that cannot be read is named where it is read."""
+        """Do nothing: checkpoints contain no flags, and an unreadable one is reported where it is loaded."""
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Arguments of Lightning's method; a checkpoint is read without the code in it.
+        """Return the arguments of the trainer's method; a checkpoint is loaded without running code in it.
 
         Raises:
-            UserError: the code of a checkpoint is asked for.
+            UserError: `--weights_only false` is given, which would run code in a checkpoint.
         """
         arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         if arguments.get("weights_only") is False:
@@ -183,10 +190,10 @@ class TrainingCLI(LightningCLI):
         return arguments | {"weights_only": True}
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer with mmtune's callbacks and logger beside the user's.
+        """Create the trainer with the user's callbacks and loggers, and for `fit` also mmtune's.
 
         Raises:
-            UserError: Lightning refuses the options.
+            UserError: an option is out of range or not supported, or the suite or folder of `--unseen` does not exist.
         """
         run = Path(self._get(self.config_init, "out"))
         options = self._get(self.config_init, "trainer", default={})
@@ -200,10 +207,10 @@ class TrainingCLI(LightningCLI):
         return make_trainer(make, run, chosen["callbacks"], chosen["logger"])
 
     def _contamination_checks(self) -> list[pl.Callback]:
-        """The callbacks that the flags `--unseen` and `--unseen_data_root` ask for: one or none.
+        """Return the callback of the flags `--unseen` and `--unseen_data_root`; an empty list without `--unseen`.
 
         Raises:
-            UserError: there is no such suite or folder.
+            UserError: there is no such suite or folder, or only the folder is given.
         """
         suite, root = (self._get(self.config_init, name) for name in ("unseen", "unseen_data_root"))
         if suite is None and root is not None:
@@ -220,10 +227,10 @@ def main(argv: list[str]) -> int:
     """Run `fit` or `validate` with the given arguments.
 
     Returns:
-        0, or 143 and 130 where SIGTERM or Ctrl-C ended it.
+        Exit status: 0, 143 after SIGTERM, 130 after Ctrl-C.
 
     Raises:
-        UserError: anything the user can mend.
+        UserError: any error that the user can fix.
     """
     try:
         with explained(), terminating():
@@ -235,14 +242,20 @@ def main(argv: list[str]) -> int:
     except SystemExit as leave:
         if not isinstance(leave.__context__, KeyboardInterrupt):
             raise
-        return stopped_beside_steps(signal.SIGINT)  # Lightning makes exit(1) of it
+        return stopped_beside_steps(signal.SIGINT)  # Lightning converts KeyboardInterrupt to exit(1)
     if cli.subcommand == "fit":
         return finish(cli)
     return 0
 
 
 def command_line(kind: type[CLI], argv: list[str], **options: Any) -> CLI:
-    """A command line over mmtune's module and data; making it runs the command."""
+    """Create a command line for mmtune's module and data, which parses the arguments and runs the command.
+
+    Args:
+        kind: class of the command line.
+        argv: the arguments, the subcommand first.
+        **options: further arguments of LightningCLI.
+    """
     quieten()
     restrict_parsers([*class_names(), *trusted_packages(argv)])
     return kind(

@@ -1,6 +1,6 @@
-"""Connections to the chat page's server: each has to say soon what it wants, and to read what it asked for.
+"""HTTP connections of the chat page's server, with timeouts and a limit on their number.
 
-uvicorn alone waits for ever: a few dozen requests that are never sent to their end would keep everyone else out.
+uvicorn alone waits without limit: a few dozen incomplete requests would block all other clients.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADERS_SECONDS = 10.0  # for a request's headers to arrive
-BODY_SECONDS = 35.0  # for its body; the page's own limit, which says why, is shorter
-READING_SECONDS = 30.0  # for a client to read when much waits for it
-ALL = 128  # connections at once
-OF_ONE = 32  # of them from one address
+BODY_SECONDS = 35.0  # for its body; the limit of `read_message`, which sends an error, is shorter
+READING_SECONDS = 30.0  # for a client to read what is buffered for it
+ALL = 128  # open connections
+OF_ONE = 32  # open connections from one address
 
 
 class LimitedConnection(H11Protocol):
-    """A connection that is closed where its client keeps it waiting, or where newer ones need its place."""
+    """HTTP connection that is closed after a timeout, or where there are too many connections."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """See uvicorn."""
+        """Take the arguments of uvicorn's `H11Protocol`."""
         super().__init__(*args, **options)
         self.since = time.monotonic()
         self._awaited = ""
@@ -33,60 +33,60 @@ class LimitedConnection(H11Protocol):
 
     @property
     def address(self) -> str:
-        """Whose it is."""
+        """IP address of the client; empty if unknown."""
         return self.client[0] if self.client else ""
 
     @property
     def answering(self) -> bool:
-        """Whether a request has come to its end, and its answer has not."""
+        """Whether a request was received completely, and its response is not complete."""
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """Wait for headers; where there are too many connections, one that only waits is closed."""
+        """Start the timeout for the headers, and close a connection if there are too many."""
         super().connection_made(transport)
         self._await("headers", HEADERS_SECONDS)
         make_room(one for one in self.connections if not one.transport.is_closing())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Stop the timeouts."""
         super().connection_lost(exc)
         self._await("", 0)
         self._stop_reading_clock()
 
     def data_received(self, data: bytes) -> None:
-        """Take a part of a request."""
+        """Process received bytes, and set the timeout for the rest of the request."""
         super().data_received(data)
         self._await_rest()
 
     def on_response_complete(self) -> None:
-        """End a request; one whose body never came has no other after it."""
+        """Finish a response; if the request's body is incomplete, close the connection."""
         unsent = self.cycle.more_body
         super().on_response_complete()
         self._await("", 0)
         if unsent:
             self.transport.close()
-        elif not self.cycle.response_complete or self.conn.trailing_data[0]:  # the next one was there already, or begun
+        elif not self.cycle.response_complete or self.conn.trailing_data[0]:  # the next request has begun
             self._await_rest()
         if self.transport.get_write_buffer_size():
             self._start_reading_clock()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close a connection that asks nothing more."""
+        """Close an idle connection."""
         super().timeout_keep_alive_handler()
-        self._start_reading_clock()  # what is left to be read keeps it open
+        self._start_reading_clock()  # unread data keeps it open
 
     def pause_writing(self) -> None:
-        """Wait for the client to read."""
+        """Stop writing, and start the timeout for the client to read."""
         super().pause_writing()
         self._start_reading_clock()
 
     def resume_writing(self) -> None:
-        """Go on: the client reads."""
+        """Resume writing after the client has read."""
         super().resume_writing()
         self._stop_reading_clock()
 
     def end(self) -> None:
-        """Close at once."""
+        """Close the connection at once, without sending buffered data."""
         self.transport.abort()
 
     def _await_rest(self) -> None:
@@ -98,7 +98,7 @@ class LimitedConnection(H11Protocol):
             self._await("headers", HEADERS_SECONDS)
 
     def _await(self, what: str, seconds: float) -> None:
-        """Give the client so long for a part of a request, from its first byte on."""
+        """Start the timeout for a part of a request, unless it is running; an empty part only stops the timeout."""
         if what == self._awaited:
             return
         if self._arriving is not None:
@@ -122,13 +122,14 @@ class LimitedConnection(H11Protocol):
 
 
 def make_room(connections: Iterable[Any]) -> None:
-    """Close what has no place, the newest connection among them.
+    """Close one connection if there are too many, of the newest one's address or of all addresses.
 
-    Of an address with too many, or of the address with most where there are too many in all, the one that has kept the
-    server waiting longest goes; one that is being answered stays. Where all are, the newest goes.
+    Candidates are the connections of the newest one's address if it has too many; otherwise, if there are too many in
+    all, those of the address with the most. The oldest candidate that is not being answered is closed; if there is none
+    but the newest connection, that one is closed.
 
     Args:
-        connections: all there are; with `address`, `since`, `answering` and `end`.
+        connections: all open connections; with `address`, `since`, `answering` and `end`.
     """
     held = sorted(connections, key=lambda one: one.since)
     counts = Counter(one.address for one in held)

@@ -1,4 +1,4 @@
-"""What the chat page's server lets itself be asked."""
+"""Limits on the requests to the chat page's server."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_ADDRESSES = 1024  # whose messages are counted; the one longest silent is forgotten
+_ADDRESSES = 1024  # that are counted; the one without requests for the longest time is removed
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be asked.
+    """Limits on conversations, messages and requests.
 
     Attributes:
-        text: characters of a message.
-        photo_bytes: size of a photo's file.
-        photo_pixels: width times height of a photo, before it is decoded.
-        photos: of a conversation.
-        turns: of a conversation.
-        tokens: of an answer.
-        conversations: kept at once; of the address with most, the one longest silent is forgotten.
-        waiting: messages that wait for a model.
-        waiting_of_one: messages of one address that are answered or wait.
-        per_minute: requests of one address that are more than reading the page.
+        text: maximum number of characters of a message.
+        photo_bytes: maximum size of an image file, in bytes.
+        photo_pixels: maximum width times height of an image, checked before it is decoded.
+        photos: maximum number of images of a conversation with one model.
+        turns: maximum number of messages of a conversation with one model.
+        tokens: maximum number of tokens of an answer.
+        conversations: maximum number of stored conversations; beyond it, the least recently used one of the address
+            with the most is removed.
+        waiting: maximum number of messages in the queue of one model, without the one that is answered.
+        waiting_of_one: maximum number of messages of one address that are answered or wait.
+        per_minute: maximum number of requests of one address in a minute, without GET and HEAD.
     """
 
     text: int = 8000
@@ -40,19 +41,19 @@ class Limits:
 
     @property
     def body(self) -> int:
-        """Bytes of a request: a photo in base64, and the text, of which JSON may write a character in twelve."""
+        """Maximum bytes of a request: an image in base64, and the text at up to 12 bytes a character in JSON."""
         return self.photo_bytes * 4 // 3 + 12 * self.text + 1000
 
 
 class RateLimit:
-    """Counts the requests of each address in the last minute."""
+    """Rate limit of the requests of each address in the last minute."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute, self._clock = per_minute, clock
         self._times: OrderedDict[str, deque[float]] = OrderedDict()
 
     def admit(self, address: str) -> bool:
-        """Whether one more is within the limit; it is counted if so."""
+        """Return whether another request of the address is within the limit; if so, count it."""
         now = self._clock()
         times = self._times.setdefault(address, deque())
         self._times.move_to_end(address)

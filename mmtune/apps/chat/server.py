@@ -1,7 +1,8 @@
-"""The page of `mmtune chat --web`: models answer a browser, and nobody whom the user did not let in.
+"""Server of `mmtune chat --web`: the chat page, and streamed answers of one or two models.
 
-Answers are streamed as lines of JSON: `{"waiting": n}` while others are answered, `{"text": piece}`, at the end
-`{"done": {…}}`, or `{"error": why}`. What is kept of a conversation is in memory alone.
+Requests of other web pages are refused; there is no login. Answers are streamed as lines of JSON: `{"waiting": n}` with
+the number of messages ahead in the queue, `{"text": piece}`, at the end `{"done": {…}}`, or `{"error": why}`.
+Conversations are stored in memory only.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from mmtune.generation.generator import VisionLanguageModel
 from mmtune.interfaces import SamplingParams
 from mmtune.models.decoding.batches import is_out_of_memory
 
-# nothing is loaded from elsewhere, run in the page's text, sent elsewhere, or shown in another page's frame
+# no resources of other servers, no inline scripts, no requests to other servers, and no frames of other pages
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -51,23 +52,23 @@ _HEADERS = {
 
 
 class Guard:
-    """Lets in what the page itself sends, and writes the page's headers on every answer.
+    """ASGI middleware that refuses requests of other web pages, limits their rate, and adds security headers.
 
-    A foreign page that has its own name point here (DNS rebinding) is told by the Host header, one that posts from its
-    own place by the Origin header.
+    Another page whose host name resolves to this server (DNS rebinding) is recognized by the Host header, and one that
+    sends requests from its own address by the Origin header.
     """
 
     def __init__(self, app: ASGIApp, names: frozenset[str], rate: RateLimit) -> None:
         """
         Args:
-            app: what is guarded.
-            names: the names by which the server may be called, besides addresses.
-            rate: what one address may ask.
+            app: the application to protect.
+            names: host names that requests may use, in lower case, besides IP addresses.
+            rate: rate limit of each client address.
         """
         self._app, self._names, self._rate = app, names, rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Pass a request to the application, or refuse it; the security headers are added in both cases."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
 
@@ -96,7 +97,7 @@ class Guard:
 
 
 def called_by_name(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host header is one of these names, or an address, which no foreign page can call its own."""
+    """Return whether a Host header is one of these names or an IP address, which DNS rebinding cannot use."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -108,7 +109,7 @@ def called_by_name(host: str, names: frozenset[str]) -> bool:
 
 
 class ChatApp:
-    """What the routes do."""
+    """Handlers of the routes, with the models, the conversations and the queues."""
 
     def __init__(
         self, models: Sequence[VisionLanguageModel], *, system: str | None, sampling: SamplingParams, limits: Limits
@@ -117,13 +118,13 @@ class ChatApp:
         Args:
             models: one, or two to compare.
             system: a system prompt in place of the templates' own.
-            sampling: what the page begins with.
-            limits: what may be asked.
+            sampling: default sampling options.
+            limits: limits on conversations, messages and requests.
         """
         self._models, self._sampling, self._limits = models, sampling, limits
         self._sessions = Sessions(models, system, limits.conversations)
         self._turnstiles = [Turnstile(limits.waiting) for _ in models]
-        self._asking: Counter[str] = Counter()  # messages of each address that are not answered yet
+        self._asking: Counter[str] = Counter()  # number of unanswered messages of each address
         page = importlib.resources.files("mmtune.apps.chat") / "page"
         look = importlib.resources.files("mmtune.analysis") / "templates" / "page.css"
         self._files = {
@@ -133,7 +134,7 @@ class ChatApp:
         }
 
     def routes(self) -> list[Route]:
-        """All there is: the page's three files by name, and what it asks."""
+        """Return all routes: the three files of the page, and the requests that it sends."""
         return [
             *(Route(path, self.file) for path in self._files),
             Route("/about", self.about),
@@ -142,21 +143,21 @@ class ChatApp:
         ]
 
     async def file(self, request: Request) -> Response:
-        """One of the page's files."""
+        """Return one of the page's files."""
         media_type, content = self._files[request.url.path]
         return Response(content, media_type=media_type)
 
     async def about(self, request: Request) -> Response:
-        """The models, the limits and the options to begin with."""
+        """Return the models, the default sampling options and the limits as JSON."""
         models = [{"name": visible(one.name), "sees": one.tower is not None} for one in self._models]
         return JSONResponse({"models": models, "sampling": asdict(self._sampling), "limits": asdict(self._limits)})
 
     async def begin(self, request: Request) -> Response:
-        """Begin a conversation; the oldest is forgotten if there are too many."""
+        """Create a conversation and return its key as JSON; see `Sessions.begin` for the limit."""
         return JSONResponse({"conversation": self._sessions.begin(_address(request))})
 
     async def say(self, request: Request) -> Response:
-        """Say something to one of the models of a conversation, and stream the answer."""
+        """Send a message to one of the models of a conversation, and stream the answer."""
         session = self._sessions.find(request.path_params["key"])
         number = request.path_params["model"]
         if session is None:
@@ -179,8 +180,8 @@ class ChatApp:
         return StreamingResponse(answer, media_type="application/x-ndjson")
 
     async def _answer(self, session: Session, number: int, message: Message, address: str) -> AsyncGenerator[str, None]:
-        """The lines of an answer. It is computed token by token, so that who leaves ends it."""
-        if number in session.busy:  # asked twice before either was begun
+        """Yield the lines of an answer; it is generated token by token, and ends when the client disconnects."""
+        if number in session.busy:  # two requests arrived before either was answered
             yield _line(error="the answer before is not over")
             return
         chat = session.chats[number]
@@ -213,7 +214,7 @@ class ChatApp:
         finally:
             session.busy.discard(number)
             self._asking[address] -= 1
-            self._asking += Counter()  # forgets those who wait for nothing
+            self._asking += Counter()  # removes addresses without unanswered messages
 
 
 def build_app(
@@ -224,14 +225,14 @@ def build_app(
     names: Sequence[str] = (),
     limits: Limits | None = None,
 ) -> ASGIApp:
-    """The server as an ASGI application.
+    """Build the server as an ASGI application.
 
     Args:
         models: one, or two to compare.
         system: a system prompt in place of the templates' own.
-        sampling: what the page begins with.
-        names: the names by which it may be called, besides localhost and addresses.
-        limits: what may be asked.
+        sampling: default sampling options.
+        names: host names that requests may use, besides localhost and IP addresses.
+        limits: limits on conversations, messages and requests.
     """
     limits = limits or Limits()
     app = ChatApp(models, system=system, sampling=sampling or SamplingParams(), limits=limits)
@@ -246,7 +247,7 @@ def serve(
     """Serve the page until Ctrl-C.
 
     Raises:
-        UserError: the address cannot be listened at.
+        UserError: the server cannot listen at the address.
     """
     app = build_app(models, system=system, sampling=sampling, names=[host, socket.gethostname()])
     with listening(host, port) as sock:
@@ -264,14 +265,14 @@ def serve(
 
 
 def server_config(app: ASGIApp) -> uvicorn.Config:
-    """How the page is served."""
+    """Return uvicorn's configuration of the server."""
     return uvicorn.Config(
         app,
         http=LimitedConnection,
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # they would let a client choose the address that its messages are counted by
+        proxy_headers=False,  # with them, a client could choose the address for which its messages are counted
         lifespan="off",
         ws="none",
         timeout_keep_alive=15,
@@ -281,10 +282,10 @@ def server_config(app: ASGIApp) -> uvicorn.Config:
 
 @contextlib.contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens there.
+    """Open a socket that listens at the address; it is closed at the end of the block.
 
     Raises:
-        UserError: it cannot.
+        UserError: the server cannot listen at the address.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

@@ -1,4 +1,4 @@
-"""The conversations that the chat page's server keeps, and the queue before each model."""
+"""Conversations in the memory of the chat page's server, and the queue of each model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mmtune.generation.generator import VisionLanguageModel
 
 @dataclass(slots=True)
 class Session:
-    """A conversation with every model.
+    """Conversation of one client with every model.
 
     Attributes:
-        chats: one per model.
-        address: whose it is.
-        busy: the models that are answering it, or that it waits for.
+        chats: one chat per model.
+        address: IP address of the client.
+        busy: indices of the models that are answering a message of it, or in whose queue it waits.
     """
 
     chats: list[Chat]
@@ -28,15 +28,18 @@ class Session:
 
 
 class Sessions:
-    """The conversations in memory, by keys that cannot be guessed."""
+    """Conversations in memory, by random keys that cannot be guessed."""
 
     def __init__(self, models: Sequence[VisionLanguageModel], system: str | None, most: int) -> None:
         self._models, self._system, self._most = models, system, most
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._make("")  # so that a wrong system prompt is known before the first conversation
+        self._make("")  # raises an error now if the system prompt is invalid
 
     def begin(self, address: str) -> str:
-        """Begin a conversation of somebody at this address. Returns its key."""
+        """Create a conversation for a client at this address, and return its key.
+
+        If there are too many, the least recently used one of the address with the most conversations is removed.
+        """
         key = secrets.token_urlsafe(16)
         self._sessions[key] = self._make(address)
         if len(self._sessions) > self._most:
@@ -45,7 +48,7 @@ class Sessions:
         return key
 
     def find(self, key: str) -> Session | None:
-        """The conversation, if it is still kept."""
+        """Return the conversation of a key and mark it as used; None if it does not exist or was removed."""
         if key in self._sessions:
             self._sessions.move_to_end(key)
         return self._sessions.get(key)
@@ -55,27 +58,27 @@ class Sessions:
 
 
 class Turnstile:
-    """Lets one pass at a time, first come first served."""
+    """Queue of one model: first in, first out, one message at a time."""
 
     def __init__(self, most: int) -> None:
         """
         Args:
-            most: how many may wait.
+            most: maximum number of entries that wait.
         """
         self._most = most
-        self._line: deque[asyncio.Event] = deque()  # the first is inside
+        self._line: deque[asyncio.Event] = deque()  # the first entry is not waiting
 
     @property
     def full(self) -> bool:
-        """Whether no more may wait."""
+        """Whether the queue is full."""
         return len(self._line) > self._most
 
     async def enter(self) -> AsyncGenerator[int, None]:
-        """Wait for one's turn.
+        """Join the queue and wait for the first place.
 
         Yields:
-            How many are before, whenever that changes; at last 0: what is then done is done alone, until the iterator
-            is closed or asked for more.
+            Number of entries ahead, at once and again after another entry leaves the queue. The last value is 0; the
+            first place is held until the iterator is closed or advanced.
         """
         moved = asyncio.Event()
         self._line.append(moved)

@@ -1,4 +1,4 @@
-"""What the chat page sends, read with suspicion."""
+"""Parsing and validation of the messages that the chat page sends."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mmtune.data.image_files import FORMATS, FormatError, open_image
 from mmtune.data.images import load_image
 from mmtune.interfaces import SamplingParams
 
-_KEPT_SIDE = 2048  # larger photos are kept in memory smaller; towers see some hundred pixels
+_KEPT_SIDE = 2048  # pixels; larger images are downscaled, since vision towers read some hundred
 _SECONDS = 30  # for a message to arrive
-_decoding = threading.Lock()  # one photo at a time: a large one takes 150 MB while it is decoded
+_decoding = threading.Lock()  # one image at a time, since decoding a large one takes 150 MB
 
 
 class BadRequestError(Exception):
-    """A message that is not taken, with the status that says so."""
+    """Error for a message that is refused, with the HTTP status of the response."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -37,12 +37,12 @@ class BadRequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is said.
+    """Message of a user: text, images and sampling options.
 
     Attributes:
-        text: by the user.
-        photos: shown with it, at most one.
-        sampling: how to answer.
+        text: text of the user.
+        photos: images of the message, at most one.
+        sampling: sampling options of the answer.
     """
 
     text: str
@@ -52,7 +52,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """The JSON of a message; the photo is in base64."""
+    """JSON fields of a message; the image is in base64."""
 
     text: str
     photo: str | None = None
@@ -61,7 +61,7 @@ class _Sent:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """What the page may choose of `SamplingParams`."""
+    """Fields of `SamplingParams` that the page may set."""
 
     temperature: float
     top_p: float
@@ -70,10 +70,16 @@ class _Chosen:
 
 
 async def read_message(request: Request, limits: Limits, default: SamplingParams) -> Message:
-    """Read `{"text": …, "photo": base64 or null, "sampling": {…}}`.
+    """Read a message of the form `{"text": …, "photo": base64 or null, "sampling": {…}}`.
+
+    Args:
+        request: the HTTP request.
+        limits: limits on the size of the message and of the answer.
+        default: sampling options for those that the message does not set.
 
     Raises:
-        BadRequestError: it is too large, too slow, or not that.
+        BadRequestError: the message is too large, arrives too slowly, or has another form, or its image cannot be
+            decoded.
     """
     body = await _body(request, limits.body)
     try:
@@ -115,7 +121,11 @@ def _sampling(chosen: dict[str, Any], default: SamplingParams) -> SamplingParams
 
 
 def _photo(sent: str, limits: Limits) -> Image.Image:
-    """Decode a photo, once its size is known to be harmless."""
+    """Decode an image after checks of its bytes, format and pixels, and downscale a large one.
+
+    Raises:
+        BadRequestError: the image is too large, or cannot be decoded.
+    """
     try:
         data = base64.b64decode(sent, validate=True)
     except (binascii.Error, ValueError):

@@ -1,1 +1,1 @@
-"""Flags, config checks and messages that commands share."""
+"""Flags, config checks and messages that several commands use."""

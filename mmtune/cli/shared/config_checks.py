@@ -1,4 +1,4 @@
-"""What a parsed config may not ask for, whoever wrote it; looked at before anything is made of it."""
+"""Security checks of a parsed config, before any class in it is instantiated."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from mmtune.cli.shared.trusted_code import not_trusted, trusted_packages
 from mmtune.common.errors import UserError
 from mmtune.common.masking import MASK, is_secret, masked_address, remember
 
-# of the web, of other file systems, and of chains of them; Lightning has a registry of checkpoints
+# addresses of the web and of fsspec's file systems, also chained; Lightning has a registry of checkpoints
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:(//|:)|registry:", re.IGNORECASE)
-_SERVER = "tracking_uri"  # a logger is there to send to it
+_SERVER = "tracking_uri"  # key of a logger's server, which may be any address
 
 
 def check_config(config: Namespace, arguments: Sequence[str]) -> None:
-    """Refuse code that is not trusted, addresses that the command line does not name, and secrets that are masked.
+    """Check that a config names no untrusted code, masked secret, credentials or unconfirmed address.
+
+    Code and masked secrets are checked at every key; addresses with credentials in options of the trainer; addresses
+    that the command line does not contain in options of the trainer and `ckpt_path`. A logger's `tracking_uri` and keys
+    of secrets may hold any address. The config's secrets are stored, so that later output masks them.
 
     Args:
-        config: what `mmtune fit`, `validate` or `plan` was given, parsed.
+        config: parsed config of `mmtune fit`, `validate` or `plan`.
         arguments: the command line.
 
     Raises:
-        UserError: names the config or flag, and the key.
+        UserError: the config is refused; the message names the config or flag, and the key.
     """
     remember(config.as_dict())
     for key, path, argument in objections(config, trusted_packages(arguments)):
@@ -55,7 +59,7 @@ def check_config(config: Namespace, arguments: Sequence[str]) -> None:
 
 
 def _texts(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """The texts and paths of a config, each with its dotted key; those of a list have the list's."""
+    """Yield the texts and paths of a config, each with its dotted key; those in a list have the key of the list."""
     values = vars(config) if isinstance(config, Namespace) else config
     if isinstance(values, Mapping):
         for name, value in values.items():

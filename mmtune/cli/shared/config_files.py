@@ -1,4 +1,4 @@
-"""The files after `--config`."""
+"""Config files named by `--config`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from mmtune.common.masking import remember
 
 
 def with_config_paths(argv: list[str]) -> list[str]:
-    """Let `--config` take the bare name of a config that mmtune ships.
+    """Replace the value of each `--config` by a path; it may be the bare name of a config that mmtune ships.
+
+    The secrets of the configs are stored, so that later output masks them.
 
     Raises:
-        UserError: one cannot be read, or holds no keys and values.
+        UserError: a config cannot be read, or holds no keys and values.
     """
     arguments = []
     for position, argument in enumerate(argv):
@@ -28,7 +30,7 @@ def with_config_paths(argv: list[str]) -> list[str]:
 
 
 def _config(name: str) -> Path:
-    """The file of a config; the parser's own message about one that cannot be read does not name it."""
+    """Return the path of a config after a check that it can be read; the parser's own error would not name it."""
     path = find_resource("configs", name)
     try:
         for layer in layers_of(path, "configs"):

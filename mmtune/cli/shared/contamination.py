@@ -1,4 +1,4 @@
-"""`mmtune data FILE… --unseen SUITE`: what training rows and an evaluation have in common."""
+"""`mmtune data FILE… --unseen SUITE`: overlap of training rows with an evaluation suite."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ _STYLES = {"unseen": "green", "seen": "red", "unchecked": "yellow"}
 
 
 def run(files: Sequence[str], suite: str, *, data_root: str | None, image_root: str | None, as_json: bool) -> int:
-    """Compare files with a suite and print what was found. Rows that cannot be used are counted, and not compared.
+    """Compare training files with a suite, and print the overlap as tables or JSON; return the exit status 0.
+
+    Rows that cannot be used are counted, and not compared.
 
     Raises:
         UserError: a file, suite or folder is missing, or no set of the suite can be compared.
     """
     chosen = suite_named(suite)
-    for source in files:  # a file that is not there is told of before the evaluation is read
+    for source in files:  # report a missing file before the evaluation is read
         next(_rows([source], image_root, BadRows("skip")), None)
-    # counting is quick beside comparing, and tells a person who waits how long that will take
+    # counting is much faster than comparing, and allows an estimate of the remaining time on a terminal
     total = sum(1 for _ in _rows(files, image_root, BadRows("skip"))) if sys.stderr.isatty() else None
     bad_rows = BadRows("skip")
     report = check_contamination(
@@ -46,15 +48,15 @@ def run(files: Sequence[str], suite: str, *, data_root: str | None, image_root: 
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 110)
     with console.capture() as captured:
         _print(console, report, bad_rows)
-    sys.stdout.write(captured.get())  # rich itself exits with 1 when the reader (head, less) has seen enough
+    sys.stdout.write(captured.get())  # rich itself exits with 1 when the reader (head, less) closes the pipe
     return 0
 
 
 def suite_named(name: str) -> Suite:
-    """The suite that `--unseen` names.
+    """Load the suite that `--unseen` names.
 
     Raises:
-        UserError: there is none, or its file is wrong.
+        UserError: there is no such suite, or its file is invalid.
     """
     try:
         return load_suite(name)

@@ -1,4 +1,4 @@
-"""The parsers' messages, in words that name the flag or the config's key and say what to write instead."""
+"""Error messages of the parsers, which name the flag or the config's key and the valid values."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def reworded(message: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
-    """What jsonargparse complains of, for someone who knows the command line and not its types.
+    """Convert an error message of jsonargparse to one that names the flag or the config's key, without Python types.
 
     Args:
-        message: jsonargparse's.
-        parser: the one that complains.
-        arguments: what it was given; the files after `--config` are looked into for the key.
+        message: message of jsonargparse; an unknown one is returned in one line.
+        parser: the parser that raised it.
+        arguments: arguments of the parser; the files after `--config` are searched for the key.
     """
     message = " ".join(message.split())
     if found := _UNKNOWN_FLAG.match(message):
@@ -51,8 +51,8 @@ def reworded(message: str, parser: argparse.ArgumentParser, arguments: Sequence[
 
 
 def unreadable(arguments: Sequence[str], error: ValueError | OverflowError) -> str:
-    """What jsonargparse lets through: code that is not trusted, and Python's own message about very long numbers."""
-    if code := _NOT_TRUSTED.search(str(error)):  # where a group of flags is given as one
+    """Return the message for an exception that jsonargparse does not handle: untrusted code, or a very long number."""
+    if code := _NOT_TRUSTED.search(str(error)):  # where a whole group of flags is one value
         return str(not_trusted(place_of(_key_of(code["path"], arguments), arguments), code["path"]))
     culprit = next((argument for argument in arguments if re.search(r"\d{300}", argument)), "--config")
     return f"{brief(culprit)}: cannot be read ({reason(error)})"
@@ -87,7 +87,7 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """What the parser and those of its subcommands can be given."""
+    """Yield the arguments of the parser and of its subcommands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for subparser in action.choices.values():
@@ -97,7 +97,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def _place(key: str, arguments: Sequence[str], flag: str | None = None, value: str | None = None) -> str:
-    """The flag that was given (this value), else the last config that holds the key, with the key."""
+    """Return the flag if the command line gives it (this value), else the last config with the key, else the flag."""
     flag = flag or f"--{key}"
     pairs = list(zip(arguments, [*arguments[1:], ""], strict=True))
     given = [after if word == flag else word.partition("=")[2] for word, after in pairs if word.split("=")[0] == flag]
@@ -112,12 +112,12 @@ def _place(key: str, arguments: Sequence[str], flag: str | None = None, value: s
 
 
 def place_of(key: str, arguments: Sequence[str], flag: str | None = None) -> str:
-    """The flag or the config, with the key, that gave a value.
+    """Return the flag, or the config and the key, that a value comes from.
 
     Args:
-        key: dotted; its last parts may lie within lists, which are given as a whole.
+        key: dotted key; its last parts may be inside a list, which is given as a whole.
         arguments: the command line.
-        flag: by which the key is given.
+        flag: flag of the key; `--KEY` by default.
     """
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
@@ -130,7 +130,7 @@ def place_of(key: str, arguments: Sequence[str], flag: str | None = None) -> str
 
 
 def _key_of(path: str, arguments: Sequence[str]) -> str:
-    """The key of the last config that gives this class path."""
+    """Return the key that has this class path in the last config with it; "config" if none has."""
     for word, after in reversed(list(zip(arguments, [*arguments[1:], ""], strict=True))):
         file = after if word in ("--config", "-c") else word.partition("--config=")[2]
         for layer in reversed(layers_of(Path(file), "configs")) if file else ():
@@ -140,7 +140,7 @@ def _key_of(path: str, arguments: Sequence[str]) -> str:
 
 
 def _keys(value: Any, wanted: str) -> str:
-    """The dotted key of a value, "" where it is nowhere."""
+    """Return the dotted key of a value; "" if it is not found."""
     for key, inner in value.items() if isinstance(value, dict) else ():
         if inner == wanted:
             return str(key)

@@ -1,4 +1,4 @@
-"""Command-line flags from a typed, documented dataclass: its docstring is the help."""
+"""Command-line flags from a typed dataclass, whose docstring becomes the help."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Options = TypeVar("Options")
 
 
 class OneLineParser(ArgumentParser):
-    """A parser whose messages are one line."""
+    """Parser with error messages of one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Raise instead of printing the usage.
+        """Raise an error, in place of printing the usage and exiting.
 
         Raises:
             UserError: always.
@@ -31,15 +31,15 @@ class OneLineParser(ArgumentParser):
 def build_parser(
     command: str, options: type[Any], *, positional: str | None = None, short: Mapping[str, str] | None = None
 ) -> OneLineParser:
-    """A parser with a flag for every field of a dataclass.
+    """Build a parser with a flag for every field of a dataclass.
 
     `data_root` becomes `--data-root`; a field `resume: bool` becomes `--resume` and `--no-resume`; a field without a
     default is required.
 
     Args:
         command: the command's name.
-        options: the dataclass; the first paragraph of its docstring describes the command, its `Attributes` the flags.
-        positional: the field that is given without a flag, a list.
+        options: the dataclass; the first line of its docstring describes the command, its `Attributes` the flags.
+        positional: the field that is given without a flag: a list of at least one text.
         short: a second, short flag by field, such as `-o`.
     """
     text = docstring_parser.parse(options.__doc__ or "")

@@ -1,4 +1,4 @@
-"""What Python and its libraries print by themselves, made harmless: print, warnings, log records and tracebacks."""
+"""Safe terminal output of Python and its libraries: print, warnings, log records and tracebacks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _print = builtins.print
 
 
 def shown(text: str) -> str:
-    """A text as it may be printed: nothing in it acts on the terminal or hides, and secrets are masked."""
+    """Return a text that is safe to print: control and invisible characters are visible, and secrets are masked."""
     return visible(masked_text(text))
 
 
 def guard() -> None:
-    """Have all that is printed by Python's own means quote configs, data and names of files as `shown`.
+    """Pass all text of print, warnings, log records and tracebacks through `shown`.
 
-    These are its hooks, so that libraries need not know, and processes that are forked have them too.
+    It may quote configs, data and file names. Python's own hooks are replaced, so that libraries need no change, and
+    forked processes inherit them.
     """
     builtins.print = _print_shown
     warnings.showwarning = _show_warning
@@ -36,19 +37,19 @@ def guard() -> None:
 
 
 def _print_shown(*values: Any, file: Any = None, **options: Any) -> None:
-    """Print; what is made for a terminal on purpose (colors, JSON for programs) is written to the stream instead."""
+    """Print safe text to stdout or stderr; colors and JSON are written to the stream directly, not printed."""
     if file is None or file in (sys.stdout, sys.stderr):
         values = tuple(shown(str(value)) for value in values)
     _print(*values, file=file, **options)
 
 
 class _Record(logging.LogRecord):
-    """A record whose message and traceback are harmless, whatever handler writes them."""
+    """Log record whose message and traceback are safe to print, for every handler."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.exc_info and self.exc_info[0] is not None:
-            # a formatter takes this rather than format the exception itself
+            # a formatter uses this text if it is set, and does not format the exception itself
             self.exc_text = shown("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
 
     def getMessage(self) -> str:  # noqa: N802  # logging's own name
@@ -69,5 +70,5 @@ def _show_warning(
 
 
 def _show_exception(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None, /) -> None:
-    if sys.stderr is not None and not issubclass(kind, SystemExit):  # of which a thread says nothing
+    if sys.stderr is not None and not issubclass(kind, SystemExit):  # a thread ends silently with it
         sys.stderr.write(shown("".join(traceback.format_exception(kind, error, trace))))

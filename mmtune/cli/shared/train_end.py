@@ -1,4 +1,4 @@
-"""What `mmtune fit` says at its end: what the run was, or the signal that stopped it."""
+"""Messages and exit status at the end of `mmtune fit`: summary of the run, or the signal that stopped it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mmtune.training.callbacks.stopping import received_signal
 
 
 def report(run: Path, record: dict[str, Any]) -> None:
-    """Say what a run was and where it lies.
+    """Print the summary of a run: steps, rows, tokens, directory, and rows that were changed or left out.
 
     Args:
-        run: its directory.
-        record: what it was trained on; RUN/data.json, where any step was taken.
+        run: the run directory.
+        record: record of the training data, as in RUN/data.json, which exists if any step was taken.
     """
     sources = record["sources"].values()
     text, visual = sum(s["text"] for s in sources), sum(s["visual"] for s in sources)
@@ -63,14 +63,14 @@ def report(run: Path, record: dict[str, Any]) -> None:
 
 
 def _say(text: str) -> None:
-    """Print what quotes rows and names of files, which must not act on the terminal."""
+    """Print a text that may quote rows and file names, with control characters made visible."""
     print(visible(text))
 
 
 def finish(cli: LightningCLI) -> int:
-    """Say what a finished run was; its exit status.
+    """Print the summary of a finished run, and return the exit status.
 
-    Not 0 where a signal came when no step was left: what follows must know.
+    It is 128 + the signal's number if a signal arrived when no step was left, so that the caller can stop; else 0.
     """
     if cli.trainer.is_global_zero:
         report(Path(cli.trainer.default_root_dir), cli.datamodule.record)
@@ -82,6 +82,6 @@ def finish(cli: LightningCLI) -> int:
 
 
 def stopped_beside_steps(number: int) -> int:
-    """The exit status where a signal came before the first step, or a second one in the middle of one."""
+    """Print that a signal ended the run before, after or within a step; return the exit status."""
     rank_zero_only(stopped)(number, begin="the last checkpoint, if there is one")
     return 128 + number

@@ -1,4 +1,4 @@
-"""The parser of `mmtune fit`, `validate` and `plan`: errors are one line, and secrets are never written."""
+"""Parser of `mmtune fit`, `validate` and `plan`, with errors of one line and masked secrets."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ from mmtune.common.text import visible
 
 
 class TrainingParser(LightningArgumentParser):
-    """A parser whose messages are one line, and that takes no beginning of a flag for the flag."""
+    """Parser with error messages of one line, and without abbreviated flags."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Raise instead of printing the usage."""
+        """Raise an error, in place of printing the usage and exiting.
+
+        Raises:
+            UserError: always.
+        """
         arguments = getattr(self, "args", None)
-        if arguments is None:  # of one option's own keys; the parser of the whole line says so, too
+        if arguments is None:  # parser of the keys of one option; the parser of the whole line adds the rest
             raise UserError(message) from ex
         command = self.prog.split()[-1].replace("mmtune", arguments[0] if arguments else "fit")
         raise UserError(f"{reworded(message, self, arguments)} (mmtune {command} --help lists the flags)") from ex
 
     def parse_path(self, path: str | os.PathLike[str], **options: Any) -> Any:  # type: ignore[override]
-        """Parse a config, laid over those that it includes; paths in it are taken from its own folder."""
+        """Parse a config merged with those that it includes; relative paths in it start from its own folder."""
         if len(layers_of(Path(path), "configs")) == 1:
             return super().parse_path(path, **options)
         settings = yaml.safe_dump(read_layered(Path(path), "configs"), sort_keys=False)
@@ -42,9 +46,9 @@ class TrainingParser(LightningArgumentParser):
             return self.parse_string(settings, path=Path(path).name, **options)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """The config as YAML, without secrets: it is printed, kept in runs, and told to loggers.
+        """Return the config as YAML with secrets masked: it is printed, stored in runs, and sent to loggers.
 
-        What would act or hide on a terminal is written as YAML's escapes.
+        Control and invisible characters are written as YAML's escapes.
         """
         text: str = super().dump(*args, **kwargs)
         config = yaml.safe_load(text)

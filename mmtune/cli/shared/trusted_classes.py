@@ -1,4 +1,4 @@
-"""The classes that a config may name, and the arguments that it may give them."""
+"""Allowlist of the classes that a config may name, and of their arguments."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _THEME = (
 )
 _SERVICE = "name project entity group tags notes job_type prefix"
 
-# Looked at one by one: none of these, with these arguments, runs what a config names, deletes files that are not its
-# own, or uploads files other than checkpoints. Left out are classes that take functions (LambdaCallback,
+# Reviewed one by one: none of these, with these arguments, runs code that a config names, deletes files that are not
+# its own, or uploads files other than checkpoints. Left out are classes that take functions (LambdaCallback,
 # ThroughputMonitor, ModelPruning, BackboneFinetuning), that set attributes by name (the two finders), that delete
 # (OnExceptionCheckpoint), or whose arguments cannot be written down again (Timer; max_time does the same), and
 # arguments that upload source files or hand on options of another library.
@@ -110,7 +110,7 @@ _PLAIN = (str, int, float, PathLike, datetime.timedelta, Enum, torch.device, tor
 
 @functools.cache
 def class_names() -> dict[str, type]:
-    """Every name by which the modules that are loaded know a class of the list."""
+    """Map every dotted name of an allowed class, in the loaded modules of lightning and mmtune, to the class."""
     found = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in CLASSES}
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in ("lightning", "mmtune"):
@@ -121,16 +121,16 @@ def class_names() -> dict[str, type]:
 
 
 def objections(config: Any, trusted: Sequence[str] = (), key: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every value of a parsed config that would run code outside the list.
+    """Find every value of a parsed config that would run code outside the allowlist.
 
     Args:
-        config: the values, as the parser gives them: what is to be made is still its `class_path` and arguments.
-        trusted: packages and names whose code the user trusts.
-        key: of these values, dotted.
+        config: parsed values, in which classes are still given by `class_path` and arguments.
+        trusted: packages and dotted names of code that the user trusts.
+        key: dotted key of these values.
 
     Yields:
-        the key of the value, the name of what would be run, and the argument that it would be given; "" where it is
-        not on the list at all.
+        Key of the value, dotted name of the code, and the argument that is not allowed; "" if the code itself is not
+        on the list.
     """
     values = vars(config) if isinstance(config, Namespace) else config
     if isinstance(values, Mapping):
@@ -159,7 +159,7 @@ def _of_class(spec: Mapping[str, Any], trusted: Sequence[str], key: str) -> Iter
         for name, value in (vars(inner) if isinstance(inner, Namespace) else inner).items():
             if free or name in known:
                 yield from objections(value, trusted, f"{key}.{part}.{name}")
-            # what is empty says nothing, and is the default of most arguments
+            # empty values have no effect, and are the default of most arguments
             elif value not in (None, False, 0, "") and (name not in own or value != own[name].default):
                 yield f"{key}.{part}.{name}", path, name
 
@@ -169,6 +169,6 @@ def _covered(path: str, trusted: Sequence[str]) -> bool:
 
 
 def _path(value: Any) -> str:
-    """Where a function or class comes from; the class of any other object."""
+    """Return the dotted name of a function or class, or of the class of another object."""
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}"

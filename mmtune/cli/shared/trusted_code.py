@@ -1,4 +1,4 @@
-"""Which code a config may name: a `class_path` is imported, and what is made of it runs with the user's rights."""
+"""Restriction of the code that a config may name: a `class_path` is imported, and runs with the user's rights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from jsonargparse import set_parsing_settings
 from mmtune.common.errors import UserError
 
 FLAG = "--trust_code"
-_allowed: set[str] = set()  # by the last call of `restrict_parsers`
+_allowed: set[str] = set()  # names that the last call of `restrict_parsers` allowed
 
 
 def restrict_parsers(names: Iterable[str] = ()) -> None:
-    """Let the parsers of this process read configs from local files alone, and import what is named here alone.
+    """Restrict the parsers of this process: configs are read from local files only, and only these names are imported.
 
-    Lightning's command line lets them read from every address that fsspec knows, as soon as it is imported.
+    As soon as Lightning's command line is imported, parsers read configs from every address that fsspec supports.
 
     Args:
-        names: packages, modules or classes, dotted; a name stands for all that is in it.
+        names: dotted names of packages, modules or classes; a name includes everything in it.
 
     Raises:
-        ValueError: one is no dotted name.
+        ValueError: a name is not a dotted name.
     """
     names = set(names)
     set_parsing_settings(
@@ -29,7 +29,7 @@ def restrict_parsers(names: Iterable[str] = ()) -> None:
         config_read_mode_fsspec_enabled=False,
         import_path_denylist=["*", *(_allowed - names)],
         import_path_allowlist=sorted(names),
-        # else any class could be made wherever a library asks for any value
+        # otherwise any class could be instantiated where a parameter has the type Any
         instantiate_subclass_spec_in_any=False,
     )
     _allowed.clear()
@@ -37,12 +37,12 @@ def restrict_parsers(names: Iterable[str] = ()) -> None:
 
 
 def trusted_packages(argv: Sequence[str]) -> list[str]:
-    """What `--trust_code` names.
+    """Return the packages that `--trust_code` names.
 
-    The flag is read from the command line alone: a config cannot vouch for itself.
+    The flag is read from the command line only: a config cannot declare itself trusted.
 
     Raises:
-        UserError: it names no packages.
+        UserError: a value is not a list of dotted names with commas between them.
     """
     pairs = zip(argv, [*argv[1:], ""], strict=True)
     given = [word.partition("=")[2] if "=" in word else after for word, after in pairs if word.split("=")[0] == FLAG]
@@ -53,12 +53,12 @@ def trusted_packages(argv: Sequence[str]) -> list[str]:
 
 
 def not_trusted(place: str, path: str, argument: str = "") -> UserError:
-    """The refusal of code that a config names.
+    """Create the error for untrusted code that a config names.
 
     Args:
         place: the config or flag, and the key.
-        path: the dotted name of the code.
-        argument: the one that it would be given; "" where the code itself is not on the list.
+        path: dotted name of the code.
+        argument: the argument that is not allowed; "" if the code itself is not on the list.
     """
     what = f"give {path} the argument {argument}" if argument else f"run {path}"
     return UserError(
