@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from device.conftest import Flags, Run
 
 LORA = ["--model.lora.r=4", "--model.lora.alpha=8", "--model.lora.dropout=0"]
@@ -80,11 +81,9 @@ def test_skipped_steps_are_counted(fit: Fit, text: Flags, capfd: pytest.CaptureF
     assert run.ledger["skipped_steps"] == 0
     with pytest.MonkeyPatch.context() as patch:
         plain = scaler.__init__
-        patch.setattr(scaler, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "init_scale": 2.0**24}))
+        patch.setattr(scaler, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "init_scale": 2.0**19}))
         skipping = fit(*text, FP16, steps=6, name="skipping", language=llama)
     skipped = skipping.ledger["skipped_steps"]
     assert 0 < skipped < 6
     assert f"{skipped} of 6 steps changed no weight" in capfd.readouterr().err
     assert skipping.losses[skipped] == pytest.approx(skipping.losses[0], rel=0.2)  # no weight has changed
-    rates = [float(value) for value in (skipping.folder / "metrics.csv").read_text().split() if False]
-    assert rates == []

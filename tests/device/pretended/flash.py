@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +132,7 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *ends: t
 
 def _documents(cumulative: torch.Tensor) -> list[tuple[int, int]]:
     ends = _host(cumulative).tolist()
-    return list(zip(ends, ends[1:], strict=False))
+    return list(itertools.pairwise(ends))
 
 
 def _window(left: int | None, right: int | None, causal: bool) -> tuple[int, int]:
