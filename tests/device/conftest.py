@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device.pretended.waits import CountedCalls, Waits, warned_waits
 from PIL import Image
 
+from device.card.waits import CountedCalls, Waits, warned_waits
 from mmtune.cli.main import main
 
 Flags = list[str]
@@ -30,10 +30,15 @@ class Run:
 
     folder: Path
 
+    def column(self, name: str) -> list[float]:
+        """Return a column of the metrics, without its empty cells."""
+        with (self.folder / "metrics.csv").open() as stream:
+            return [float(row[name]) for row in csv.DictReader(stream) if row[name]]
+
     @property
     def losses(self) -> list[float]:
-        with (self.folder / "metrics.csv").open() as stream:
-            return [float(row["train_loss"]) for row in csv.DictReader(stream) if row["train_loss"]]
+        """Return the training loss of each step."""
+        return self.column("train_loss")
 
     @property
     def ledger(self) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from device.pretended.waits import uncounted
+from device.card.waits import uncounted
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *ends: t
 
 def _documents(cumulative: torch.Tensor) -> list[tuple[int, int]]:
     ends = _host(cumulative).tolist()
-    return list(zip(ends, ends[1:], strict=False))
+    return list(itertools.pairwise(ends))
 
 
 def _window(left: int | None, right: int | None, causal: bool) -> tuple[int, int]:

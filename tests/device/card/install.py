@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from device.pretended.waits import CountedCalls
+from device.card.waits import CountedCalls
 from mmtune.common.files import cache_dir
 
 _SOURCE = Path(__file__).with_name("backend.cpp")
@@ -61,7 +61,7 @@ def install(capability: tuple[int, int] = (9, 0), memory: int = 80 * 2**30) -> N
     torch.UntypedStorage.clone = _clone_storage  # type: ignore[method-assign]
     _count_literals()
 
-    from device.pretended.flash import register_flash
+    from device.card.flash import register_flash
 
     register_flash()
 
