@@ -50,6 +50,12 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit("--card real: torch finds no GPU here", returncode=2)
 
 
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device that tests compute on: the GPU with `--card`, else the CPU."""
+    return torch.device("cuda:0" if request.config.getoption("--card") else "cpu")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def peak_is_not_measured(request: pytest.FixtureRequest) -> Iterator[None]:
     """Give the pretended GPU a peak: measuring it takes matrix products that a CPU computes for minutes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from device.card.waits import CountedCalls, Waits, warned_waits
 from mmtune.cli.main import main
 
 Flags = list[str]
+BF16, FP16 = "--trainer.precision=bf16-mixed", "--trainer.precision=16-mixed"
+FROZEN = "--model.dtype=bfloat16"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -117,3 +121,23 @@ def waits(pretended: bool) -> Callable[[Waits], AbstractContextManager[Any]]:
             yield
 
     return counted
+
+
+@pytest.fixture
+def memory_left(pretended: bool) -> Iterator[Callable[[int], None]]:
+    """Leave so many bytes of the GPU's memory, until the test ends."""
+
+    def leave(size: int) -> None:
+        if pretended:
+            torch.ops.pretended.limit_memory(size)
+            return
+        gc.collect()
+        torch.cuda.empty_cache()
+        used, total = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction((used + max(size, 2**21)) / total)
+
+    yield leave
+    if pretended:
+        torch.ops.pretended.limit_memory(-1)
+    else:
+        torch.cuda.set_per_process_memory_fraction(1.0)
