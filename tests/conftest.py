@@ -37,6 +37,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--card", choices=("pretended", "real"), help="run tests/device, and all others, on a GPU")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, on a GPU, the tests that are about the CPU."""
+    for item in items if config.getoption("--card") else []:
+        if (marker := item.get_closest_marker("cpu_only")) is not None:
+            item.add_marker(pytest.mark.skip(reason=f"on a CPU only: {marker.args[0]}"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Install the pretended GPU before anything else asks for one."""
     card = config.getoption("--card")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import gc
+import inspect
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -92,7 +94,8 @@ def both(text: Flags, visual: Flags) -> Flags:
 def fit(llama: Path, tmp_path: Path) -> Callable[..., Run]:
     """A run of some steps on the GPU."""
 
-    def run(*flags: str, name: str = "run", steps: int = 4, device: str = "gpu", language: Path = llama) -> Run:
+    def run(*flags: str, name: str = "run", steps: int = 4, device: str = "gpu", language: Path = llama,
+            exit_code: int = 0) -> Run:  # fmt: skip
         options = {
             "--out": tmp_path / name,
             "--model.language": language,
@@ -105,7 +108,7 @@ def fit(llama: Path, tmp_path: Path) -> Callable[..., Run]:
             "--trainer.max_epochs": 9,
             "--trainer.enable_progress_bar": "false",
         }
-        assert main(["fit", *(f"{flag}={value}" for flag, value in options.items()), *flags]) == 0
+        assert main(["fit", *(f"{flag}={value}" for flag, value in options.items()), *flags]) == exit_code
         return Run(tmp_path / name)
 
     return run
@@ -113,14 +116,29 @@ def fit(llama: Path, tmp_path: Path) -> Callable[..., Run]:
 
 @pytest.fixture
 def waits(pretended: bool) -> Callable[[Waits], AbstractContextManager[Any]]:
-    """Within, the waits for the GPU are counted."""
+    """Within, the waits for the GPU are counted, but for those of `NearTies`."""
 
     @contextlib.contextmanager
     def counted(found: Waits) -> Iterator[None]:
-        with CountedCalls(found) if pretended else warned_waits(found):
+        with pytest.MonkeyPatch.context() as patch, CountedCalls(found) if pretended else warned_waits(found):
+            for owner in (torch, torch.Tensor):
+                patch.setattr(owner, "argmax", inspect.unwrap(owner.argmax))
             yield
 
     return counted
+
+
+@pytest.fixture(scope="session")
+def deeper_llama(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama with five blocks in place of two."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("deeper")
+    shutil.copytree(llama, folder, dirs_exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig.from_pretrained(llama, num_hidden_layers=5)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

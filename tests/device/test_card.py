@@ -28,9 +28,8 @@ def test_tensors_of_two_devices_are_not_mixed(device: torch.device) -> None:
 
 
 def test_random_numbers_are_not_those_of_the_cpu(device: torch.device) -> None:
-    drawn = [
-        torch.randn(4, generator=torch.Generator(d).manual_seed(0), device=d).cpu() for d in (device, "cpu", device)
-    ]
+    devices = (device, torch.device("cpu"), device)
+    drawn = [torch.randn(4, generator=torch.Generator(d).manual_seed(0), device=d).cpu() for d in devices]
     assert not torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
     with pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"):

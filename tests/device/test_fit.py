@@ -70,6 +70,17 @@ def test_stored_features_are_those_of_the_tower(fit: Fit, both: Flags, flags: Fl
     assert computed.losses == pytest.approx(stored.losses, rel=1e-6 if pretended else 2e-3)
 
 
+def test_too_little_memory_ends_in_a_line(
+    fit: Fit, text: Flags, memory_left: Callable[[int], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Give less memory than weights and their optimizer take."""
+    memory_left(2**19)
+    fit(*text, BF16, exit_code=2)
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mmtune: error")]
+    assert len(errors) == 1
+    assert "out of memory; lower --data.pack_tokens" in errors[0]
+
+
 def test_skipped_steps_are_counted(
     fit: Fit, text: Flags, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import nn
 from device.conftest import Flags
 from mmtune.evaluation.run.load_model import load_model
 from mmtune.generation.generator import VisionLanguageModel
+from mmtune.models.fitness.check import fitness_of
+from mmtune.models.language import load_config
 from mmtune.models.spec import LoraOptions, ModelSpec, Quantisation
 from mmtune.training.module import InstructionTuning
 
@@ -22,7 +25,7 @@ LORA = LoraOptions(r=4, alpha=8)
 
 
 def tensors(owner: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of a module with its name: parameters, buffers, and what a quantised weight keeps beside it."""
+    """Yield each tensor of a module with its name: parameters, buffers, and what quantised weights keep beside them."""
     for path, module in owner.named_modules():
         held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for own, tensor in held:
@@ -59,6 +62,7 @@ def test_quantised_models_are_where_they_were_asked_to_be(
 ) -> None:
     """Ask by the argument, as evaluation does, or by torch's default device, as Lightning does; and for the CPU."""
     spec = ModelSpec(str(llama_of_64s), template="chatml", lora=LORA, quantise=kind)
+    fitness_of(load_config(spec.language), spec.language, sees=False)  # as `fit` does before it sets a default device
     for where in (device, torch.device("cpu")):
         with where if asked == "default" else nullcontext():
             model = VisionLanguageModel.assemble(spec, device=where if asked == "device" else None)
@@ -80,9 +84,17 @@ def test_saved_quantised_models_are_loaded_onto_the_device(
         assert elsewhere(loaded, where) == []
 
 
+def test_a_model_is_tried_under_any_default_device(device: torch.device, llama: Path, tmp_path: Path) -> None:
+    """Build a model that this process has not tried yet, while torch's default device is the GPU."""
+    shutil.copytree(llama, tmp_path / "another")
+    with device:
+        VisionLanguageModel.assemble(ModelSpec(str(tmp_path / "another"), template="chatml"))
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_adapters_begin_as_on_the_cpu(dora: bool, device: torch.device, llama: Path) -> None:
     spec = ModelSpec(str(llama), template="chatml", lora=LoraOptions(r=4, alpha=8, dora=dora))
+    fitness_of(load_config(spec.language), spec.language, sees=False)
     here = VisionLanguageModel.assemble(spec)
     with device:
         there = VisionLanguageModel.assemble(spec)

@@ -47,7 +47,7 @@ def changed(model: VisionLanguageModel) -> VisionLanguageModel:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
         if model.tower is not None:
             model.tower.feature_mean.add_(0.1)
     return model
@@ -70,6 +70,7 @@ def saved(build: Build, tmp_path_factory: pytest.TempPathFactory) -> tuple[Visio
     return model, run
 
 
+@pytest.mark.cpu_only("the other process computes on the CPU")
 @pytest.mark.parametrize("lora", [LoraOptions(r=4, alpha=8), LoraOptions(r=4, dora=True), None])
 def test_another_process_gives_the_same_logits_bit_for_bit(
     build: Build, batch: PackedBatch, tmp_path: Path, lora: LoraOptions | None

@@ -48,6 +48,7 @@ def install(capability: tuple[int, int] = (9, 0), memory: int = 80 * 2**30) -> N
     # this registers kernels of its own for CUDA once there is a device; without them, those of the CPU are used
     with contextlib.suppress(ImportError):
         importlib.import_module("bitsandbytes")
+    torch._dynamo.config.disable = True  # a compiler for a GPU has none to compile for
     _build()
     properties = types.SimpleNamespace(
         major=capability[0], minor=capability[1], name="Pretended GPU", total_memory=memory, multi_processor_count=132,
