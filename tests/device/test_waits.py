@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def steps_of(fit: Callable[..., Run], waits: Counting, monkeypatch: pytest.Monke
         monkeypatch.setattr(InstructionTuning, "on_train_batch_start", note)
         with waits(found):
             fit(*flags, "--checkpoint_every=0", steps=8, **options)
-        taken = [Step(after - before, n) for (before, n), (after, _) in zip(begun, begun[1:], strict=False)]
+        taken = [Step(after - before, n) for (before, n), (after, _) in itertools.pairwise(begun)]
         assert len(taken) >= 6
         return taken[2:]
 

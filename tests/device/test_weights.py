@@ -86,7 +86,10 @@ def test_saved_quantised_models_are_loaded_onto_the_device(
 
 def test_a_model_is_tried_under_any_default_device(device: torch.device, llama: Path, tmp_path: Path) -> None:
     """Build a model that this process has not tried yet, while torch's default device is the GPU."""
-    shutil.copytree(llama, tmp_path / "another")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shutil.copytree(llama, tmp_path / "another")  # of other sizes, since the outcome of a trial is kept
+    LlamaForCausalLM(LlamaConfig.from_pretrained(llama, intermediate_size=72)).save_pretrained(tmp_path / "another")
     with device:
         VisionLanguageModel.assemble(ModelSpec(str(tmp_path / "another"), template="chatml"))
 
