@@ -45,14 +45,30 @@ def test_text(fit: Fit, text: Flags, flags: Flags) -> None:
 
 
 @pytest.mark.parametrize("flags", (QUANTISED | OPTIMIZERS).values(), ids=QUANTISED | OPTIMIZERS)
-def test_bitsandbytes(fit: Fit, text: Flags, flags: Flags, llama_of_64s: Path, pretended: bool) -> None:
+def test_bitsandbytes(fit: Fit, text: Flags, flags: Flags, llama_of_64s: Path) -> None:
     run = fit(*text, *flags, language=llama_of_64s)
     assert run.losses[-1] < run.losses[0] - 1
 
 
-@pytest.mark.parametrize("flags", [["--model.stage=align"], LORA, [*LORA, BF16, FROZEN]], ids=str)
-def test_images(fit: Fit, visual: Flags, flags: Flags) -> None:
-    run = fit(*visual, *flags)
+ALIGN = "--model.stage=align"
+IMAGES = {
+    "align": [ALIGN],
+    "align bf16": [ALIGN, BF16, FROZEN],
+    "full bf16": [BF16],
+    "full fp16": [FP16],
+    "lora": LORA,
+    "lora bf16": [*LORA, BF16, FROZEN],
+    "lora fp16": [*LORA, FP16, FROZEN],
+    "checkpointing": [*LORA, BF16, FROZEN, "--model.gradient_checkpointing=true"],
+    "validation": [*LORA, BF16, FROZEN, "--data.validation_fraction=0.4", "--trainer.val_check_interval=1"],
+    "nf4": [*LORA, BF16, FROZEN, "--model.quantise=nf4"],
+    "int8": [*LORA, BF16, FROZEN, "--model.quantise=int8"],
+}
+
+
+@pytest.mark.parametrize("flags", IMAGES.values(), ids=IMAGES)
+def test_images(fit: Fit, visual: Flags, flags: Flags, llama_of_64s: Path) -> None:
+    run = fit(*visual, *flags, language=llama_of_64s)
     assert run.losses[-1] < run.losses[0]
 
 
