@@ -16,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist 
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help quickstart test coverage test-slow lint types format docs-check faults notebooks wheel clean
+.PHONY: help quickstart test test-device coverage test-slow lint types format docs-check faults notebooks wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,6 +38,10 @@ quickstart: $(STAMP) ## tune and score a small real model, in minutes; QUICKSTAR
 
 test: $(STAMP) ## the tests, but for those that take minutes
 	$(PYTEST) --durations=15
+
+CARD ?= pretended
+test-device: $(STAMP) ## the tests on a GPU: one that is pretended, or with CARD=real that of this machine
+	$(PYTEST) --card $(CARD) tests/device tests/models tests/evaluation --durations=15
 
 coverage: $(STAMP) ## the tests again, and the lines of mmtune/ that they do not reach, as text and in htmlcov/
 	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-report=html

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gc
+import inspect
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from device.pretended.waits import CountedCalls, Waits, warned_waits
+from device.card.waits import CountedCalls, Waits, warned_waits
 from mmtune.cli.main import main
-from mmtune.training.callbacks import ledger
 
 Flags = list[str]
+BF16, FP16 = "--trainer.precision=bf16-mixed", "--trainer.precision=16-mixed"
+FROZEN = "--model.dtype=bfloat16"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -31,10 +36,15 @@ class Run:
 
     folder: Path
 
+    def column(self, name: str) -> list[float]:
+        """Return a column of the metrics, without its empty cells."""
+        with (self.folder / "metrics.csv").open() as stream:
+            return [float(row[name]) for row in csv.DictReader(stream) if row[name]]
+
     @property
     def losses(self) -> list[float]:
-        with (self.folder / "metrics.csv").open() as stream:
-            return [float(row["train_loss"]) for row in csv.DictReader(stream) if row["train_loss"]]
+        """Return the training loss of each step."""
+        return self.column("train_loss")
 
     @property
     def ledger(self) -> dict[str, Any]:
@@ -45,15 +55,6 @@ class Run:
 @pytest.fixture(scope="session")
 def pretended(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--card") == "pretended")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_peak(pretended: bool) -> Iterator[None]:
-    """Spare a CPU the large matrix products by which a GPU's peak is measured."""
-    with pytest.MonkeyPatch.context() as patch:
-        if pretended:
-            patch.setattr(ledger, "matrix_product_peak", lambda device, dtype: 1e12)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +94,8 @@ def both(text: Flags, visual: Flags) -> Flags:
 def fit(llama: Path, tmp_path: Path) -> Callable[..., Run]:
     """A run of some steps on the GPU."""
 
-    def run(*flags: str, name: str = "run", steps: int = 4, device: str = "gpu", language: Path = llama) -> Run:
+    def run(*flags: str, name: str = "run", steps: int = 4, device: str = "gpu", language: Path = llama,
+            exit_code: int = 0) -> Run:  # fmt: skip
         options = {
             "--out": tmp_path / name,
             "--model.language": language,
@@ -106,7 +108,7 @@ def fit(llama: Path, tmp_path: Path) -> Callable[..., Run]:
             "--trainer.max_epochs": 9,
             "--trainer.enable_progress_bar": "false",
         }
-        assert main(["fit", *(f"{flag}={value}" for flag, value in options.items()), *flags]) == 0
+        assert main(["fit", *(f"{flag}={value}" for flag, value in options.items()), *flags]) == exit_code
         return Run(tmp_path / name)
 
     return run
@@ -114,11 +116,46 @@ def fit(llama: Path, tmp_path: Path) -> Callable[..., Run]:
 
 @pytest.fixture
 def waits(pretended: bool) -> Callable[[Waits], AbstractContextManager[Any]]:
-    """Within, the waits for the GPU are counted."""
+    """Within, the waits for the GPU are counted, but for those of `NearTies`."""
 
     @contextlib.contextmanager
     def counted(found: Waits) -> Iterator[None]:
-        with CountedCalls(found) if pretended else warned_waits(found):
+        with pytest.MonkeyPatch.context() as patch, CountedCalls(found) if pretended else warned_waits(found):
+            for owner in (torch, torch.Tensor):
+                patch.setattr(owner, "argmax", inspect.unwrap(owner.argmax))
             yield
 
     return counted
+
+
+@pytest.fixture(scope="session")
+def deeper_llama(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama with five blocks in place of two."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("deeper")
+    shutil.copytree(llama, folder, dirs_exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig.from_pretrained(llama, num_hidden_layers=5)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def memory_left(pretended: bool) -> Iterator[Callable[[int], None]]:
+    """Leave so many bytes of the GPU's memory, until the test ends."""
+
+    def leave(size: int) -> None:
+        if pretended:
+            torch.ops.pretended.limit_memory(size)
+            return
+        gc.collect()
+        torch.cuda.empty_cache()
+        used, total = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction((used + max(size, 2**21)) / total)
+
+    yield leave
+    if pretended:
+        torch.ops.pretended.limit_memory(-1)
+    else:
+        torch.cuda.set_per_process_memory_fraction(1.0)

@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from device.conftest import Flags, Run
+from device.conftest import BF16, FP16, FROZEN, Flags, Run
 
 LORA = ["--model.lora.r=4", "--model.lora.alpha=8", "--model.lora.dropout=0"]
-BF16, FP16 = "--trainer.precision=bf16-mixed", "--trainer.precision=16-mixed"
-FROZEN = "--model.dtype=bfloat16"
 Fit = Callable[..., Run]
 
 TEXT = {
@@ -47,16 +45,30 @@ def test_text(fit: Fit, text: Flags, flags: Flags) -> None:
 
 
 @pytest.mark.parametrize("flags", (QUANTISED | OPTIMIZERS).values(), ids=QUANTISED | OPTIMIZERS)
-def test_bitsandbytes(fit: Fit, text: Flags, flags: Flags, llama_of_64s: Path, pretended: bool) -> None:
-    if pretended:
-        pytest.skip("bitsandbytes has no kernels for a pretended GPU")
+def test_bitsandbytes(fit: Fit, text: Flags, flags: Flags, llama_of_64s: Path) -> None:
     run = fit(*text, *flags, language=llama_of_64s)
     assert run.losses[-1] < run.losses[0] - 1
 
 
-@pytest.mark.parametrize("flags", [["--model.stage=align"], LORA, [*LORA, BF16, FROZEN]], ids=str)
-def test_images(fit: Fit, visual: Flags, flags: Flags) -> None:
-    run = fit(*visual, *flags)
+ALIGN = "--model.stage=align"
+IMAGES = {
+    "align": [ALIGN],
+    "align bf16": [ALIGN, BF16, FROZEN],
+    "full bf16": [BF16],
+    "full fp16": [FP16],
+    "lora": LORA,
+    "lora bf16": [*LORA, BF16, FROZEN],
+    "lora fp16": [*LORA, FP16, FROZEN],
+    "checkpointing": [*LORA, BF16, FROZEN, "--model.gradient_checkpointing=true"],
+    "validation": [*LORA, BF16, FROZEN, "--data.validation_fraction=0.4", "--trainer.val_check_interval=1"],
+    "nf4": [*LORA, BF16, FROZEN, "--model.quantise=nf4"],
+    "int8": [*LORA, BF16, FROZEN, "--model.quantise=int8"],
+}
+
+
+@pytest.mark.parametrize("flags", IMAGES.values(), ids=IMAGES)
+def test_images(fit: Fit, visual: Flags, flags: Flags, llama_of_64s: Path) -> None:
+    run = fit(*visual, *flags, language=llama_of_64s)
     assert run.losses[-1] < run.losses[0]
 
 
@@ -74,16 +86,30 @@ def test_stored_features_are_those_of_the_tower(fit: Fit, both: Flags, flags: Fl
     assert computed.losses == pytest.approx(stored.losses, rel=1e-6 if pretended else 2e-3)
 
 
-def test_skipped_steps_are_counted(fit: Fit, text: Flags, capfd: pytest.CaptureFixture[str], llama: Path) -> None:
-    """A loss scale that overflows: the first steps change nothing, and the learning rate stays."""
+def test_too_little_memory_ends_in_a_line(
+    fit: Fit, text: Flags, memory_left: Callable[[int], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Give less memory than weights and their optimizer take."""
+    memory_left(2**19)
+    fit(*text, BF16, exit_code=2)
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mmtune: error")]
+    assert len(errors) == 1
+    assert "out of memory; lower --data.pack_tokens" in errors[0]
+
+
+def test_skipped_steps_are_counted(
+    fit: Fit, text: Flags, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start with a loss scale that overflows: the first steps change no weight, and the learning rate stays."""
+    plain = fit(*text, FP16, steps=8)
+    assert plain.ledger["skipped_steps"] == 0
     scaler: Any = torch.amp.GradScaler
-    run = fit(*text, FP16, steps=6, language=llama)
-    assert run.ledger["skipped_steps"] == 0
-    with pytest.MonkeyPatch.context() as patch:
-        plain = scaler.__init__
-        patch.setattr(scaler, "__init__", lambda self, *a, **k: plain(self, *a, **{**k, "init_scale": 2.0**19}))
-        skipping = fit(*text, FP16, steps=6, name="skipping", language=llama)
-    skipped = skipping.ledger["skipped_steps"]
-    assert 0 < skipped < 6
-    assert f"{skipped} of 6 steps changed no weight" in capfd.readouterr().err
-    assert skipping.losses[skipped] == pytest.approx(skipping.losses[0], rel=0.2)  # no weight has changed
+    original = scaler.__init__
+    monkeypatch.setattr(scaler, "__init__", lambda self, *a, **k: original(self, *a, **{**k, "init_scale": 2.0**20}))
+    run = fit(*text, FP16, steps=8, name="skipping")
+    skipped = run.ledger["skipped_steps"]
+    assert 0 < skipped < 8
+    assert f"{skipped} of 8 steps changed no weight" in capfd.readouterr().err
+    rates = run.column("lr_language")
+    assert rates[:skipped] == [rates[0]] * skipped
+    assert rates[skipped:] == plain.column("lr_language")[: 8 - skipped]

@@ -22,7 +22,7 @@ Build = Callable[..., VisionLanguageModel]
 
 
 @pytest.fixture(scope="session")
-def build(llama: Path, tower_weights: Path) -> Build:
+def build(llama: Path, tower_weights: Path, device: torch.device) -> Build:
     """Put a tiny model together: `vision` with timm's test_vit, `lora` with adapters that are not zero."""
 
     def make(*, vision: bool = False, lora: LoraOptions | None = None, **options: Any) -> VisionLanguageModel:
@@ -33,7 +33,7 @@ def build(llama: Path, tower_weights: Path) -> Build:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1, generator=generator)
-        return model.eval()
+        return model.to(device).eval()
 
     return make
 
@@ -69,4 +69,4 @@ def example(photos: list[Image.Image]) -> Callable[..., Example]:
 
 @pytest.fixture(scope="session")
 def packed() -> Callable[[VisionLanguageModel, list[Example]], PackedBatch]:
-    return lambda model, examples: pack(examples, model.inputs())
+    return lambda model, examples: pack(examples, model.inputs()).to(model.device)

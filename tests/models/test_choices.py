@@ -167,7 +167,7 @@ def by_transformers(model: VisionLanguageModel, text: str, choice: str) -> float
     scored = plainly(model.tokenizer, text, choice)
     ids = [*model.tokenizer(text.rstrip(" "))["input_ids"], *scored]
     with torch.inference_mode():
-        logits = model.base_language(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        logits = model.base_language(torch.tensor([ids], device=model.device)).logits[0].float().log_softmax(-1)
     return sum(float(logits[len(ids) - len(scored) + k - 1, token]) for k, token in enumerate(scored))
 
 

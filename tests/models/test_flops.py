@@ -104,7 +104,7 @@ def test_the_formula_is_what_torch_counts(
 def test_the_towers_count_is_exact(seeing_model: VisionLanguageModel) -> None:
     assert seeing_model.tower is not None
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        seeing_model.tower(torch.zeros(3, 3, 160, 160))
+        seeing_model.tower(torch.zeros(3, 3, 160, 160, device=seeing_model.device))
     assert 3 * tower_flops(seeing_model) == counter.get_total_flops() > 0
 
 

@@ -41,6 +41,7 @@ def shape_of(batch: PackedBatch, photos: int) -> PackShape:
     return PackShape(documents, batch.supervised_tokens, photos, batch.image_tokens // max(1, photos))
 
 
+@pytest.mark.cpu_only("attention is computed by other kernels on a GPU, and takes other memory")
 @pytest.mark.parametrize(
     ("vision", "lora", "extra"),
     [

@@ -316,7 +316,7 @@ class TestGenerate:
         torch.nn.init.zeros_(head.bias)
         with torch.no_grad():
             head.bias[258] = 1.0
-        model.language.lm_head = head
+        model.language.lm_head = head.to(model.device)
         assert model.answer(["a", "bc"], max_tokens=9) == ["", ""]
         assert model.usage["generated_tokens"] == 2
 

@@ -58,6 +58,7 @@ def examine(config: Any) -> Fitness:
         _disable_current_modes(),
         _quiet(),
         torch.random.fork_rng(devices=[]),
+        torch.device("cpu"),  # another default, as within Lightning's `configure_model`, is for the model itself
         torch.inference_mode(False),
         torch.enable_grad(),
     ):

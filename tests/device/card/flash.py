@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from device.pretended.waits import uncounted
+from device.card.waits import uncounted
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from device.pretended.waits import CountedCalls
+from device.card.waits import CountedCalls
 from mmtune.common.files import cache_dir
 
 _SOURCE = Path(__file__).with_name("backend.cpp")
@@ -45,6 +45,10 @@ def install(capability: tuple[int, int] = (9, 0), memory: int = 80 * 2**30) -> N
     # these ask for functions of CUDA when they are first imported, once there is a device
     for name in ("torch._dynamo.device_interface", "torch._inductor.standalone_compile"):
         importlib.import_module(name)
+    # this registers kernels of its own for CUDA once there is a device; without them, those of the CPU are used
+    with contextlib.suppress(ImportError):
+        importlib.import_module("bitsandbytes")
+    torch._dynamo.config.disable = True  # a compiler for a GPU has none to compile for
     _build()
     properties = types.SimpleNamespace(
         major=capability[0], minor=capability[1], name="Pretended GPU", total_memory=memory, multi_processor_count=132,
@@ -58,10 +62,10 @@ def install(capability: tuple[int, int] = (9, 0), memory: int = 80 * 2**30) -> N
         setattr(torch.cuda.memory, name, getattr(torch.cuda, name))
     torch.version.cuda = "0.pretended"
     torch.accelerator.synchronize = lambda device=None, /: _note("torch.accelerator.synchronize")  # type: ignore[assignment]
-    torch.UntypedStorage.clone = _clone_storage  # type: ignore[method-assign]
+    torch.UntypedStorage.clone = _clone_storage  # type: ignore[method-assign, assignment]
     _count_literals()
 
-    from device.pretended.flash import register_flash
+    from device.card.flash import register_flash
 
     register_flash()
 
