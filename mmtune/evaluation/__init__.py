@@ -1,1 +1,1 @@
-"""From a task file to prompts, answers, scores and samples. Knows a model only by its protocol."""
+"""Evaluation of models on tasks: prompts, answers, scores and samples."""

@@ -1,1 +1,1 @@
-"""Overlap of evaluation sets with training rows."""
+"""Overlap between evaluation sets and training rows."""

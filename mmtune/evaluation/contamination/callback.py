@@ -1,4 +1,4 @@
-"""Lightning callback by which a run writes down whether evaluation sets are unseen by what it trains on."""
+"""Lightning callback that compares the training rows of a run with evaluation sets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from mmtune.evaluation.tasks.suite import Suite, load_suite
 
 
 class ContaminationCheck(pl.Callback):
-    """Writes `unseen.json` into the run directory before the first step. Of several processes, the first does.
+    """Writes `unseen.json`, the overlap of training rows and a suite, into the run directory before the first step.
+
+    Of several processes, only the first writes it.
 
     Args:
         suite: a suite, or the name or file of a suite or task.
-        data_root: a folder with `hub/…`; None for the hub.
+        data_root: folder that contains `hub/…`; None reads the sets from the hub.
 
     Raises:
-        UserError: there is no such suite or folder.
+        UserError: the suite or the folder does not exist, or the suite's file is wrong.
     """
 
     def __init__(self, suite: str | Path | Suite, data_root: str | Path | None = None) -> None:
@@ -34,7 +36,7 @@ class ContaminationCheck(pl.Callback):
             raise UserError(f"data_root {data_root}: no such folder")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Compare the rows that will be trained on, once the data is drawn."""
+        """Compare the rows of the training set with the suite, in stage `fit`, and write the report."""
         if stage != "fit" or not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -48,8 +50,8 @@ class ContaminationCheck(pl.Callback):
 
 
 def _conversations(data: InstructionData, rows: frozenset[str]) -> Iterator[Conversation]:
-    """The rows of the sources that are trained on; the data module keeps their tokens alone."""
-    bad_rows = BadRows("skip")  # those that the data module left out are not among `rows`
+    """Yield the conversations of the training set, read again: the data module keeps only their tokens."""
+    bad_rows = BadRows("skip")  # rows that the data module skipped are not in `rows` either
     for source in [*data.mixture.text, *data.mixture.visual]:
         for conversation in read_conversations(source, image_root=data.mixture.image_root, bad_rows=bad_rows):
             if conversation.where in rows:

@@ -1,4 +1,4 @@
-"""Whether an evaluation's sets are unseen: every training row against every evaluation row, by text and by photo."""
+"""Contamination check: comparison of all training rows with all evaluation rows, by text and by image."""
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ from mmtune.evaluation.tasks.task import Task
 HitKind = TextKind | ImageKind
 SetVerdict = Literal["unseen", "seen", "unchecked"]
 
-_AT_ONCE = 64  # conversations whose photos are decoded side by side
+_AT_ONCE = 64  # conversations whose images are decoded in parallel
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Hit:
-    """A training row and an evaluation row that have something in common.
+    """Overlap of one kind between a training row and an evaluation row.
 
     Attributes:
-        task: the evaluation's set.
-        task_row: the row's number in its split, from 0: the `id` in the evaluation's samples.
-        source: the file or hub id of the training row.
-        row: its number there, from 1: `Conversation.row`.
-        kind: `text` (13 words in a row, or all of a text of 8 to 12), `question` (the whole question), `same file`,
-            `same pixels` or `near photo`.
-        overlap: the longest run of words in common, normalised; of a photo the SHA-256 in common, or how near it is.
+        task: name of the evaluation task.
+        task_row: number of the evaluation row in its split, from 0: the `id` in the evaluation's samples.
+        source: file or hub id of the training row.
+        row: number of the training row there, from 1: `Conversation.row`.
+        kind: `text` (13 consecutive words, a whole row of 8 to 12 words, or all options, of at least 8 words),
+            `question` (the whole question, of at least 8 words), `same file`, `same pixels` or `near photo`.
+        overlap: longest run of words in common, normalized; for an image, the SHA-256 in common, or the number of hash
+            bits that differ.
     """
 
     task: str
@@ -58,17 +59,18 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SetCheck:
-    """What was found of one set.
+    """Result of the comparison for one evaluation set.
 
     Attributes:
-        rows: evaluation rows compared; 0 where the set could not be checked.
-        hit_rows: how many of them have something in common with a training row.
-        verdict: `seen` if any has, `unseen` if none, `unchecked` if the set could not be compared.
-        reason: why it could not, or None.
-        kinds: evaluation rows hit, by the kind of hit.
-        fingerprint: of the set's rows, as in `results.json`; None where they could not be read.
-        uncompared: rows without a photo and with too few words of their own to be compared; they count among `rows`.
-        undecoded: photos of the set that cannot be decoded, compared by their bytes alone.
+        rows: number of evaluation rows; 0 where the set could not be read.
+        hit_rows: number of these rows that overlap with a training row.
+        verdict: `seen` if any row overlaps, `unseen` if none does, `unchecked` if the set could not be compared.
+        reason: reason why the set could not be compared; None if it was.
+        kinds: number of evaluation rows with a hit, by kind of hit.
+        fingerprint: hash of the set's rows, as in `results.json`; None where they could not be read.
+        uncompared: number of rows that are not compared, since they have no image (those of a single color do not
+            count) and too few words of their own; they are included in `rows`.
+        undecoded: number of images of the set that cannot be decoded; only their bytes are compared.
     """
 
     rows: int
@@ -82,19 +84,19 @@ class SetCheck:
 
     @property
     def share(self) -> str:
-        """How many of the rows are hit, in words."""
+        """Number of rows with a hit, of all rows, as text."""
         return f"{self.hit_rows} of {self.rows} rows"
 
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """Of a run's unseen.json what is read again."""
+    """Part of a run's unseen.json that is read again."""
 
     sets: dict[str, SetCheck]
 
 
 def read_set_checks(run: Path) -> dict[str, SetCheck]:
-    """Read what a run's training rows have in common with each set, from its unseen.json.
+    """Read the result for each evaluation set from a run's unseen.json.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -106,17 +108,17 @@ def read_set_checks(run: Path) -> dict[str, SetCheck]:
 
 @dataclass(frozen=True, slots=True)
 class ContaminationReport:
-    """What training rows and a suite have in common.
+    """Overlap between training rows and a suite.
 
     Attributes:
-        suite: the suite's name.
-        sets: what was found, by task.
-        hits: every pair of rows with something in common, sorted.
-        training_rows: conversations compared.
-        sources: conversations compared, by file or hub id.
+        suite: name of the suite.
+        sets: result for each evaluation set, by task name.
+        hits: every overlap of two rows, sorted; one per kind for each pair of rows.
+        training_rows: number of conversations compared.
+        sources: number of conversations compared, by file or hub id.
         fingerprints: SHA-256 of the sources that are files.
-        undecoded: photos of training rows that cannot be read or decoded; of those that can be read, the bytes were
-            compared.
+        undecoded: number of images of training rows that cannot be read or decoded; of those that can be read, the
+            bytes were compared. 0 where the suite has no images, as those of the training rows are not read then.
     """
 
     suite: str
@@ -129,11 +131,11 @@ class ContaminationReport:
 
     @property
     def seen(self) -> list[str]:
-        """The sets that have something in common with the training rows."""
+        """Names of the sets that overlap with the training rows."""
         return [name for name, check in self.sets.items() if check.verdict == "seen"]
 
     def summary(self) -> str:
-        """What was found, in one line."""
+        """Return the verdicts in one line."""
         verdicts = [check.verdict for check in self.sets.values()]
         seen = ", ".join(f"{name}: {self.sets[name].share}" for name in self.seen)
         parts = [
@@ -145,12 +147,12 @@ class ContaminationReport:
         return visible(f"{self.suite} against {self.training_rows:,} training rows: {', '.join(parts)}")
 
     def rows_to_leave_out(self, tasks: Iterable[str] | None = None) -> set[tuple[str, int]]:
-        """Source and row of the training rows without which these tasks (None: all that were checked) are unseen."""
+        """Return source and row number of the training rows that overlap with these tasks (None: all tasks checked)."""
         wanted = set(self.sets if tasks is None else tasks)
         return {(hit.source, hit.row) for hit in self.hits if hit.task in wanted}
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON can hold it, with what the comparison was and who made it."""
+        """Return the report as JSON values, with the thresholds of the comparison and the version of mmtune."""
         values = dataclasses.asdict(self)
         convention = {"words_in_a_row": NGRAM, "shortest_text": SHORTEST, "common_above_sources": COMMON}
         return {**values, "convention": convention, "versions": {"mmtune": __version__}}
@@ -168,20 +170,21 @@ def check_contamination(
 ) -> ContaminationReport:
     """Compare training rows with all rows of a suite.
 
-    The evaluation is indexed first and held in memory (texts and small copies of photos); the training rows stream by
-    once. `docs/data.md` says what counts as a hit.
+    The evaluation rows are indexed first and held in memory (texts, and small copies of images); the training rows are
+    read once, as a stream. `docs/data.md` defines what counts as a hit.
 
     Args:
         conversations: the training rows.
-        suite: a suite's or task's name, its file, or the suite itself.
-        data_root: a folder with `hub/…`, as for `mmtune.evaluate`; None for the hub.
-        tasks: only these tasks of the suite.
-        limit: only the first so many rows of each task.
-        progress: show on stderr how far it is.
-        total: how many conversations there are, for the time left.
+        suite: name or file of a suite or task, or the suite itself.
+        data_root: folder that contains `hub/…`, as for `mmtune.evaluate`; None reads the sets from the hub.
+        tasks: names of the tasks of the suite to compare; None for all.
+        limit: maximum number of rows of each task, the first ones; None for all.
+        progress: show the progress on stderr.
+        total: number of conversations, for the estimate of the remaining time; None if it is unknown.
 
     Raises:
-        UserError: there is no such suite, task or folder. A set that cannot be read is `unchecked` instead.
+        UserError: the suite, a task or the folder does not exist, or the limit is below 1. A set that cannot be read is
+            `unchecked` instead.
     """
     suite = suite if isinstance(suite, Suite) else load_suite(suite)
     root = None if data_root is None else Path(data_root).expanduser()
@@ -202,7 +205,7 @@ def check_contamination(
 
 
 class _Evaluation:
-    """The evaluation's side: indices of its texts and photos, and which row each entry belongs to."""
+    """Indices of the texts and images of an evaluation, with the row of each entry."""
 
     def __init__(
         self,
@@ -214,8 +217,8 @@ class _Evaluation:
         reporter: Reporter,
     ) -> None:
         self.sets: dict[str, SetCheck] = {}
-        self.rows: list[tuple[str, int]] = []  # task and number of every row, as the text index numbers them
-        self.shown_in: dict[str, list[int]] = defaultdict(list)  # rows, by the SHA-256 of a photo's file
+        self.rows: list[tuple[str, int]] = []  # task and row number of every row, in the order of the text index
+        self.shown_in: dict[str, list[int]] = defaultdict(list)  # positions in `rows`, by SHA-256 of the image
         prints: dict[str, ImagePrint] = {}
         texts: list[list[RowText]] = []
         for task in tasks:
@@ -247,11 +250,11 @@ class _Evaluation:
             if count == check.rows:
                 check = dataclasses.replace(check, verdict="unchecked", reason="no row has a photo or enough words")
             self.sets[name] = check
-        self.image_files = list(prints)  # as the photo index numbers them
+        self.image_files = list(prints)  # in the order of the image index
 
 
 class _OwnRows:
-    """What the rows of a task say and show."""
+    """Texts and images of the rows of a task."""
 
     def __init__(self, task: Task, renderer: Renderer, root: Path | None, limit: int | None) -> None:
         limits = [one for one in (limit, task.limit) if one is not None]
@@ -276,18 +279,18 @@ class _OwnRows:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A photo of a training row, and what it is known by: its path, or the digest of its bytes."""
+    """Image of a training row, with its key: the path, or the SHA-256 of its bytes."""
 
     image: ImageSource
     key: Path | str
 
     @classmethod
     def of(cls, image: ImageSource) -> _Shown:
-        """A photo as the row has it."""
+        """Create it from the image as the row holds it."""
         return cls(image, image if isinstance(image, Path) else hashlib.sha256(image).hexdigest())
 
     def print(self) -> ImagePrint | None:
-        """What it is compared by; without a file, nothing that any photo has."""
+        """Return the fingerprints of the image; empty ones, which match no image, where its file cannot be read."""
         try:
             data = self.image.read_bytes() if isinstance(self.image, Path) else self.image
         except OSError:
@@ -296,22 +299,22 @@ class _Shown:
 
 
 class _Check:
-    """The training rows that went by, and what they have in common with the evaluation."""
+    """Comparison of a stream of training rows with the evaluation, and the hits so far."""
 
     def __init__(self, evaluation: _Evaluation, pool: ThreadPoolExecutor) -> None:
         self._evaluation, self._pool = evaluation, pool
         self._sources: Counter[str] = Counter()
         self._hits: dict[tuple[str, int, str, int, HitKind], Hit] = {}
-        self._matches: dict[Path | str, list[ImageMatch]] = {}  # of every photo seen, by its path or its digest
+        self._matches: dict[Path | str, list[ImageMatch]] = {}  # of every image so far, by its path or its SHA-256
         self._undecoded = 0
 
     @property
     def training_rows(self) -> int:
-        """How many went by."""
+        """Number of training rows compared so far."""
         return self._sources.total()
 
     def compare(self, conversations: Sequence[Conversation]) -> None:
-        """Compare these rows with all of the evaluation."""
+        """Compare these training rows with all evaluation rows."""
         images = [[_Shown.of(image) for image in one.images] for one in conversations]
         if self._evaluation.shown_in:
             self._look_at({image.key: image for shown in images for image in shown})
@@ -326,7 +329,7 @@ class _Check:
                         self._note(conversation, row, match.kind, match.detail)
 
     def report(self, suite: str) -> ContaminationReport:
-        """What was found."""
+        """Return the report on the training rows compared so far."""
         hits = sorted(self._hits.values())
         sets = dict(self._evaluation.sets)
         for name, check in sets.items():
@@ -351,14 +354,14 @@ class _Check:
         )
 
     def _look_at(self, images: Mapping[Path | str, _Shown]) -> None:
-        """Find the photos that have not been looked for yet."""
+        """Look up the images that have not been looked up yet."""
         new = [image for key, image in images.items() if key not in self._matches]
         for image, found in zip(new, self._pool.map(_Shown.print, new), strict=True):
             self._matches[image.key] = [] if found is None else self._evaluation.images.find(found)
             self._undecoded += found is not None and found.pixels is None
 
     def _note(self, conversation: Conversation, row: int, kind: HitKind, overlap: str) -> None:
-        """Note a hit; of several conversations in one row, the one with more words in common."""
+        """Record a hit; of several hits of one kind between two rows, keep the one with the longest overlap."""
         task, number = self._evaluation.rows[row]
         key = (conversation.source, conversation.row, task, number, kind)
         hit = Hit(task, number, conversation.source, conversation.row, kind, overlap)

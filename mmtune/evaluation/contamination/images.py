@@ -1,4 +1,4 @@
-"""Which photos of an evaluation are among those of the training rows: byte for byte, pixel for pixel, or nearly."""
+"""Search for copies of evaluation images among training images: equal files, equal pixels, or near duplicates."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from mmtune.data.images import EncodedImage, ImageDecodeError
 
 ImageKind = Literal["same file", "same pixels", "near photo"]
 
-# Hashes of two copies of a photo differ in a few of the 64 bits. So do those of different drawings, of a map with one
-# label or another; so what the hashes propose is looked at: small copies must agree as a whole, and at every point.
-# Chosen on the first 400 pictures of ScienceQA: pairs below these limits are one picture, those above are maps with
-# other labels.
-BITS = 12
-DIFFERENCE = 0.2  # root mean square, in standard deviations of the picture
-SPOT = 0.045  # at any one point, in brightness, of the full range
-FAINT = 2.0  # standard deviation below which a small picture, in whole steps of 255, no longer tells
+# Hashes of two copies of an image differ in a few of the 64 bits. So do those of different drawings, such as a map with
+# one label or another. Therefore pairs with similar hashes are compared further: their small copies must agree on
+# average, and at every point. The limits were chosen on the first 400 images of ScienceQA: pairs below them are copies
+# of one image, pairs above are maps with different labels.
+BITS = 12  # maximum number of hash bits that differ
+DIFFERENCE = 0.2  # maximum root mean square difference, in standard deviations of the image
+SPOT = 0.045  # maximum difference in brightness at any point, as a fraction of the full range
+FAINT = 2.0  # standard deviation (of values from 0 to 255) below which a small copy has too little contrast to compare
 
-_SIDE = 32  # of the small copies
-_BLOCK = 8  # of the lowest frequencies
+_SIDE = 32  # of the small copies, in pixels
+_BLOCK = 8  # number of lowest frequencies in each direction
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImagePrint:
-    """What is kept of a photo to know it again.
+    """Fingerprints of an image.
 
     Attributes:
         encoded: SHA-256 of the file's bytes.
         pixels: SHA-256 of its size and its pixels in RGB, upright; None where it cannot be decoded.
-        hash: 64 bits that change little when the picture is scaled or compressed.
-        small: the picture in 32 by 32 pixels, RGB, 0 to 255, [32, 32, 3].
+        hash: perceptual hash: 64 bits that change little when the image is scaled or compressed; 0 where it cannot be
+            decoded.
+        small: the image in 32 by 32 pixels, RGB, 0 to 255, [32, 32, 3]; None where it cannot be decoded.
     """
 
     encoded: str
@@ -49,12 +50,12 @@ class ImagePrint:
 
 @dataclass(frozen=True, slots=True)
 class ImageMatch:
-    """A photo of the evaluation that is the one looked for.
+    """Image of the evaluation that equals, or nearly equals, a given image.
 
     Attributes:
-        number: its place in the index.
-        kind: how it is the same.
-        detail: the digest in common, or how near it is.
+        number: its position in the index.
+        kind: kind of agreement.
+        detail: the SHA-256 in common, or the number of hash bits that differ.
     """
 
     number: int
@@ -63,7 +64,7 @@ class ImageMatch:
 
 
 def image_print(image: EncodedImage) -> ImagePrint | None:
-    """What is kept of a photo; None of a picture of one colour, which may be anyone's."""
+    """Compute the fingerprints of an image; None for an image of a single color, which is no evidence of a copy."""
     try:
         decoded = image.open()
     except ImageDecodeError:
@@ -76,7 +77,7 @@ def image_print(image: EncodedImage) -> ImagePrint | None:
 
 
 def perceptual_hash(small: NDArray[np.uint8]) -> int:
-    """The 64 signs of the lowest frequencies about their median: pHash (Zauner, 2010, section 3.2.1).
+    """Compute pHash: 64 bits, each for a low frequency above the median (Zauner, 2010, section 3.2.1).
 
     Args:
         small: RGB, [32, 32, 3].
@@ -87,7 +88,7 @@ def perceptual_hash(small: NDArray[np.uint8]) -> int:
 
 
 def _cosines() -> NDArray[np.float64]:
-    """The first eight rows of the discrete cosine transform (II) of 32 values."""
+    """Return the first eight rows of the discrete cosine transform (II) of 32 values, [8, 32]."""
     places = np.arange(_SIDE) + 0.5
     return np.cos(np.pi / _SIDE * np.arange(_BLOCK)[:, None] * places)
 
@@ -96,13 +97,13 @@ _COSINES = _cosines()
 
 
 class ImageIndex:
-    """Finds a photo among those of an evaluation.
+    """Index of the images of an evaluation, to search for copies of an image.
 
-    A hash is compared with all of the index at once, which for 40,000 photos takes a hundredth of what decoding the
-    photo does.
+    A hash is compared with all hashes of the index at once. For 40,000 images, this takes a hundredth of the time of
+    decoding the image.
 
     Args:
-        prints: of the evaluation's photos.
+        prints: fingerprints of the evaluation's images.
     """
 
     def __init__(self, prints: Sequence[ImagePrint]) -> None:
@@ -118,7 +119,7 @@ class ImageIndex:
         self._small = [small for _, _, small in seen]
 
     def find(self, image: ImagePrint) -> list[ImageMatch]:
-        """All photos of the index that are this one, each by the strictest kind that holds."""
+        """Return all images of the index that match this one, each with the strictest kind that applies."""
         found = {n: ImageMatch(n, "same file", image.encoded) for n in self._by_file.get(image.encoded, ())}
         if image.pixels is None or image.small is None:
             return list(found.values())
@@ -133,7 +134,7 @@ class ImageIndex:
 
 
 def looks_alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    """Whether two small pictures are copies of one, but for scaling and compression.
+    """Return whether two small images are copies of one image, apart from scaling and compression.
 
     Args:
         one: RGB, [32, 32, 3].

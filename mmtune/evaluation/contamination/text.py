@@ -1,7 +1,7 @@
-"""Which texts of an evaluation stand in a training text, word for word.
+"""Search for word-for-word overlap between evaluation texts and training texts.
 
 The convention is that of GPT-3 (Brown et al., 2020, arXiv 2005.14165, appendix C): texts without case and punctuation
-overlap if they have 13 words in a row in common, and texts of fewer than 8 words are not compared.
+overlap if they share 13 consecutive words, and texts of fewer than 8 words are not compared.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ from numpy.typing import NDArray
 
 NGRAM = 13
 SHORTEST = 8
-# an n-gram in more sources of one task than this is no evidence; GPT-3 ignores those in more than 10 documents
+# an n-gram with more distinct sources (`RowText.source`) in one task is no evidence; GPT-3 ignores n-grams in more than
+# 10 documents
 COMMON = 10
-# "Which is not true according to the passage?" asks the same of any passage. A question (and options, and a text that
-# is compared as a whole) must hold two words that few others of its task hold: this share, or so many if that is more.
+# "Which is not true according to the passage?" can refer to any passage. Therefore a question (and options, and a text
+# that is compared as a whole) must contain two rare words. A word is rare if it occurs in at most RARE_SHARE of the
+# task's rows, or in at most RARE_ROWS rows if that is more.
 TELLING_WORDS = 2
 RARE_SHARE, RARE_ROWS = 0.02, 3
 
 TextKind = Literal["text", "question"]
 
 _APOSTROPHES = dict.fromkeys(map(ord, "'’‘ʼ"))
-_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff"  # Chinese and Japanese put no spaces: every sign counts as a word
+_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff"  # Chinese and Japanese have no spaces: each character counts as a word
 _LABEL = re.compile(r"^[^\S\n]*[(\[]?[A-Za-z0-9][)\].:][^\S\n]+", re.MULTILINE)  # A: (B) c. 1)
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
-# of the hash of n words: sum(word[i] * weight[i]) modulo 2^64
+# the hash of n words is sum(word[i] * weight[i]) modulo 2^64
 _WEIGHTS = np.array([pow(0x9E3779B97F4A7C15, power, 1 << 64) for power in range(NGRAM)], dtype=np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
 class RowText:
-    """The text of one row of an evaluation.
+    """Text of one evaluation row.
 
     Attributes:
-        whole: all that the row says: passage, question, options.
+        whole: all text of the row: passage, question, options.
         question: the question alone.
         options: the options, in order; empty where there are none.
-        source: what the row is about (its photos, else its passage). Words that rows about many things have in common
-            are the set's way of asking, and prove nothing; those that all rows about one passage share do.
+        source: subject of the row: its images, or else its longest text (the passage). N-grams that occur with many
+            sources are the set's standard wording and no evidence; those shared by all rows on one source are evidence.
     """
 
     whole: str
@@ -56,12 +58,12 @@ class RowText:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Words that a training text shares with a row of an evaluation.
+    """Words that a training text shares with an evaluation row.
 
     Attributes:
-        row: the row's place in the index.
-        kind: `text`, or `question` if the question stands there whole.
-        words: the longest run of words in common, normalised.
+        row: position of the row in the index.
+        kind: `text`, or `question` if the training text contains the whole question.
+        words: longest run of words in common, normalized.
     """
 
     row: int
@@ -70,22 +72,24 @@ class Overlap:
 
 
 def normalise(text: str) -> list[str]:
-    """The words of a text: runs of letters and digits in lower case, without apostrophes.
+    """Split a text into words: runs of letters and digits, case-folded, without apostrophes.
 
-    Letters and numbers that begin a line (`A:`, `(B)`, `1.`) are left out, for the same options may go by others.
+    Each Chinese or Japanese character is a word. Single letters and digits that label a line (`A:`, `(B)`, `1.`) are
+    removed, since another set may label the same options differently.
     """
     plain = unicodedata.normalize("NFKC", _LABEL.sub("", text))
     return _WORD.findall(plain.casefold().translate(_APOSTROPHES))
 
 
 class TextIndex:
-    """Finds the evaluation rows whose words stand in a text.
+    """Index of evaluation rows, to search for those that overlap with a text.
 
     Args:
-        tasks: the rows of each task. They are numbered through; what is common is judged within a task.
+        tasks: rows of each task. Rows are numbered consecutively over all tasks; whether words are common is decided
+            within each task.
 
     Attributes:
-        comparable: the rows with enough words of their own; the others are never found.
+        comparable: numbers of the rows with enough distinctive words; the other rows are never found.
     """
 
     def __init__(self, tasks: Iterable[Sequence[RowText]]) -> None:
@@ -99,7 +103,7 @@ class TextIndex:
             self._wholes += map(" ".join, wholes)
             questions = [" ".join(normalise(row.question)) for row in rows]
             self._add_phrases("question", questions, rows, first)
-            # an instruction often stands between question and options, which together would have 13 words
+            # a training text often has an instruction between question and options, which breaks n-grams across both
             self._add_phrases("text", [" ".join(normalise(row.options)) for row in rows], rows, first)
             short = [" ".join(words) if len(words) < NGRAM else "" for words in wholes]
             self._add_phrases("text", [s if s != q else "" for s, q in zip(short, questions, strict=True)], rows, first)
@@ -114,7 +118,7 @@ class TextIndex:
         self._starts = _Postings(np.array(starts, dtype=np.uint64), np.arange(len(starts)))
 
     def find(self, text: str) -> list[Overlap]:
-        """The overlaps of a training text, at most one of a kind for each row."""
+        """Return the overlaps of a training text with the rows, at most one of each kind per row."""
         words = normalise(text)
         positions: dict[int, list[int]] = defaultdict(list)
         for position, row in self._ngrams.find(self._hashes(words, NGRAM)):
@@ -131,7 +135,14 @@ class TextIndex:
         return [Overlap(row, kind, shared) for (row, kind), shared in found.items() if shared]
 
     def _add_phrases(self, kind: TextKind, phrases: Sequence[str], rows: Sequence[RowText], first: int) -> None:
-        """Note what must stand in a training text as a whole, unless it would fit other rows as well."""
+        """Add phrases that are compared as a whole: distinctive, of at least 8 words, and of a single source.
+
+        Args:
+            kind: kind of the overlaps with these phrases.
+            phrases: one normalized text per row; empty for none.
+            rows: rows of one task.
+            first: number of the first row.
+        """
         told_of = defaultdict(set)
         for row, phrase in zip(rows, phrases, strict=True):
             told_of[phrase].add(row.source)
@@ -147,7 +158,7 @@ class TextIndex:
     def _distinctive(
         self, rows: Sequence[RowText], wholes: Sequence[list[str]], first: int
     ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        """The hashes of a task's n-grams but for the common ones, and the row of each."""
+        """Return the hashes of a task's n-grams, without the common ones, and the row of each."""
         for words in wholes:
             self._learn(words)
         hashes = [np.unique(self._hashes(words, NGRAM)) for words in wholes]
@@ -167,7 +178,10 @@ class TextIndex:
                 self._words[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
 
     def _hashes(self, words: Sequence[str], length: int) -> NDArray[np.uint64]:
-        """The hash of every run of so many words; one with a word that no evaluation row has equals none of theirs."""
+        """Return the hash of every run of `length` words.
+
+        Words of no evaluation row count as 0, so that a run with one of them equals no row's run, but for collisions.
+        """
         if len(words) < length:
             return np.empty(0, np.uint64)
         numbers = np.fromiter((self._words.get(word, 0) for word in words), np.uint64, len(words))
@@ -175,7 +189,13 @@ class TextIndex:
         return hashes
 
     def _longest(self, words: Sequence[str], positions: Sequence[int], row: int) -> str:
-        """The longest run of words that really stands in the row, given where its n-grams' hashes begin."""
+        """Return the longest run of words that the row contains; "" where only hashes were equal.
+
+        Args:
+            words: words of the training text.
+            positions: positions in `words` of the n-grams whose hash the row has, in ascending order.
+            row: number of the row.
+        """
         whole = f" {self._wholes[row]} "
         found = ""
         start = end = -1
@@ -183,7 +203,7 @@ class TextIndex:
             if position != end - NGRAM + 1:
                 start = position
             span = " ".join(words[start : position + NGRAM])
-            if f" {span} " not in whole:  # neighbours in the training text, but not in the row; or equal by hash alone
+            if f" {span} " not in whole:  # adjacent in the training text, but not in the row; or equal only in hash
                 start, span = position, " ".join(words[position : position + NGRAM])
             end = position + NGRAM
             if len(span) > len(found) and f" {span} " in whole:
@@ -192,14 +212,14 @@ class TextIndex:
 
 
 class _Postings:
-    """Numbers filed under 64-bit keys."""
+    """Multimap from 64-bit keys to numbers, as sorted arrays."""
 
     def __init__(self, keys: NDArray[np.uint64], numbers: NDArray[np.int64]) -> None:
         order = np.argsort(keys, kind="stable")
         self._keys, self._numbers = keys[order], numbers[order]
 
     def find(self, keys: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-        """(place among the keys given, number filed) of all that is filed under them, by place."""
+        """Yield (position in `keys`, number) for every number of these keys, by position."""
         first = np.searchsorted(self._keys, keys, "left")
         last = np.searchsorted(self._keys, keys, "right")
         for place in np.flatnonzero(last > first):
