@@ -252,7 +252,7 @@ def test_help_is_light_and_names_the_flags() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     flags = "template tokenizer image-root max-length tokens-per-image check-images show row on-bad-row json"
     assert all(f"--{flag}" in shown for flag in flags.split())
-    assert "how conversations are written down" in shown
+    assert "the template that renders conversations" in shown
 
 
 def test_real_rows_with_the_default_tokenizer(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
