@@ -14,7 +14,7 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from mmtune.common.devices import on_device
-from mmtune.common.errors import UserError, check_seed
+from mmtune.common.errors import UserError
 from mmtune.data.collate import PackedBatch
 from mmtune.data.encoding import ModelInputs
 from mmtune.data.rendering.template_date import check_date, today
@@ -25,10 +25,11 @@ from mmtune.models.fitness.check import fitness_of
 from mmtune.models.fitness.result import Fitness
 from mmtune.models.inputs import model_inputs
 from mmtune.models.language import check_language, load_config, load_tokenizer, recompute_activations
-from mmtune.models.spec import LoraOptions, ModelSpec, ProjectorKind, Quantisation, VisionOptions
+from mmtune.models.spec import LoraOptions, ProjectorKind, Quantisation, VisionOptions
 from mmtune.models.vision import build_tower
 from mmtune.models.vlm import Stage
 from mmtune.training.image_features import encoded, stored_features
+from mmtune.training.module_options import check_rates, starting_spec
 from mmtune.training.objectives.objective import Objective
 from mmtune.training.objectives.sft import SupervisedObjective
 from mmtune.training.optimizers import OptimizerName, build_optimizer
@@ -93,10 +94,10 @@ class InstructionTuning(ResumableModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        _check_rates(learning_rate, projector_learning_rate, warmup, weight_decay)
+        check_rates(learning_rate, projector_learning_rate, warmup, weight_decay)
         self.stage: Stage = stage
         self.base = base
-        self.spec = _spec(base, language, vision, projector, template, lora, quantise, seed)
+        self.spec = starting_spec(base, language, vision, projector, template, lora, quantise, seed)
         if template_date is not None:
             self.spec.template_date = check_date(template_date, "--model.template_date")
         if stage == "align" and self.spec.vision is None:
@@ -344,58 +345,6 @@ class InstructionTuning(ResumableModule):
         zeros = torch.zeros(1, tower.shape.width, dtype=dtype, device=batch.input_ids.device)
         nothing: torch.Tensor = projector(zeros)
         return 0.0 * nothing.sum()
-
-
-def _check_rates(
-    learning_rate: float | None, projector_learning_rate: float, warmup: float, weight_decay: float
-) -> None:
-    if learning_rate is not None and not 0 < learning_rate < math.inf:
-        raise UserError(f"--model.learning_rate {learning_rate}: must be above 0")
-    for flag, value in (("projector_learning_rate", projector_learning_rate), ("weight_decay", weight_decay)):
-        if not 0 <= value < math.inf:
-            raise UserError(f"--model.{flag} {value}: must be at least 0")
-    if not 0 <= warmup <= 1:
-        raise UserError(f"--model.warmup {warmup}: is a share of the steps, 0 to 1")
-
-
-def _spec(
-    base: str | None,
-    language: str | None,
-    vision: VisionOptions | None,
-    projector: ProjectorKind | None,
-    template: str | None,
-    lora: LoraOptions | None,
-    quantise: Quantisation | None,
-    seed: int,
-) -> ModelSpec:
-    """Return the spec of the model to train, from a saved model or from its parts."""
-    check_seed(seed, "--model.seed")
-    if lora is not None:
-        lora.check()
-    if base is None:
-        if language is None:
-            raise UserError("no model: give --model.base (a run or saved model) or --model.language")
-        return ModelSpec(
-            language, vision, projector or "mlp2x_gelu", template or "vicuna_v1", lora, quantise, seed=seed
-        )
-    if any(part is not None for part in (language, vision, projector)):
-        raise UserError(
-            "--model.base says what the model is made of; leave out --model.language, --model.vision and "
-            "--model.projector"
-        )
-    spec = saving.read_spec(base)
-    if lora is not None and spec.lora is not None:
-        raise UserError(
-            f"--model.base {base} has adapters already; leave out --model.lora to go on training them, "
-            "or start from a merged model"
-        )
-    return dataclasses.replace(
-        spec,
-        template=template or spec.template,
-        lora=lora or spec.lora,
-        quantise=quantise or spec.quantise,
-        seed=seed,
-    )
 
 
 def _exchanged(keys: tuple[int, ...]) -> list[int]:

@@ -91,7 +91,8 @@ def test_a_model_is_tried_under_any_default_device(device: torch.device, llama: 
     shutil.copytree(llama, tmp_path / "another")  # of other sizes, since the outcome of a trial is kept
     LlamaForCausalLM(LlamaConfig.from_pretrained(llama, intermediate_size=72)).save_pretrained(tmp_path / "another")
     with device:
-        VisionLanguageModel.assemble(ModelSpec(str(tmp_path / "another"), template="chatml"))
+        model = VisionLanguageModel.assemble(ModelSpec(str(tmp_path / "another"), template="chatml"))
+    assert model.fitness.packed  # as that of any Llama
 
 
 @pytest.mark.parametrize("dora", [False, True])

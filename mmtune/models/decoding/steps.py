@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from mmtune.common.devices import on_device
 from mmtune.models.attention.decoding import Decoding, Step
 from mmtune.models.decoding.batches import is_out_of_memory
 from mmtune.models.decoding.passes import Passes
@@ -73,7 +74,7 @@ class Steps:
         given = torch.zeros(2, self._inputs.shape[1], dtype=torch.long)
         given[0, :count] = torch.as_tensor(newest)
         given[1, :count] = self._decoding.lengths - 1
-        self._inputs.copy_(given.pin_memory() if self._inputs.is_cuda else given, non_blocking=True)
+        self._inputs.copy_(on_device(given, self._inputs.device))
         if self._replay is None:
             assert self._capture is not None
             self._replay = self._capture(self._computed)

@@ -17,17 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from mmtune.common.errors import brief
 from mmtune.data.collate import PackLayout
 from mmtune.interfaces import SamplingParams
 from mmtune.models.attention.packed import PACKED, packed_hidden, use_attention
 from mmtune.models.decoding.alone import Alone, forget_lengths
-from mmtune.models.decoding.batches import is_out_of_memory
 from mmtune.models.decoding.draft import Draft
 from mmtune.models.decoding.engine import PrefixSharing
 from mmtune.models.decoding.passes import Passes
@@ -36,12 +33,10 @@ from mmtune.models.decoding.sampler import Sampler, random_numbers
 from mmtune.models.decoding.stopping import StopConditions
 from mmtune.models.decoding.token_stream import PLAIN
 from mmtune.models.fitness.result import Fitness, UnfitError
-from mmtune.models.fitness.shrinking import LONGEST, shrunk
+from mmtune.models.fitness.shrinking import LONGEST
+from mmtune.models.fitness.small_copy import error_text, raise_fatal, random_ids, small_copy
 from mmtune.models.head import Head
-from mmtune.models.pretrained import build_causal_model
 
-_SMALL = 3_000_000  # maximum number of parameters of a model that is tried without shrinking
-_MOST = 60_000_000  # maximum number of parameters of a small copy
 _LENGTHS = (9, LONGEST, 17)  # tokens of the documents: short, beyond every threshold, and shorter again
 _TOLERANCE = 2e-3  # of the logits' standard deviation, or of the largest gradient; leaks are hundreds of times that
 _INSIDE = ("", ".decoder", ".transformer", ".language_model", ".encoder")  # body's path in the base model
@@ -63,72 +58,10 @@ def examine(config: Any) -> Fitness:
         torch.enable_grad(),
     ):
         torch.manual_seed(0)
-        return _Trial(_small_model(config)).outcome()
+        return _Trial(small_copy(config)).outcome()
 
 
 # ---------------------------------------------------------------- the small copy
-
-
-def _small_model(config: Any) -> Any:
-    with torch.device("meta"):
-        whole = build_causal_model(config)
-    small = sum(parameter.numel() for parameter in whole.parameters()) <= _SMALL
-    kinds = {type(module) for module in whole.modules()}
-    del whole
-    cuts = (1, 2, None)  # numbers of turns of layers; weights of one turn may be tied to those of the next
-    attempts = [(None, None)] if small else [(heads, turns) for turns in cuts for heads in (2, 4, 8)]
-    problem = ""
-    for heads, turns in [*attempts, (None, 1)]:
-        try:
-            smaller = shrunk(config, heads=heads, turns=turns)
-            if not small and _size(smaller) > _MOST:
-                raise ValueError("it is too large")
-            model = build_causal_model(smaller, dtype=torch.float32)
-            if not kinds <= {type(module) for module in model.modules()}:
-                raise ValueError("a kind of layer is lost")
-            _spread(model.eval())
-            with torch.no_grad():
-                if not bool(model(input_ids=_ids(3)[None], use_cache=False).logits.isfinite().all()):
-                    raise ValueError("its logits are not finite")
-        except Exception as error:  # transformers' code with untested sizes
-            _pass_on(error)
-            problem = problem or _said(error)
-        else:
-            return model
-    raise UnfitError(f"no small copy of it can be tried ({problem})")
-
-
-def _size(config: Any) -> int:
-    """Return the number of parameters of a model of this config."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_causal_model(config).parameters())
-
-
-def _spread(model: nn.Module) -> None:
-    """Randomize every parameter, so that each part of the model affects the output."""
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            drawn = torch.empty_like(parameter).normal_(generator=generator)
-            inputs = _inputs(module, name, parameter)
-            with torch.no_grad():
-                parameter.copy_(drawn * inputs**-0.5) if inputs else parameter.add_(0.2 * drawn)
-
-
-def _inputs(module: nn.Module, name: str, parameter: torch.Tensor) -> int:
-    """Return the fan-in of a weight that is drawn anew, or 0 for a parameter that only gets noise added."""
-    if isinstance(module, nn.Embedding):
-        return 1
-    if isinstance(module, nn.Linear) and name == "weight":
-        return parameter.shape[1]
-    if type(module).__name__ == "Conv1D" and name == "weight":
-        return parameter.shape[0]
-    return max(parameter.shape[1:]) if parameter.ndim == 3 and min(parameter.shape[1:]) > 4 else 0  # experts
-
-
-def _ids(length: int, seed: int = 0) -> torch.Tensor:
-    """Return random token ids [length], none of them special."""
-    return torch.randint(10, 100, (length,), generator=torch.Generator().manual_seed(1000 * seed + length))
 
 
 # ---------------------------------------------------------------- the trial
@@ -139,7 +72,7 @@ class _Trial:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.documents = [_ids(length) for length in _LENGTHS]
+        self.documents = [random_ids(length) for length in _LENGTHS]
         self.own = [self._own_logits(ids) for ids in self.documents]
         self.deviation = float(torch.cat(self.own).std())
 
@@ -154,8 +87,8 @@ class _Trial:
         try:
             self._generate(input_ids=self.documents[0][None])
         except Exception as error:
-            _pass_on(error)
-            raise UnfitError(f"transformers cannot generate with it ({_said(error)})") from None
+            raise_fatal(error)
+            raise UnfitError(f"transformers cannot generate with it ({error_text(error)})") from None
         reason = self._why_not_packed() if by_embeddings else "it is given token ids, not embeddings"
         sees = by_embeddings and (not reason or self._generates_from_embeddings())
         return Fitness("one by one" if reason else "packed", reason, self.body, self.head.plain, by_embeddings, sees)
@@ -210,8 +143,8 @@ class _Trial:
             try:
                 logits = Head(self.model, body, plain=False)(self._hidden(body)[self._some()])
             except Exception as error:
-                _pass_on(error)
-                problem = problem if inside else _said(error)
+                raise_fatal(error)
+                problem = problem if inside else error_text(error)
                 continue
             if not self._differ(logits, self.own[1][self._some()]):
                 return body
@@ -241,7 +174,7 @@ class _Trial:
                 alone = Alone(self.model, self.body, by_embeddings=True)
                 logits = self.head(alone.hidden(ids, self.model.get_input_embeddings()(ids)))
         except Exception as error:
-            _pass_on(error)
+            raise_fatal(error)
             return False
         return not self._differ(logits, self.own[1])
 
@@ -249,7 +182,7 @@ class _Trial:
         try:
             self._generate(inputs_embeds=self.model.get_input_embeddings()(self.documents[0])[None])
         except Exception as error:
-            _pass_on(error)
+            raise_fatal(error)
             return False
         return True
 
@@ -280,8 +213,8 @@ class _Trial:
                 if not check():
                     return problem
             except Exception as error:
-                _pass_on(error)
-                return f"{problem}, or cannot be computed so ({_said(error)})"
+                raise_fatal(error)
+                return f"{problem}, or cannot be computed so ({error_text(error)})"
         return ""
 
     def _pack(self) -> torch.Tensor:
@@ -318,8 +251,8 @@ class _Trial:
 
     def _tree_is_right(self) -> bool:
         """Return whether prompts with a common prefix, completed together, get the reference logits at every step."""
-        begin, steps, found = _ids(7, 1).numpy(), 4, list[torch.Tensor]()
-        prompts = [np.concatenate([begin, _ids(length, 2).numpy()]) for length in (3, LONGEST - 10, 8)]
+        begin, steps, found = random_ids(7, 1).numpy(), 4, list[torch.Tensor]()
+        prompts = [np.concatenate([begin, random_ids(length, 2).numpy()]) for length in (3, LONGEST - 10, 8)]
 
         def head(hidden: torch.Tensor) -> torch.Tensor:
             found.append(self.head(hidden))
@@ -387,17 +320,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         transformers.logging.set_verbosity(before)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {brief(' '.join(str(error).split()), 120)}"
-
-
-def _pass_on(error: Exception) -> None:
-    """Raise an out-of-memory error again, since it says nothing about the model; ignore other errors.
-
-    Raises:
-        MemoryError: the error was a lack of memory.
-    """
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
-        raise MemoryError(_said(error))

@@ -74,8 +74,10 @@ def _build() -> None:
     """Compile the backend, once for each state of its source and version of torch."""
     from torch.utils.cpp_extension import load
 
-    digest = hashlib.sha256(_SOURCE.read_bytes() + f"{torch.__version__} {sys.version} {_FLAGS}".encode()).hexdigest()
-    folder = cache_dir() / "pretended_card" / digest[:16]
+    digest = hashlib.sha256(f"{torch.__version__} {sys.version} {_FLAGS}".encode())
+    for file in (_SOURCE, _SOURCE.with_name("memory.h")):
+        digest.update(file.read_bytes())
+    folder = cache_dir() / "pretended_card" / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     load(
         name="pretended_cuda", sources=[str(_SOURCE)], extra_cflags=_FLAGS, build_directory=str(folder),
